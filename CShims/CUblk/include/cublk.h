@@ -1,0 +1,4 @@
+#ifndef QUBLK_CUBLK_H
+#define QUBLK_CUBLK_H
+#include <stdint.h>
+#endif

@@ -1,0 +1,4 @@
+#ifndef QUBLK_CURING_H
+#define QUBLK_CURING_H
+#include <liburing.h>
+#endif

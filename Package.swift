@@ -1,0 +1,69 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+/// The settings that every Swift target of the package shares.
+let settings: [SwiftSetting] = [
+  .swiftLanguageMode(.v6),
+  .enableUpcomingFeature("ExistentialAny"),
+  .enableUpcomingFeature("InternalImportsByDefault"),
+  .enableUpcomingFeature("MemberImportVisibility"),
+  .treatAllWarnings(as: .error),
+]
+
+/// The settings of the C shims.
+let cSettings: [CSetting] = [
+  .unsafeFlags(["-Wall", "-Wextra", "-Werror", "-std=gnu11"])
+]
+
+let package = Package(
+  name: "qublk",
+  products: [.executable(name: "qublk", targets: ["qublk"])],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0")
+  ],
+  targets: [
+    .target(name: "CPlatform", path: "CShims/CPlatform", cSettings: cSettings),
+    .target(name: "CUblk", path: "CShims/CUblk", cSettings: cSettings),
+    .systemLibrary(
+      name: "CLiburing", path: "CShims/CLiburing", pkgConfig: "liburing",
+      providers: [.apt(["liburing-dev"])]),
+    .target(
+      name: "CUring", dependencies: ["CLiburing"], path: "CShims/CUring", cSettings: cSettings),
+
+    .target(name: "BlockCore", dependencies: ["CPlatform"], swiftSettings: settings),
+    .target(name: "QCOW2Format", dependencies: ["BlockCore"], swiftSettings: settings),
+    .target(
+      name: "QCOW2Engine", dependencies: ["BlockCore", "QCOW2Format"], swiftSettings: settings),
+    .target(
+      name: "QCOW2Tools", dependencies: ["BlockCore", "QCOW2Format"], swiftSettings: settings),
+    .target(
+      name: "Uring", dependencies: ["BlockCore", "CUring", "CPlatform"], swiftSettings: settings),
+    .target(
+      name: "HostFiles", dependencies: ["BlockCore", "Uring", "CPlatform"],
+      swiftSettings: settings),
+    .target(
+      name: "Ublk", dependencies: ["BlockCore", "Uring", "CUblk", "CUring", "CPlatform"],
+      swiftSettings: settings),
+    .executableTarget(
+      name: "qublk",
+      dependencies: [
+        "BlockCore", "QCOW2Format", "QCOW2Engine", "QCOW2Tools", "HostFiles", "Uring", "Ublk",
+        "CPlatform",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ],
+      swiftSettings: settings),
+
+    .target(
+      name: "TestSupport", dependencies: ["BlockCore", "QCOW2Format", "QCOW2Engine"],
+      path: "Tests/TestSupport", swiftSettings: settings),
+    .testTarget(
+      name: "BlockCoreTests", dependencies: ["BlockCore"], swiftSettings: settings),
+    .testTarget(
+      name: "QCOW2FormatTests", dependencies: ["BlockCore", "QCOW2Format", "TestSupport"],
+      swiftSettings: settings),
+    .testTarget(
+      name: "QCOW2EngineTests",
+      dependencies: ["BlockCore", "QCOW2Format", "QCOW2Engine", "TestSupport"],
+      swiftSettings: settings),
+  ]
+)

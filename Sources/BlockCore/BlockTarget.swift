@@ -1,0 +1,60 @@
+/// One host transfer of a planned request.
+package struct HostTransfer: Sendable {
+  /// What to do for the part.
+  package enum Kind: UInt8, Sendable {
+    /// Transfer with the image file.
+    case image
+    /// A READ part that is zeros: no host I/O needed.
+    case zeroes
+  }
+
+  package var kind: Kind
+  /// The number of bytes.
+  package var length: UInt32
+  /// The first byte of the request's data that this part covers.
+  package var dataOffset: UInt32
+  /// Where in the host file; meaningless for ``Kind/zeroes``.
+  package var hostOffset: HostOffset
+
+  @inlinable package init(kind: Kind, length: UInt32, dataOffset: UInt32, hostOffset: HostOffset) {
+    self.kind = kind
+    self.length = length
+    self.dataOffset = dataOffset
+    self.hostOffset = hostOffset
+  }
+}
+
+/// How the hit path answers a request.
+package enum PlanResult: Sendable {
+  /// The first `count` entries of the plan are all there is to do; then call `finish`.
+  case transfers(count: Int)
+  /// The request needs the slow path: call `serve`. `finish` must not be called.
+  case needsService
+}
+
+/// What a queue worker serves: the engine behind a device, as the data plane sees it.
+///
+/// Worker numbers run from 0 to the count given when the target was made, less one. `slot` is a
+/// number below the slots per worker: the tag, so that the target can tell which requests are in
+/// flight.
+package protocol BlockTarget: AnyObject, Sendable {
+  /// The size of the device in bytes.
+  var size: UInt64 { get }
+
+  /// Hit path: maps `request` without allocation, I/O or waiting.
+  ///
+  /// On `.transfers` the request counts as in flight until ``finish(worker:slot:)``; the caller
+  /// carries out all transfers (in any order, whole) in between.
+  func plan(
+    _ request: BlockRequest, worker: Int, slot: Int,
+    into plan: UnsafeMutableBufferPointer<HostTransfer>
+  ) -> PlanResult
+
+  /// Ends a request that ``plan(_:worker:slot:into:)`` answered with transfers.
+  func finish(worker: Int, slot: Int)
+
+  /// Slow path: carries out the whole request, suspending as needed.
+  ///
+  /// - Returns: nil when done in full, else the errno for the guest.
+  func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> Errno?
+}

@@ -1,0 +1,63 @@
+import CPlatform
+package import Synchronization
+
+/// A small mutual-exclusion lock that can live in raw memory: one 32-bit word, no owner, no fairness.
+///
+/// Word values: 0 free, 1 held, 2 held with possible sleepers. Written here instead of using
+/// `Synchronization.Mutex` because the standard library's lock is not instrumented by the thread
+/// sanitizer on Linux, which would then report every access that it protects.
+package struct FutexLock: ~Copyable, Sendable {
+  @usableFromInline let word = Atomic<UInt32>(0)
+  #if DEBUG
+    @usableFromInline let rank: LockRank
+  #endif
+
+  package init(_ rank: LockRank) {
+    #if DEBUG
+      self.rank = rank
+    #endif
+  }
+
+  /// Takes the lock, sleeping while another thread has it.
+  @inlinable package func lock() {
+    #if DEBUG
+      rank.willLock()
+    #endif
+    if word.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged { return }
+    lockContended()
+  }
+
+  @usableFromInline func lockContended() {
+    for _ in 0..<100 {
+      if word.load(ordering: .relaxed) == 0,
+        word.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged
+      {
+        return
+      }
+    }
+    while word.exchange(2, ordering: .acquiring) != 0 {
+      withUnsafePointer(to: self) { qublk_futex_wait($0, 2) }
+    }
+  }
+
+  /// Gives the lock back and wakes one sleeper, if there is any.
+  @inlinable package func unlock() {
+    #if DEBUG
+      rank.didUnlock()
+    #endif
+    if word.exchange(0, ordering: .releasing) == 2 { wakeOne() }
+  }
+
+  @usableFromInline func wakeOne() {
+    withUnsafePointer(to: self) { qublk_futex_wake($0, 1) }
+  }
+
+  /// Runs `body` with the lock held. `body` must not wait for anything.
+  @inlinable package func withLock<R: ~Copyable, E: Error>(
+    _ body: () throws(E) -> R
+  ) throws(E) -> R {
+    lock()
+    defer { unlock() }
+    return try body()
+  }
+}

@@ -1,0 +1,48 @@
+/// What the engine may know of a host file before it uses it.
+package struct HostFileTraits: Sendable {
+  /// A block device: no growth, no holes, and bytes beyond what was written are not known zero.
+  package var isBlockDevice: Bool
+  /// Transfers must start and end on multiples of this many bytes; a power of two, 1 for buffered.
+  package var offsetAlignment: Int
+  /// Opened for reading only.
+  package var isReadOnly: Bool
+
+  package init(isBlockDevice: Bool = false, offsetAlignment: Int = 1, isReadOnly: Bool = false) {
+    self.isBlockDevice = isBlockDevice
+    self.offsetAlignment = offsetAlignment
+    self.isReadOnly = isReadOnly
+  }
+}
+
+/// The engine's only way to storage: positioned, whole transfers and one kind of barrier.
+///
+/// Every call completes in full or throws: implementations finish short transfers, retry EINTR
+/// and EAGAIN, and never report a partial count. Calls may be concurrent; overlapping ones have no
+/// order among themselves. Calls may suspend and resume on the same worker.
+package protocol HostFile: AnyObject, Sendable {
+  /// Fixed facts, gathered at open.
+  var traits: HostFileTraits { get }
+
+  /// Fills `buffer` from `offset` on; bytes beyond the end of the file read as zeros.
+  func read(into buffer: DataBuffer, at offset: HostOffset) async throws(Errno)
+
+  /// Writes all of `buffer` at `offset`; a regular file grows as needed.
+  func write(from buffer: DataBuffer, at offset: HostOffset) async throws(Errno)
+
+  /// Makes the range read as zeros, allocated or not, by whatever way the host file supports
+  /// (fallocate ZERO_RANGE, PUNCH_HOLE, plain writes). A regular file grows as needed.
+  func writeZeroes(at offset: HostOffset, length: UInt64) async throws(Errno)
+
+  /// Gives the storage of the range back to the host. A hint: what the host file cannot do is no
+  /// error, and afterwards the contents of the range are undefined.
+  func punchHole(at offset: HostOffset, length: UInt64) async throws(Errno)
+
+  /// The barrier: every write that completed before the call is durable when it returns (fdatasync).
+  func sync() async throws(Errno)
+
+  /// The current length in bytes; of a block device, its size.
+  func length() async throws(Errno) -> UInt64
+
+  /// Sets the length of a regular file.
+  func setLength(_ length: UInt64) async throws(Errno)
+}
