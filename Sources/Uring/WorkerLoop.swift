@@ -23,6 +23,8 @@ package final class WorkerLoop: @unchecked Sendable {
   var slots = OperationSlots()
   private var wakeCounter: UnsafeMutablePointer<UInt64>
   private var registeredFiles: [Int32] = []
+  /// /dev/zero as this ring knows it: fills registered buffers with zeros. Nil where there are none.
+  package var zeroFile: RingFile?
   /// Set by ``endSleeps()``: no sleep lasts any longer.
   var sleepsHaveEnded = false
 
