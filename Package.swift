@@ -71,5 +71,9 @@ let package = Package(
       name: "QCOW2EngineTests",
       dependencies: ["BlockCore", "QCOW2Format", "QCOW2Engine", "TestSupport"],
       swiftSettings: settings),
+    .testTarget(
+      name: "InteropTests",
+      dependencies: ["BlockCore", "QCOW2Format", "QCOW2Engine", "HostFiles", "Uring", "CPlatform"],
+      swiftSettings: settings),
   ]
 )
