@@ -58,6 +58,9 @@ package final class WorkerLoop: @unchecked Sendable {
   }
 
   @inlinable package func turn(_ handler: some CompletionHandler) {
+    runJobs()
+    // A job may have ended the last work: nothing would wake the loop from a sleep then.
+    if handler.isFinished { return }
     enter()
     ring.drain { userData, result in
       switch userData.kind {
@@ -69,9 +72,10 @@ package final class WorkerLoop: @unchecked Sendable {
     }
   }
 
-  /// Runs ready jobs, then enters the kernel; sleeps there unless more jobs are ready.
+  @usableFromInline func runJobs() { executor.runReadyJobs() }
+
+  /// Enters the kernel; sleeps there unless more jobs are ready.
   @usableFromInline func enter() {
-    executor.runReadyJobs()
     if executor.prepareToSleep() {
       ring.enter(waitingFor: 1)
       executor.didWake()
