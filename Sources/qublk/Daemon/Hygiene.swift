@@ -1,0 +1,50 @@
+import BlockCore
+import CPlatform
+import Glibc
+
+/// What makes a process fit to serve a block device (DESIGN.md section 7).
+enum Hygiene {
+  /// Leaves the user's mount namespace for a private copy [UBLK-2].
+  ///
+  /// A server that died inside a namespace in which its own device is mounted would have to serve
+  /// the unmount of its own file system on the way out. Namespaces belong to threads: to be called
+  /// before there is a second one.
+  static func enterPrivateMounts() throws(CommandError) {
+    if qublk_process_private_mounts() < 0 { throw .hygiene(.mountNamespace, Errno(errno)) }
+  }
+
+  /// Lets go of every mount that a server does not need.
+  ///
+  /// A private namespace keeps a copy of each mount there was when it was made: a file system
+  /// that the user unmounts later, on another qublk device perhaps, would stay alive in here, and
+  /// that device busy. Files that are open stay usable. Best effort: what is gone already is gone.
+  static func detachOtherMounts() {
+    let needed: Set = ["/", "/dev", "/proc", "/sys", "/run"]
+    for place in MountTable.places().reversed() where !needed.contains(place) {
+      _ = qublk_detach_mount(place)
+    }
+  }
+
+  /// Marks the process as part of the I/O path, so that its allocations never wait for write-back
+  /// to its own device [UBLK-1]. Threads started later inherit it; workers set and check their own.
+  static func setIOFlusher() throws(CommandError) {
+    let answer = qublk_process_set_io_flusher()
+    if answer < 0 { throw .hygiene(.flusher, Errno(errno)) }
+    if answer != 1 { throw .flusherNotSet }
+  }
+
+  /// Keeps what is touched in memory, and the process from being chosen when memory runs out.
+  ///
+  /// Best effort: both need rights that a container may not give, and a device without them works.
+  static func protectMemory() {
+    if qublk_process_lock_memory() < 0 {
+      Log.warning("cannot lock memory: \(Errno(errno))")
+    }
+    let descriptor = qublk_open_file("/proc/self/oom_score_adj", O_WRONLY, 0)
+    guard descriptor >= 0 else { return }
+    defer { close(descriptor) }
+    if !writeAll(descriptor, "-1000") {
+      Log.warning("cannot set oom_score_adj: \(Errno(errno))")
+    }
+  }
+}
