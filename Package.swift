@@ -57,6 +57,12 @@ let package = Package(
       name: "TestSupport", dependencies: ["BlockCore", "QCOW2Format", "QCOW2Engine"],
       path: "Tests/TestSupport", swiftSettings: settings),
     .testTarget(
+      name: "UringTests", dependencies: ["BlockCore", "Uring", "HostFiles", "CPlatform"],
+      swiftSettings: settings),
+    .testTarget(
+      name: "UblkTests", dependencies: ["BlockCore", "Uring", "Ublk", "CUblk"],
+      swiftSettings: settings),
+    .testTarget(
       name: "BlockCoreTests", dependencies: ["BlockCore"], swiftSettings: settings),
     .testTarget(
       name: "QCOW2FormatTests", dependencies: ["BlockCore", "QCOW2Format", "TestSupport"],
