@@ -71,5 +71,8 @@ let package = Package(
       name: "QCOW2EngineTests",
       dependencies: ["BlockCore", "QCOW2Format", "QCOW2Engine", "TestSupport"],
       swiftSettings: settings),
+    .testTarget(
+      name: "QCOW2ToolsTests", dependencies: ["BlockCore", "QCOW2Format", "QCOW2Tools"],
+      swiftSettings: settings),
   ]
 )

@@ -3,5 +3,6 @@ import ArgumentParser
 @main
 struct Qublk: ParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "qublk", abstract: "qcow2 images as Linux block devices.", version: "0.1.0")
+    commandName: "qublk", abstract: "qcow2 images as Linux block devices.", version: "0.1.0",
+    subcommands: [CreateCommand.self])
 }
