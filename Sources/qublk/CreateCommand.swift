@@ -21,7 +21,7 @@ struct CreateCommand: ParsableCommand {
 
   func run() throws {
     let created = try createOptions()
-    if !quiet { ToolOutput.write(created.formattingLine(path: file) + "\n") }
+    if !quiet { try ToolOutput.write(created.formattingLine(path: file) + "\n") }
     do throws(ToolError) {
       try ImageCreate.run(created, path: file, lock: ToolLock.writer)
     } catch {
