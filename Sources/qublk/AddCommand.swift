@@ -1,7 +1,6 @@
 import ArgumentParser
 import BlockCore
 import Glibc
-import QCOW2Engine
 
 /// `qublk add`: attaches an image and leaves a daemon that serves it.
 struct AddCommand: ParsableCommand {

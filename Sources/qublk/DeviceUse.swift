@@ -44,6 +44,10 @@ extension DeviceUse {
     return Set(files.map { String(smallFile($0).prefix { $0 != "\n" }) })
   }
 
+  private static func number(_ device: UInt64) -> String {
+    "\(qublk_device_major(device)):\(qublk_device_minor(device))"
+  }
+
   private static func claim(_ device: DeviceName) -> DeviceUse {
     let numbers = numbers(device)
     for line in smallFile("/proc/self/mountinfo").split(separator: "\n") {
@@ -70,8 +74,7 @@ extension DeviceUse {
         var status = stat()
         guard stat("/proc/\(process)/fd/\(entry)", &status) == 0,
           status.st_mode & S_IFMT == S_IFBLK,
-          numbers.contains(
-            "\(qublk_device_major(status.st_rdev)):\(qublk_device_minor(status.st_rdev))")
+          numbers.contains(number(UInt64(status.st_rdev)))
         else { continue }
         let program = smallFile("/proc/\(process)/comm").prefix { $0 != "\n" }
         return .opened(process: process, name: String(program))

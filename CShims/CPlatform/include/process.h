@@ -6,10 +6,9 @@
 
 #include <stddef.h>
 #include <stdint.h>
-#include <sys/types.h>
 
 // fork(2). The caller must have one thread only.
-pid_t qublk_process_fork(void);
+int qublk_process_fork(void);
 // pipe2(fds, O_CLOEXEC).
 int qublk_pipe_cloexec(int fds[2]);
 
@@ -45,7 +44,7 @@ int qublk_unix_connect(const char *path);
 int qublk_unix_accept(int fd, int timeout_seconds);
 
 // pidfd_open(2).
-int qublk_pidfd_open(pid_t pid);
+int qublk_pidfd_open(int pid);
 // Whether a wait(2) status is that of a process ended by a signal, and which; and the exit status.
 int qublk_wait_signal(int status);
 int qublk_wait_exit(int status);

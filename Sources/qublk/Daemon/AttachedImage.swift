@@ -1,7 +1,6 @@
 import BlockCore
 import Glibc
 import HostFiles
-import QCOW2Engine
 import Uring
 
 /// An image that is open, locked and understood.
@@ -67,7 +66,7 @@ final class AttachedImage {
   ) throws(CommandError) -> (device: UInt64, inode: UInt64) {
     var status = stat()
     guard fstat(file.descriptor, &status) == 0 else { throw .file(name, .stat, Errno(errno)) }
-    return (status.st_dev, status.st_ino)
+    return (UInt64(status.st_dev), UInt64(status.st_ino))
   }
 
   private static func openEngine(

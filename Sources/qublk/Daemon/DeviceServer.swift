@@ -2,8 +2,6 @@ import BlockCore
 import CPlatform
 import Glibc
 import HostFiles
-import QCOW2Engine
-import Ublk
 import Uring
 
 /// The life of a daemon, in order: image, lock, engine, device, state, ready; then waiting; then
@@ -17,12 +15,14 @@ enum DeviceServer {
   ) throws(CommandError) {
     var loop = try ControlLoop()
     try Hygiene.enterPrivateMounts()
-    Hygiene.protectMemory()
+    let unprotected = Hygiene.protectMemory()
     let image = try AttachedImage(request)
     Hygiene.detachOtherMounts()
+    try Control.checkDriver()
     try Hygiene.setIOFlusher()
     let device = try ServedDevice(image, request, &loop)
     try device.announce(ready, request)
+    for failure in unprotected { Log.warning(failure) }
     try device.serve(loop)
   }
 }

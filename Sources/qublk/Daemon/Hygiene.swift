@@ -35,16 +35,18 @@ enum Hygiene {
 
   /// Keeps what is touched in memory, and the process from being chosen when memory runs out.
   ///
-  /// Best effort: both need rights that a container may not give, and a device without them works.
-  static func protectMemory() {
-    if qublk_process_lock_memory() < 0 {
-      Log.warning("cannot lock memory: \(Errno(errno))")
+  /// Best effort: both need rights that a container may not give, and a device works without.
+  ///
+  /// - Returns: What did not work, for the log.
+  static func protectMemory() -> [String] {
+    var failures: [String] = []
+    if qublk_process_lock_memory() < 0 { failures.append("cannot lock memory: \(Errno(errno))") }
+    let file = "/proc/self/oom_score_adj"
+    let descriptor = qublk_open_file(file, O_WRONLY, 0)
+    if descriptor < 0 || !writeAll(descriptor, "-1000") {
+      failures.append("\(file): cannot write: \(Errno(errno))")
     }
-    let descriptor = qublk_open_file("/proc/self/oom_score_adj", O_WRONLY, 0)
-    guard descriptor >= 0 else { return }
-    defer { close(descriptor) }
-    if !writeAll(descriptor, "-1000") {
-      Log.warning("cannot set oom_score_adj: \(Errno(errno))")
-    }
+    if descriptor >= 0 { close(descriptor) }
+    return failures
   }
 }

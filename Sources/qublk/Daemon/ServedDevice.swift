@@ -2,8 +2,6 @@ import BlockCore
 import CPlatform
 import Glibc
 import HostFiles
-import QCOW2Engine
-import Ublk
 
 /// A device and everything that has to go with it when it goes.
 final class ServedDevice {
@@ -90,10 +88,9 @@ extension ServedDevice {
     var isLeaving = false
     while true {
       switch loop.next(ended: device.endedDescriptor, milliseconds: isLeaving ? 200 : -1) {
-      case .signal where isLeaving, .ended:
-        return try stopAfterSignal()
+      case .ended: return try stopAfterSignal()
       case .signal(let number):
-        guard let use = DeviceUse.find(name) else { return try stopAfterSignal() }
+        guard !isLeaving, let use = DeviceUse.find(name) else { return try stopAfterSignal() }
         isLeaving = true
         Log.warning(
           "\(name.path): \(use.text): serving until that ends; signal \(number) again to insist")
