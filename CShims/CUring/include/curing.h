@@ -3,8 +3,12 @@
 #ifndef QUBLK_CURING_H
 #define QUBLK_CURING_H
 
-#include <liburing.h>
+// First, because liburing.h defines _XOPEN_SOURCE, which gives glibc's fd_set a member name other
+// than the one that Swift's Glibc module has seen.
 #include <stdint.h>
+#include <sys/select.h>
+
+#include <liburing.h>
 #include <string.h>
 
 // Added to the kernel after liburing 2.3.
