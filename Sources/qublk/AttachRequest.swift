@@ -1,5 +1,6 @@
 import BlockCore
 import Glibc
+import QCOW2Engine
 
 /// Everything that `add` asks of the daemon, with nothing left that depends on the caller's
 /// directory or environment.

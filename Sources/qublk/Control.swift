@@ -1,6 +1,7 @@
 import BlockCore
 import CPlatform
 import Glibc
+import Ublk
 
 /// /dev/ublk-control, for the commands: devices by name, errors as commands report them.
 struct Control {

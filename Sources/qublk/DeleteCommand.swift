@@ -2,6 +2,7 @@ import ArgumentParser
 import BlockCore
 import CPlatform
 import Glibc
+import Ublk
 
 /// `qublk del`: writes everything back, ends the daemon and the device.
 struct DeleteCommand: ParsableCommand {
@@ -109,7 +110,7 @@ private struct Deletion {
     let control = try Control()
     let info = try control.info(device)
     if !isForced {
-      if info.state == .live { throw .foreign(device, server: info.serverProcess) }
+      if info.state == .live { throw .foreign(device, server: info.serverPID) }
       if let use = DeviceUse.find(device) { throw .busy(device, use) }
     }
     try control.end(device)

@@ -1,6 +1,7 @@
 import BlockCore
 import Glibc
 import HostFiles
+import Ublk
 
 /// One device, from what the kernel and its daemon's state file say.
 struct ListedDevice {
@@ -10,7 +11,7 @@ struct ListedDevice {
     case failing = "fail-io"
     /// Left in /run/qublk; the kernel has no such device.
     case stale
-    /// In the kernel, but not to be asked.
+    /// In a state that is new to qublk, or the kernel would not say.
     case unknown
   }
 
@@ -64,7 +65,7 @@ enum DeviceList {
     return ListedDevice(
       name: name, state: info.map(ListedDevice.State.init) ?? .unknown, qublk: isOurs ? state : nil,
       size: diskSize(name), queues: info?.queues, depth: info?.depth,
-      process: info?.state == .live ? info?.serverProcess : nil)
+      process: info?.state == .live ? info?.serverPID : nil)
   }
 
   private static func stale(_ state: DeviceState) -> ListedDevice {
@@ -85,6 +86,9 @@ extension ListedDevice.State {
     switch info.state {
     case .dead: self = .dead
     case .live: self = .live
+    case .quiesced: self = .quiesced
+    case .failIO: self = .failing
+    case .unknown: self = .unknown
     }
   }
 }

@@ -1,6 +1,8 @@
 import BlockCore
 import CPlatform
 import HostFiles
+import QCOW2Engine
+import Ublk
 
 /// Whatever ends a command. Made where it happens, put into words here alone.
 enum CommandError: Error {

@@ -1,6 +1,7 @@
 import BlockCore
 import Glibc
 import HostFiles
+import QCOW2Engine
 import Uring
 
 /// An image that is open, locked and understood.

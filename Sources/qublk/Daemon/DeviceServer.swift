@@ -14,15 +14,24 @@ enum DeviceServer {
     _ request: AttachRequest, _ ready: ReadySignal
   ) throws(CommandError) {
     var loop = try ControlLoop()
-    try Hygiene.enterPrivateMounts()
     let unprotected = Hygiene.protectMemory()
     let image = try AttachedImage(request)
-    Hygiene.detachOtherMounts()
-    try Control.checkDriver()
-    try Hygiene.setIOFlusher()
+    try prepare(image)
     let device = try ServedDevice(image, request, &loop)
     try device.announce(ready, request)
     for failure in unprotected { Log.warning(failure) }
     try device.serve(loop)
+  }
+
+  /// What has to be in order before there is a device.
+  private static func prepare(_ image: AttachedImage) throws(CommandError) {
+    do throws(CommandError) {
+      try Control.checkDriver()
+      try Hygiene.enterPrivateMounts()
+      try Hygiene.setIOFlusher()
+    } catch {
+      try? image.close()  // nothing has been written: the reason for failing is the one to tell
+      throw error
+    }
   }
 }

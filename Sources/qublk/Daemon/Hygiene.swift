@@ -1,27 +1,24 @@
 import BlockCore
 import CPlatform
 import Glibc
+import HostFiles
 
 /// What makes a process fit to serve a block device (DESIGN.md section 7).
 enum Hygiene {
-  /// Leaves the user's mount namespace for a private copy [UBLK-2].
+  /// Leaves the user's mount namespace for one of its own, with nothing mounted that a server does
+  /// not need [UBLK-2].
   ///
   /// A server that died inside a namespace in which its own device is mounted would have to serve
-  /// the unmount of its own file system on the way out. Namespaces belong to threads: to be called
-  /// before there is a second one.
+  /// the unmount of its own file system on the way out. And a copy of the user's mounts would keep
+  /// alive what the user unmounts later, a file system on another qublk device for one, which
+  /// then could never be detached. Files that are open stay usable. Namespaces belong to threads:
+  /// to be called while there is one only.
   static func enterPrivateMounts() throws(CommandError) {
+    precondition(directoryEntries("/proc/self/task").count <= 1, "a thread too early")
     if qublk_process_private_mounts() < 0 { throw .hygiene(.mountNamespace, Errno(errno)) }
-  }
-
-  /// Lets go of every mount that a server does not need.
-  ///
-  /// A private namespace keeps a copy of each mount there was when it was made: a file system
-  /// that the user unmounts later, on another qublk device perhaps, would stay alive in here, and
-  /// that device busy. Files that are open stay usable. Best effort: what is gone already is gone.
-  static func detachOtherMounts() {
     let needed: Set = ["/", "/dev", "/proc", "/sys", "/run"]
     for place in MountTable.places().reversed() where !needed.contains(place) {
-      _ = qublk_detach_mount(place)
+      _ = qublk_detach_mount(place)  // gone already, or below one that is
     }
   }
 

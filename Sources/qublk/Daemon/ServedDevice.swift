@@ -2,6 +2,8 @@ import BlockCore
 import CPlatform
 import Glibc
 import HostFiles
+import QCOW2Engine
+import Ublk
 
 /// A device and everything that has to go with it when it goes.
 final class ServedDevice {

@@ -1,4 +1,5 @@
 import BlockCore
+import Glibc
 import Ublk
 
 extension UblkError {
@@ -33,10 +34,10 @@ extension UblkError {
 
   private static func wayOut(_ command: ControlCommand, _ errno: Errno) -> String {
     switch (command, errno) {
-    case (.addDevice, .exists): ": choose another --id"
+    case (.addDevice, Errno(EEXIST)): ": choose another --id"
     case (.addDevice, .accessDenied):
       ": perhaps the limit /sys/module/ublk_drv/parameters/ublks_max is reached"
-    case (_, .notPermitted): ": using ublk devices needs CAP_SYS_ADMIN"
+    case (_, Errno(EPERM)): ": using ublk devices needs CAP_SYS_ADMIN"
     default: ""
     }
   }
