@@ -56,6 +56,10 @@ let package = Package(
     .target(
       name: "TestSupport", dependencies: ["BlockCore", "QCOW2Format", "QCOW2Engine"],
       path: "Tests/TestSupport", swiftSettings: settings),
+    // Serves a plain file through both planes, for the tests in the virtual machine. No product.
+    .executableTarget(
+      name: "ublkprobe", dependencies: ["BlockCore", "HostFiles", "Uring", "Ublk"],
+      path: "Tests/ublkprobe", swiftSettings: settings),
     .testTarget(
       name: "UringTests", dependencies: ["BlockCore", "Uring", "HostFiles", "CPlatform"],
       swiftSettings: settings),

@@ -39,12 +39,11 @@ package final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
       remote.push(job)
       remoteCount.store(remote.count, ordering: .sequentiallyConsistent)
     }
-    wake()
+    if mayBeAsleep.exchange(false, ordering: .sequentiallyConsistent) { wake() }
   }
 
-  /// Makes the loop take another turn soon; callable from every thread.
+  /// Makes the loop take another turn, whatever it does now; callable from every thread.
   package func wake() {
-    guard mayBeAsleep.exchange(false, ordering: .sequentiallyConsistent) else { return }
     var one: UInt64 = 1
     _ = write(wakeDescriptor, &one, 8)
   }

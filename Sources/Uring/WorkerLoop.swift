@@ -57,8 +57,19 @@ package final class WorkerLoop: @unchecked Sendable {
     while !handler.isFinished { turn(handler) }
   }
 
+  /// Runs ready jobs, sleeps if there is nothing to do, and hands out what has completed.
   @inlinable package func turn(_ handler: some CompletionHandler) {
     enter()
+    reap(handler)
+  }
+
+  /// Submits what is queued and hands out what has completed by then.
+  package func turnWithoutWaiting(_ handler: some CompletionHandler) {
+    ring.enter(waitingFor: 0)
+    reap(handler)
+  }
+
+  @inlinable func reap(_ handler: some CompletionHandler) {
     ring.drain { userData, result in
       switch userData.kind {
       case .fetch, .transfer: handler.complete(userData, result: result)
