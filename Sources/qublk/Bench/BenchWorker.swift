@@ -40,7 +40,7 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
     left = share
     position = options.offset &+ UInt64(worker * share) &* UInt64(options.stepSize)
     loop = try WorkerLoop(entries: 1024, completions: 8192)
-    try loop.registerFiles([file.fd])
+    try loop.registerFiles([file.descriptor])
     imageFile = .registered(0)
     slots = .allocate(capacity: options.depth)
     slots.initialize(repeating: Slot(), count: options.depth)
