@@ -15,16 +15,16 @@ package struct BitmapsExtension: Equatable, Sendable {
   package let directoryLength: UInt64
   package let directory: HostOffset
 
-  package init(parsing bytes: UnsafeRawBufferPointer) throws(FormatError) {
-    guard let base = bytes.baseAddress, bytes.count == Self.length else {
+  package init(parsing bytes: [UInt8]) throws(FormatError) {
+    guard bytes.count == Self.length else {
       throw .badField(
         name: "length of the bitmaps extension", found: UInt64(bytes.count),
         allowed: "\(Self.length)")
     }
-    bitmapCount = base.be32(0)
-    reserved = base.be32(4)
-    directoryLength = base.be64(8)
-    directory = HostOffset(base.be64(16))
+    bitmapCount = bytes.be32(0)
+    reserved = bytes.be32(4)
+    directoryLength = bytes.be64(8)
+    directory = HostOffset(bytes.be64(16))
   }
 
   /// Checks the fields against the specification and QEMU's limits.

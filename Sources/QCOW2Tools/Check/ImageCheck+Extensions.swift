@@ -25,7 +25,7 @@ extension ImageCheck {
     }
     add(.encryptionHeader, at: pointer.offset, length: pointer.length)
     guard pointer.offset.bytes < head.fileLength else { return }
-    let magic = try bytes.block(at: pointer.offset, count: 8).base.be64(0) >> 16
+    let magic = try bytes.block(at: pointer.offset, count: 8).be64(0) >> 16
     if magic != LUKSHeader.magic { found(.encryption(.noMagic(found: magic))) }
   }
 
@@ -61,7 +61,7 @@ extension ImageCheck {
     let count = Int(min(UInt64(bitmap.tableSize), inFile))  // at most 2^20 entries: 8 MiB
     let table = try bytes.block(at: bitmap.table, count: count * 8)
     for index in 0..<count {
-      let entry = BitmapTableEntry(raw: table.base.be64(index * 8))
+      let entry = BitmapTableEntry(raw: table.be64(index * 8))
       let place = EntryPlace.bitmapTable(bitmap: number, index: index)
       if entry.hasReservedBits { found(.reservedBits(entry: place, raw: entry.raw)) }
       guard let cluster = entry.cluster else { continue }

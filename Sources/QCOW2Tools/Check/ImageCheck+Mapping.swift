@@ -64,7 +64,7 @@ extension ImageCheck {
       let count = min(chunk, entries - done)
       try bytes.read(into: buffer, count: count * 8, at: offset + UInt64(done) * 8)
       for index in 0..<count {
-        let raw = buffer.base.be64(index * 8)
+        let raw = buffer.be64(index * 8)
         if raw != 0 { try body(done + index, L1Entry(raw: raw)) }
       }
       done += count
@@ -110,8 +110,8 @@ extension ImageCheck {
     var table = Table(offset: offset, uses: uses)
     let step = 1 << geometry.l2EntryBits
     for index in 0..<Int(geometry.l2Entries) {
-      let raw = buffer.base.be64(index &* step)
-      let bitmap = hasSubclusters ? buffer.base.be64(index &* step &+ 8) : 0
+      let raw = buffer.be64(index &* step)
+      let bitmap = hasSubclusters ? buffer.be64(index &* step &+ 8) : 0
       if raw | bitmap != 0 { try checkL2Entry(L2Entry(raw: raw), bitmap, index, &table) }
     }
   }

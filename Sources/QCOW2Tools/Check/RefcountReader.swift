@@ -26,7 +26,7 @@ final class RefcountReader {
     let clusters = UInt64(head.header.refcountTableClusters)
     let length = Int(clusters << UInt64(geometry.clusterBits))
     let raw = try bytes.block(at: HostOffset(head.header.refcountTableOffset), count: length)
-    table = (0..<length / 8).map { RefcountTableEntry(raw: raw.base.be64($0 * 8)) }
+    table = (0..<length / 8).map { RefcountTableEntry(raw: raw.be64($0 * 8)) }
     let slotCount = max(4, min(1024, Self.cacheBytes >> geometry.clusterBits))
     slots = Array(repeating: nil, count: slotCount)
   }
@@ -59,8 +59,8 @@ final class RefcountReader {
     case .unreadable: return nil
     case .at(let offset):
       let entry = Int(cluster & (geometry.refcountBlockEntries &- 1))
-      return RefcountWidth.get(
-        try contents(index, at: offset).base, order: geometry.refcountOrder, index: entry)
+      let block = try contents(index, at: offset)
+      return RefcountWidth.get(block.base, order: geometry.refcountOrder, index: entry)
     }
   }
 }

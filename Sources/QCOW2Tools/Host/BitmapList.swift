@@ -43,10 +43,9 @@ package enum BitmapList {
       let entry = BitmapEntry(parsing: directory.base + Int(position))
       guard entry.length <= space else { throw tooLong(entry.length) }
       try entry.validate(head.geometry, diskSize: head.header.size)
-      let name = UnsafeRawBufferPointer(
-        start: directory.base + Int(position + entry.namePosition), count: Int(entry.nameLength))
-      found.append(
-        Bitmap(entry: entry, name: String(decoding: name.prefix { $0 != 0 }, as: UTF8.self)))
+      let name = directory.text(
+        at: Int(position + entry.namePosition), count: Int(entry.nameLength))
+      found.append(Bitmap(entry: entry, name: name))
       position += entry.length
     }
     guard found.count == Int(location.bitmapCount) else {

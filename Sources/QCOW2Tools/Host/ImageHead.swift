@@ -134,22 +134,20 @@ package struct ImageHead {
 
 extension ImageHead {
   /// The data of the first extension of a kind; nil if the image has none.
-  package func extensionData(_ kind: HeaderExtension.Kind) -> UnsafeRawBufferPointer? {
+  package func extensionData(_ kind: HeaderExtension.Kind) -> [UInt8]? {
     guard let found = extensions.first(where: { $0.kind == kind }) else { return nil }
-    return UnsafeRawBufferPointer(start: cluster.base + found.offset, count: found.length)
+    return cluster.copy(at: found.offset, count: found.length)
   }
 
   /// The text of the first extension of a kind, up to a zero byte.
   package func extensionText(_ kind: HeaderExtension.Kind) -> String? {
-    extensionData(kind).map { Self.text($0) }
+    extensionData(kind).map { String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self) }
   }
 
   /// The backing file's name as it is written in the image; nil if it has no backing file.
   package var backingFile: String? {
     guard header.backingFileOffset != 0, header.backingFileSize > 0 else { return nil }
-    let name = UnsafeRawBufferPointer(
-      start: cluster.base + Int(header.backingFileOffset), count: Int(header.backingFileSize))
-    return Self.text(name)
+    return cluster.text(at: Int(header.backingFileOffset), count: Int(header.backingFileSize))
   }
 
   /// The bitmaps extension, if it is there and the autoclear bit says that it can be trusted.
@@ -162,9 +160,5 @@ extension ImageHead {
       try found.validate(geometry)
       return found
     }
-  }
-
-  private static func text(_ bytes: UnsafeRawBufferPointer) -> String {
-    String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
   }
 }

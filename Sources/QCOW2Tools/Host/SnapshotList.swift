@@ -53,12 +53,7 @@ package struct SnapshotList: Equatable, Sendable {
     let texts = try bytes.block(
       at: start + entry.idPosition, count: idLength + Int(entry.nameLength))
     return Snapshot(
-      entry: entry, id: Self.text(texts.base, idLength),
-      name: Self.text(texts.base + idLength, Int(entry.nameLength)))
-  }
-
-  private static func text(_ base: UnsafeRawPointer, _ count: Int) -> String {
-    let bytes = UnsafeRawBufferPointer(start: base, count: count)
-    return String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
+      entry: entry, id: texts.text(at: 0, count: idLength),
+      name: texts.text(at: idLength, count: Int(entry.nameLength)))
   }
 }

@@ -76,10 +76,10 @@ package struct ImageInfo {
       throw .format(error)
     }
     let block = try bytes.block(at: pointer.offset, count: LUKSHeader.length)
-    guard let header = LUKSHeader(parsing: block.base) else {
+    guard let header = LUKSHeader(parsing: block) else {
       throw .format(
         .badField(
-          name: "magic number of the encryption header", found: block.base.be64(0) >> 16,
+          name: "magic number of the encryption header", found: block.be64(0) >> 16,
           allowed: "\(LUKSHeader.magic) (LUKS)"))
     }
     return header

@@ -1,3 +1,4 @@
+import BlockCore
 import QCOW2Format
 
 /// The header of a LUKS version 1 volume, as far as it can be shown without a key.
@@ -28,27 +29,23 @@ struct LUKSHeader: Equatable {
   let uuid: String
   let slots: [Slot]
 
-  /// - Parameter base: ``length`` readable bytes.
-  init?(parsing base: UnsafeRawPointer) {
+  /// - Parameter block: At least ``length`` bytes.
+  init?(parsing block: IOBuffer) {
+    let base = UnsafeRawPointer(block.base)
     guard base.be64(0) >> 16 == Self.magic else { return nil }
     version = base.be16(6)
-    cipher = Self.text(base + 8, 32)
-    mode = Self.text(base + 40, 32)
-    hash = Self.text(base + 72, 32)
+    cipher = block.text(at: 8, count: 32)
+    mode = block.text(at: 40, count: 32)
+    hash = block.text(at: 72, count: 32)
     payloadSector = base.be32(104)
     keyBytes = base.be32(108)
     masterKeyIterations = base.be32(164)
-    uuid = Self.text(base + 168, 40)
+    uuid = block.text(at: 168, count: 40)
     slots = (0..<8).map { number in
       let slot = base + 208 + number * 48
       return Slot(
         isActive: slot.be32(0) == 0x00ac_71f3, iterations: slot.be32(4), keySector: slot.be32(40),
         stripes: slot.be32(44))
     }
-  }
-
-  private static func text(_ base: UnsafeRawPointer, _ count: Int) -> String {
-    let bytes = UnsafeRawBufferPointer(start: base, count: count)
-    return String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
   }
 }
