@@ -4,7 +4,8 @@ import Glibc
 struct Deadline {
   private let nanoseconds: UInt64
 
-  init(seconds: Double) { nanoseconds = Self.now + UInt64(seconds * 1e9) }
+  /// Longer than thirty years is for ever.
+  init(seconds: Double) { nanoseconds = Self.now + UInt64(max(0, min(seconds, 1e9)) * 1e9) }
 
   var hasPassed: Bool { Self.now >= nanoseconds }
 
