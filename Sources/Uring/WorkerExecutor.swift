@@ -39,12 +39,11 @@ package final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
       remote.push(job)
       remoteCount.store(remote.count, ordering: .sequentiallyConsistent)
     }
-    wake()
+    if mayBeAsleep.exchange(false, ordering: .sequentiallyConsistent) { wake() }
   }
 
-  /// Makes the loop take another turn soon; callable from every thread.
+  /// Makes the loop take another turn, whatever it does now; callable from every thread.
   package func wake() {
-    guard mayBeAsleep.exchange(false, ordering: .sequentiallyConsistent) else { return }
     var one: UInt64 = 1
     _ = write(wakeDescriptor, &one, 8)
   }
@@ -52,16 +51,16 @@ package final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
   // MARK: The owner's side
 
   /// Runs the jobs that wait now; what they enqueue in turn waits for the next call.
-  func runReadyJobs() {
+  @usableFromInline func runReadyJobs() {
     if remoteCount.load(ordering: .acquiring) > 0 { takeRemoteJobs() }
     var budget = local.count
     while budget > 0, let job = local.pop() {
-      unsafeRun(job)
+      run(job)
       budget -= 1
     }
   }
 
-  private func unsafeRun(_ job: UnownedJob) {
+  private func run(_ job: UnownedJob) {
     job.runSynchronously(on: asUnownedTaskExecutor())
   }
 

@@ -6,7 +6,7 @@ package protocol CompletionHandler: AnyObject {
   /// Called for every completion of kind `fetch` and `transfer`, on the worker's thread.
   func complete(_ userData: UserData, result: Int32)
 
-  /// Asked before each turn: true ends the loop.
+  /// Asked once each turn: true ends the loop.
   var isFinished: Bool { get }
 }
 
@@ -53,12 +53,24 @@ package final class WorkerLoop: @unchecked Sendable {
   deinit { wakeCounter.deallocate() }
 
   /// Takes turns until `handler` is finished.
+  ///
+  /// It is asked after the jobs of a turn have run and before the sleep: either may be the last.
   @inlinable package func run(_ handler: some CompletionHandler) {
-    while !handler.isFinished { turn(handler) }
+    while true {
+      executor.runReadyJobs()
+      if handler.isFinished { return }
+      enter()
+      reap(handler)
+    }
   }
 
-  @inlinable package func turn(_ handler: some CompletionHandler) {
-    enter()
+  /// Submits what is queued and hands out what has completed by then.
+  package func turnWithoutWaiting(_ handler: some CompletionHandler) {
+    ring.enter(waitingFor: 0)
+    reap(handler)
+  }
+
+  @inlinable func reap(_ handler: some CompletionHandler) {
     ring.drain { userData, result in
       switch userData.kind {
       case .fetch, .transfer: handler.complete(userData, result: result)
@@ -69,9 +81,8 @@ package final class WorkerLoop: @unchecked Sendable {
     }
   }
 
-  /// Runs ready jobs, then enters the kernel; sleeps there unless more jobs are ready.
+  /// Enters the kernel; sleeps there unless jobs are ready.
   @usableFromInline func enter() {
-    executor.runReadyJobs()
     if executor.prepareToSleep() {
       ring.enter(waitingFor: 1)
       executor.didWake()
