@@ -133,7 +133,7 @@ import Testing
             }
           }
         }
-        return await group.reduce(into: []) { if $1 >= 0 { $0.append($1) } }
+        return await group.reduce(into: [Int32]()) { if $1 >= 0 { $0.append($1) } }
       }
       #expect(winners.count <= 1)
       for winner in winners { close(winner) }
