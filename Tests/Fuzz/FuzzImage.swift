@@ -30,6 +30,7 @@ private func read(_ bytes: [UInt8]) async -> Exercise.Answers {
   var options = ImageOptions()
   options.readOnly = true
   options.slotsPerWorker = 2
+  options.cacheBytes = 4096
   let file = SparseFile(bytes, isReadOnly: true)
   guard let image = try? await Image.open(file, options: options) else { return [:] }
   let answers = await Exercise(image: image).readAll()
