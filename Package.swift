@@ -72,8 +72,14 @@ let package = Package(
       name: "QCOW2FormatTests", dependencies: ["BlockCore", "QCOW2Format", "TestSupport"],
       swiftSettings: settings),
     .testTarget(
+      name: "CommandLineTests",
+      dependencies: ["BlockCore", "HostFiles", "CPlatform", "qublk"], swiftSettings: settings),
+    .testTarget(
       name: "QCOW2EngineTests",
       dependencies: ["BlockCore", "QCOW2Format", "QCOW2Engine", "TestSupport"],
+      swiftSettings: settings),
+    .testTarget(
+      name: "QCOW2ToolsTests", dependencies: ["BlockCore", "QCOW2Format", "QCOW2Tools"],
       swiftSettings: settings),
   ]
 )

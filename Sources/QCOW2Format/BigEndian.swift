@@ -1,0 +1,38 @@
+/// Big-endian loads and stores on raw memory: the byte order of every qcow2 structure.
+///
+/// Callers have checked the bounds; offsets need no alignment.
+extension UnsafeRawPointer {
+  @inlinable package func be16(_ offset: Int) -> UInt16 {
+    UInt16(bigEndian: loadUnaligned(fromByteOffset: offset, as: UInt16.self))
+  }
+  @inlinable package func be32(_ offset: Int) -> UInt32 {
+    UInt32(bigEndian: loadUnaligned(fromByteOffset: offset, as: UInt32.self))
+  }
+  @inlinable package func be64(_ offset: Int) -> UInt64 {
+    UInt64(bigEndian: loadUnaligned(fromByteOffset: offset, as: UInt64.self))
+  }
+}
+
+/// The same for small structures that have been copied out.
+extension [UInt8] {
+  func be32(_ offset: Int) -> UInt32 {
+    self[offset..<offset + 4].reduce(0) { $0 << 8 | UInt32($1) }
+  }
+  func be64(_ offset: Int) -> UInt64 {
+    self[offset..<offset + 8].reduce(0) { $0 << 8 | UInt64($1) }
+  }
+}
+
+extension UnsafeMutableRawPointer {
+  @inlinable package func be64(_ offset: Int) -> UInt64 { UnsafeRawPointer(self).be64(offset) }
+
+  @inlinable package func storeBE16(_ value: UInt16, _ offset: Int) {
+    storeBytes(of: value.bigEndian, toByteOffset: offset, as: UInt16.self)
+  }
+  @inlinable package func storeBE32(_ value: UInt32, _ offset: Int) {
+    storeBytes(of: value.bigEndian, toByteOffset: offset, as: UInt32.self)
+  }
+  @inlinable package func storeBE64(_ value: UInt64, _ offset: Int) {
+    storeBytes(of: value.bigEndian, toByteOffset: offset, as: UInt64.self)
+  }
+}

@@ -1,0 +1,94 @@
+/// The fields of a qcow2 header, versions 2 and 3, as found; see ``validate(fileLength:)``.
+///
+/// Version 2 has the fields up to `snapshotsOffset`; the others then have their defaults and are
+/// never read from, or written to, the file. Source: qcow2 specification, "Header".
+package struct Header: Equatable, Sendable {
+  package static let magic: UInt32 = 0x5146_49fb
+  /// The length of a version 2 header.
+  package static let v2Length = 72
+  /// The length of the shortest version 3 header.
+  package static let v3Length = 104
+
+  package var version: UInt32
+  package var backingFileOffset: UInt64
+  package var backingFileSize: UInt32
+  package var clusterBits: UInt32
+  /// The virtual size in bytes.
+  package var size: UInt64
+  package var cryptMethod: UInt32
+  /// The number of entries in the active L1 table.
+  package var l1Size: UInt32
+  package var l1TableOffset: UInt64
+  package var refcountTableOffset: UInt64
+  package var refcountTableClusters: UInt32
+  package var snapshotCount: UInt32
+  package var snapshotsOffset: UInt64
+  package var incompatible: IncompatibleFeatures = []
+  package var compatible: CompatibleFeatures = []
+  package var autoclear: AutoclearFeatures = []
+  package var refcountOrder: UInt32 = 4
+  package var headerLength: UInt32 = UInt32(Header.v2Length)
+  package var compressionType: UInt8 = 0
+
+  /// Byte positions of the fields that are edited in place; each lies within one 512-byte sector.
+  package enum Field {
+    package static let l1Size = 36
+    package static let l1TableOffset = 40
+    package static let refcountTableOffset = 48
+    package static let refcountTableClusters = 56
+    package static let incompatible = 72
+    package static let autoclear = 88
+  }
+
+  /// Reads the fields from the first bytes of a file; checks only what is needed to read on.
+  ///
+  /// - Parameter bytes: The start of the file; 112 bytes hold every field known here.
+  package init(parsing bytes: UnsafeRawBufferPointer) throws(FormatError) {
+    guard let base = bytes.baseAddress, bytes.count >= Self.v2Length else {
+      throw .truncated(
+        structure: "header", needed: UInt64(Self.v2Length), available: UInt64(bytes.count))
+    }
+    guard base.be32(0) == Self.magic else { throw .notQCOW2(magic: base.be32(0)) }
+    version = base.be32(4)
+    guard version == 2 || version == 3 else { throw .unsupportedVersion(version) }
+    backingFileOffset = base.be64(8)
+    backingFileSize = base.be32(16)
+    clusterBits = base.be32(20)
+    size = base.be64(24)
+    cryptMethod = base.be32(32)
+    l1Size = base.be32(36)
+    l1TableOffset = base.be64(40)
+    refcountTableOffset = base.be64(48)
+    refcountTableClusters = base.be32(56)
+    snapshotCount = base.be32(60)
+    snapshotsOffset = base.be64(64)
+    if version == 3 { try parseVersion3(base, available: bytes.count) }
+  }
+
+  private mutating func parseVersion3(
+    _ base: UnsafeRawPointer, available: Int
+  ) throws(FormatError) {
+    guard available >= Self.v3Length else {
+      throw .truncated(
+        structure: "header", needed: UInt64(Self.v3Length), available: UInt64(available))
+    }
+    incompatible = IncompatibleFeatures(rawValue: base.be64(72))
+    compatible = CompatibleFeatures(rawValue: base.be64(80))
+    autoclear = AutoclearFeatures(rawValue: base.be64(88))
+    refcountOrder = base.be32(96)
+    headerLength = base.be32(100)
+    if headerLength > 104 && available > 104 {
+      compressionType = base.load(fromByteOffset: 104, as: UInt8.self)
+    }
+  }
+
+  /// The geometry; valid after ``validate(fileLength:)``.
+  package var geometry: ClusterGeometry {
+    ClusterGeometry(
+      clusterBits: Int(clusterBits), refcountOrder: Int(refcountOrder),
+      extendedL2: incompatible.contains(.extendedL2))
+  }
+
+  /// Whether L2 entries have a zero flag.
+  package var hasZeroFlag: Bool { version >= 3 }
+}

@@ -1,0 +1,42 @@
+/// Reads and writes refcounts of every width in a refcount block.
+///
+/// Widths below 8 bits are packed from the least significant bit of each byte upwards; widths of 8
+/// and more are big-endian. Source: qcow2 specification, "Refcount block entry".
+package enum RefcountWidth {
+  /// The refcount at `index` of the block, or part of a block, that starts at `block`.
+  @inlinable package static func get(
+    _ block: UnsafeRawPointer, order: Int, index: Int
+  ) -> UInt64 {
+    switch order {
+    case 0, 1, 2:
+      let bits = 1 << order
+      let perByte = 8 >> order
+      let byte = UInt64(block.load(fromByteOffset: index / perByte, as: UInt8.self))
+      return (byte >> UInt64(index % perByte * bits)) & ((1 << UInt64(bits)) &- 1)
+    case 3: return UInt64(block.load(fromByteOffset: index, as: UInt8.self))
+    case 4: return UInt64(block.be16(index &* 2))
+    case 5: return UInt64(block.be32(index &* 4))
+    default: return block.be64(index &* 8)
+    }
+  }
+
+  /// Stores `value`, which must fit the width.
+  @inlinable package static func set(
+    _ block: UnsafeMutableRawPointer, order: Int, index: Int, value: UInt64
+  ) {
+    switch order {
+    case 0, 1, 2:
+      let bits = 1 << order
+      let perByte = 8 >> order
+      let shift = UInt64(index % perByte * bits)
+      let mask: UInt64 = ((1 << UInt64(bits)) &- 1) << shift
+      let old = UInt64(block.load(fromByteOffset: index / perByte, as: UInt8.self))
+      let new = (old & ~mask) | ((value << shift) & mask)
+      block.storeBytes(of: UInt8(truncatingIfNeeded: new), toByteOffset: index / perByte, as: UInt8.self)
+    case 3: block.storeBytes(of: UInt8(truncatingIfNeeded: value), toByteOffset: index, as: UInt8.self)
+    case 4: block.storeBE16(UInt16(truncatingIfNeeded: value), index &* 2)
+    case 5: block.storeBE32(UInt32(truncatingIfNeeded: value), index &* 4)
+    default: block.storeBE64(value, index &* 8)
+    }
+  }
+}
