@@ -38,6 +38,12 @@ struct ImageStorage: Sendable {
     do { try await file.sync() } catch { throw .io(.sync, at: HostOffset(0), error) }
   }
 
+  func setLength(_ length: UInt64) async throws(ImageError) {
+    do { try await file.setLength(length) } catch {
+      throw .io(.resize, at: HostOffset(length), error)
+    }
+  }
+
   func length() async throws(ImageError) -> UInt64 {
     do { return try await file.length() } catch { throw .io(.length, at: HostOffset(0), error) }
   }
