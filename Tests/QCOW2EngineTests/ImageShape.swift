@@ -44,6 +44,12 @@ struct ImageShape: Sendable, CustomTestStringConvertible {
     return regions
   }
 
+  /// Fewer sectors, so that requests meet often: for crash and fault tests.
+  var crashRegions: [Range<Int>] {
+    if clusterBits == 9 { return [0..<80, (size / 512 - 30)..<(size / 512)] }
+    return regions.map { $0.lowerBound..<min($0.upperBound, $0.lowerBound + 48) }
+  }
+
   var builder: ImageBuilder {
     var builder = ImageBuilder()
     builder.clusterBits = clusterBits
