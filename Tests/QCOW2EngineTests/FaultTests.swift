@@ -23,6 +23,7 @@ import Testing
     let wide = ImageShape(clusterBits: 9, refcountOrder: 6, contents: .prefilled)
     scenarios.append(Scenario(shape: wide, cacheSlices: 2))
     scenarios.append(Scenario(shape: ImageShape(clusterBits: 9, version: 2, contents: .snapshot)))
+    scenarios.append(Scenario(shape: .nearGrowth))
     return scenarios
   }()
 
@@ -121,6 +122,7 @@ struct FaultRun {
     options.regions = scenario.shape.crashRegions
     options.maximumLength = 12
     options.weights = [15, 40, 6, 8, 16, 10, 8]
+    if scenario.shape.isNearGrowth { options.weights = [4, 80, 2, 6, 4, 2, 2] }
     options.maintainsEvery = 2
     let workload = Workload(
       image: image, file: bench.file, model: bench.model, options: options, seed: seed)

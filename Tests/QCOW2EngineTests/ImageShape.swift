@@ -8,9 +8,14 @@ struct ImageShape: Sendable, CustomTestStringConvertible {
   var version = 3
   var refcountOrder = 4
   var contents = Contents.empty
+  /// So full that the refcount table (one cluster, 64-bit refcounts) must grow soon.
+  var isNearGrowth = false
+
+  static let nearGrowth = ImageShape(
+    clusterBits: 9, refcountOrder: 6, contents: .prefilled, isNearGrowth: true)
 
   var testDescription: String {
-    "\(1 << clusterBits) B clusters, v\(version), \(1 << refcountOrder)-bit refcounts, \(contents)"
+    (isNearGrowth ? "near growth, " : "") + "\(1 << clusterBits) B clusters, v\(version), \(1 << refcountOrder)-bit refcounts, \(contents)"
   }
 
   private var cluster: Int { 1 << clusterBits }
@@ -19,7 +24,8 @@ struct ImageShape: Sendable, CustomTestStringConvertible {
 
   /// Odd on purpose: not a multiple of the cluster size, several L2 tables.
   var size: Int {
-    switch clusterBits {
+    if isNearGrowth { return 6 << 20 }
+    return switch clusterBits {
     case 9: 5 * bytesPerTable + 3 * 512
     case 12: 2 * bytesPerTable + 37 * 512
     default: bytesPerTable + bytesPerSlice + 5 * cluster + 7 * 512
@@ -46,6 +52,7 @@ struct ImageShape: Sendable, CustomTestStringConvertible {
 
   /// Fewer sectors, so that requests meet often: for crash and fault tests.
   var crashRegions: [Range<Int>] {
+    if isNearGrowth { return [3800..<4100] }
     if clusterBits == 9 { return [0..<80, (size / 512 - 30)..<(size / 512)] }
     return regions.map { $0.lowerBound..<min($0.upperBound, $0.lowerBound + 48) }
   }
@@ -58,6 +65,10 @@ struct ImageShape: Sendable, CustomTestStringConvertible {
     builder.size = size
     builder.hasSnapshot = contents == .snapshot
     guard contents != .empty else { return builder }
+    if isNearGrowth {
+      for guest in 0..<3880 { builder.mappings[guest] = .data }
+      return builder
+    }
     for region in regions {
       let clusters = (region.lowerBound * 512 / cluster)...((region.upperBound * 512 - 1) / cluster)
       for guest in clusters where guest % 5 != 3 && (clusterBits < 21 || guest % 2 == 0) {

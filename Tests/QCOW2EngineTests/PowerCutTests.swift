@@ -39,6 +39,8 @@ import Testing
     scenarios.append(Scenario(shape: bits, cacheSlices: 1))
     let old = ImageShape(clusterBits: 9, version: 2, contents: .snapshot)
     scenarios.append(Scenario(shape: old, cacheSlices: 1))
+    scenarios.append(
+      Scenario(shape: .nearGrowth, operations: 70, weights: [0, 80, 0, 6, 6, 4, 4]))
     return scenarios
   }()
 

@@ -90,7 +90,7 @@ package final class ImageVerifier {
       return false
     }
     // As QEMU: the last cluster may be cut short by the end of the file, but must begin before it.
-    if offset + length >= bytes.length + clusterSize {
+    if offset < 0 || offset >= bytes.length || offset + length >= bytes.length + clusterSize {
       fail("\(what) at \(number(offset)) is beyond the end of the file")
       return false
     }
@@ -106,7 +106,7 @@ package final class ImageVerifier {
       let entry = bytes.be64(table + index * 8)
       if entry == 0 { continue }
       if entry & 0x1ff != 0 { fail("refcount table entry \(index) has reserved bits") }
-      own("refcount block \(index)", Int(entry & ~0x1ff), clusterSize)
+      own("refcount block \(index)", Int(truncatingIfNeeded: entry & ~0x1ff), clusterSize)
     }
   }
 
@@ -179,8 +179,8 @@ package final class ImageVerifier {
   private func refcount(_ cluster: Int) -> UInt64 {
     let index = cluster / perBlock
     guard index < Int(bytes.be32(56)) * clusterSize / 8 else { return 0 }
-    let block = Int(bytes.be64(Int(bytes.be64(48)) + index * 8))
-    if block == 0 || block >= bytes.length { return 0 }
+    let block = Int(truncatingIfNeeded: bytes.be64(Int(bytes.be64(48)) + index * 8))
+    if block <= 0 || block >= bytes.length { return 0 }
     return refcount(block: block, cluster % perBlock)
   }
 
@@ -214,8 +214,8 @@ package final class ImageVerifier {
   private func countLeaksBeyondTheEnd() {
     let table = Int(bytes.be64(48))
     for index in 0..<(Int(bytes.be32(56)) * clusterSize / 8) {
-      let block = Int(bytes.be64(table + index * 8))
-      if block == 0 || block >= bytes.length || (index + 1) * perBlock <= references.count {
+      let block = Int(truncatingIfNeeded: bytes.be64(table + index * 8))
+      if block <= 0 || block >= bytes.length || (index + 1) * perBlock <= references.count {
         continue
       }
       for entry in max(0, references.count - index * perBlock)..<perBlock

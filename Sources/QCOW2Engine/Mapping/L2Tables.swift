@@ -104,6 +104,8 @@ func copyHostBytes(
   from source: HostOffset, to target: HostOffset, length: UInt64, storage: ImageStorage
 ) async throws(ImageError) {
   let buffer = IOBuffer(count: Int(min(length, 64 << 10)))
+  // A DataBuffer is only an address: it does not keep the memory alive.
+  defer { withExtendedLifetime(buffer) {} }
   var done: UInt64 = 0
   while done < length {
     let part = buffer.data.slice(0, Int(min(length - done, UInt64(buffer.count))))
