@@ -233,13 +233,15 @@ extension ClusterAllocator {
     guard refcounts.cache.drop(from: offset, length: geometry.clusterSize) else {
       throw .overlapsMetadata(cluster: block)
     }
-    metadata.tables.insert(block)
-    table.store(RefcountTableEntry(block: offset).raw, at: Int(index))
+    // The block counts itself before the table points at it: a round that falls in between must
+    // not find an entry for a block that is not there, or that looks free.
     let order = geometry.refcountOrder
-    try await withSlice(of: block) { [refcounts] bytes in
-      RefcountWidth.set(bytes, order: order, index: refcounts.indexInSlice(block), value: 1)
+    try await refcounts.cache.withSlice(offset, storage: storage, makeRoom: makeRoom) { bytes in
+      RefcountWidth.set(bytes, order: order, index: 0, value: 1)
       return ((), true)
     }
+    metadata.tables.insert(block)
+    table.store(RefcountTableEntry(block: offset).raw, at: Int(index))
     return true
   }
 

@@ -11,6 +11,18 @@ struct ImageStorage: Sendable {
     }
   }
 
+  /// Fills a whole buffer, which stays alive until the transfer has ended.
+  func read(into buffer: IOBuffer, at offset: HostOffset) async throws(ImageError) {
+    defer { withExtendedLifetime(buffer) {} }
+    try await read(into: buffer.data, at: offset)
+  }
+
+  /// Writes a whole buffer, which stays alive until the transfer has ended.
+  func write(from buffer: IOBuffer, at offset: HostOffset) async throws(ImageError) {
+    defer { withExtendedLifetime(buffer) {} }
+    try await write(from: buffer.data, at: offset)
+  }
+
   func fillWithZeroes(_ buffer: DataBuffer) async throws(ImageError) {
     do { try await file.fillWithZeroes(buffer) } catch {
       throw .io(.read, at: HostOffset(0), error)
