@@ -51,16 +51,16 @@ package final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
   // MARK: The owner's side
 
   /// Runs the jobs that wait now; what they enqueue in turn waits for the next call.
-  func runReadyJobs() {
+  @usableFromInline func runReadyJobs() {
     if remoteCount.load(ordering: .acquiring) > 0 { takeRemoteJobs() }
     var budget = local.count
     while budget > 0, let job = local.pop() {
-      unsafeRun(job)
+      run(job)
       budget -= 1
     }
   }
 
-  private func unsafeRun(_ job: UnownedJob) {
+  private func run(_ job: UnownedJob) {
     job.runSynchronously(on: asUnownedTaskExecutor())
   }
 

@@ -6,7 +6,7 @@ package protocol CompletionHandler: AnyObject {
   /// Called for every completion of kind `fetch` and `transfer`, on the worker's thread.
   func complete(_ userData: UserData, result: Int32)
 
-  /// Asked before each turn: true ends the loop.
+  /// Asked once each turn: true ends the loop.
   var isFinished: Bool { get }
 }
 
@@ -53,14 +53,15 @@ package final class WorkerLoop: @unchecked Sendable {
   deinit { wakeCounter.deallocate() }
 
   /// Takes turns until `handler` is finished.
+  ///
+  /// It is asked after the jobs of a turn have run and before the sleep: either may be the last.
   @inlinable package func run(_ handler: some CompletionHandler) {
-    while !handler.isFinished { turn(handler) }
-  }
-
-  /// Runs ready jobs, sleeps if there is nothing to do, and hands out what has completed.
-  @inlinable package func turn(_ handler: some CompletionHandler) {
-    enter()
-    reap(handler)
+    while true {
+      executor.runReadyJobs()
+      if handler.isFinished { return }
+      enter()
+      reap(handler)
+    }
   }
 
   /// Submits what is queued and hands out what has completed by then.
@@ -80,9 +81,8 @@ package final class WorkerLoop: @unchecked Sendable {
     }
   }
 
-  /// Runs ready jobs, then enters the kernel; sleeps there unless more jobs are ready.
+  /// Enters the kernel; sleeps there unless jobs are ready.
   @usableFromInline func enter() {
-    executor.runReadyJobs()
     if executor.prepareToSleep() {
       ring.enter(waitingFor: 1)
       executor.didWake()
