@@ -45,7 +45,7 @@ package struct FeatureNames: Equatable, Sendable {
   ])
 
   /// Reads a table; entries for fields that do not exist and a partial last entry are left out.
-  package init(parsing bytes: UnsafeRawBufferPointer) {
+  package init(parsing bytes: [UInt8]) {
     entries = []
     for start in stride(from: 0, to: bytes.count, by: Self.entryLength) {
       guard start + Self.entryLength <= bytes.count else { break }

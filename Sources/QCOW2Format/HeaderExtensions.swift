@@ -68,13 +68,13 @@ package struct EncryptionHeaderPointer: Equatable, Sendable {
   /// In bytes; the clusters that hold them all belong to the encryption header.
   package let length: UInt64
 
-  package init(parsing bytes: UnsafeRawBufferPointer) throws(FormatError) {
-    guard let base = bytes.baseAddress, bytes.count == Self.length else {
+  package init(parsing bytes: [UInt8]) throws(FormatError) {
+    guard bytes.count == Self.length else {
       throw .badField(
         name: "length of the encryption header extension", found: UInt64(bytes.count),
         allowed: "\(Self.length)")
     }
-    offset = HostOffset(base.be64(0))
-    length = base.be64(8)
+    offset = HostOffset(bytes.be64(0))
+    length = bytes.be64(8)
   }
 }

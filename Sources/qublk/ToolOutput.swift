@@ -13,8 +13,8 @@ enum ToolOutput {
   /// Writes `text` to standard output as it is.
   static func write(_ text: String) throws(ExitCode) {
     guard send(text, STDOUT_FILENO) else {
-      let error = ToolError.host(.write(at: HostOffset(0)), errno: Errno(errno))
-      throw fail("standard output", error)
+      note("standard output", "write: \(errorText(Errno(errno)))")
+      throw ExitCode(1)
     }
   }
 
@@ -27,6 +27,13 @@ enum ToolOutput {
       rest = rest.dropFirst(count)
     }
     return true
+  }
+
+  /// Refuses the formats that are not qcow2.
+  static func expectQCOW2(_ format: String) throws(ToolError) {
+    guard format == "qcow2" else {
+      throw .option(.badValue(name: "-f", found: format, allowed: "qcow2"))
+    }
   }
 
   /// Writes one error line and ends the command with exit status 1.

@@ -1,4 +1,5 @@
 package import BlockCore
+import QCOW2Format
 
 /// What the tools read: the bytes of an image, in a file or in memory.
 ///
@@ -26,6 +27,28 @@ extension ImageBytes {
     let block = IOBuffer(count: count)
     try read(into: block, count: count, at: offset)
     return block
+  }
+}
+
+/// Reads from a block; a position outside of it is a bug of ours.
+extension IOBuffer {
+  /// The big-endian number at `offset`.
+  func be64(_ offset: Int) -> UInt64 {
+    precondition(offset >= 0 && offset &+ 8 <= count)
+    return withExtendedLifetime(self) { base.be64(offset) }
+  }
+
+  /// A copy of some bytes.
+  func copy(at offset: Int, count: Int) -> [UInt8] {
+    precondition(offset >= 0 && count >= 0 && offset &+ count <= self.count)
+    return withExtendedLifetime(self) {
+      [UInt8](UnsafeRawBufferPointer(start: base + offset, count: count))
+    }
+  }
+
+  /// The text in some bytes, up to the first zero byte.
+  func text(at offset: Int, count: Int) -> String {
+    String(decoding: copy(at: offset, count: count).prefix { $0 != 0 }, as: UTF8.self)
   }
 }
 

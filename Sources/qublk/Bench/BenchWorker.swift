@@ -82,11 +82,15 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
 
   // MARK: Hit path
 
+  /// Starts the slot's next request; requests that need no transfer end here, in a loop.
   private func startNext(_ slot: Int) {
-    guard let request = nextRequest(slot) else { return }
-    inFlight += 1
-    slots[slot].request = request
-    start(slot)
+    while let request = nextRequest(slot) {
+      inFlight += 1
+      slots[slot].request = request
+      if start(slot) { return }
+      target.finish(worker: number, slot: slot)
+      note(failed: false)
+    }
   }
 
   private func nextRequest(_ slot: Int) -> BlockRequest? {
@@ -107,14 +111,18 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
       data: memory.data.slice(slot * options.bufferSize, options.bufferSize))
   }
 
-  private func start(_ slot: Int) {
+  /// - Returns: false if the request is done already: all zeros.
+  private func start(_ slot: Int) -> Bool {
     let plan = UnsafeMutableBufferPointer(
       start: plans + slot * Self.planCapacity, count: Self.planCapacity)
     switch target.plan(slots[slot].request, worker: number, slot: slot, into: plan) {
-    case .needsService: handOver(slot)
+    case .needsService:
+      handOver(slot)
+      return true
     case .transfers(let count):
       result.hits += 1
       submit(slot, plan, count)
+      return slots[slot].transfersLeft > 0
     }
   }
 
@@ -138,7 +146,6 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
       entry.userData = UserData(.transfer, slot: slot, part: part).word
       loop.ring.push(entry)
     }
-    if slots[slot].transfersLeft == 0 { endHit(slot) }
   }
 
   func complete(_ userData: UserData, result: Int32) {
@@ -152,14 +159,14 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
 
   private func endHit(_ slot: Int) {
     target.finish(worker: number, slot: slot)
-    end(slot, failed: slots[slot].failed)
+    note(failed: slots[slot].failed)
+    startNext(slot)
   }
 
-  private func end(_ slot: Int, failed: Bool) {
+  private func note(failed: Bool) {
     inFlight -= 1
     result.requests += 1
     if failed { result.failures += 1 }
-    startNext(slot)
   }
 
   // MARK: Slow path
@@ -176,7 +183,8 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
     while await hasWork(slot) {
       slots[slot].hasWork = false
       let errno = await target.serve(slots[slot].request, worker: number, slot: slot)
-      end(slot, failed: errno != nil)
+      note(failed: errno != nil)
+      startNext(slot)
     }
     tasksLeft -= 1
   }
