@@ -60,6 +60,7 @@ final class ServedDevice {
       try ready.give(request.printsJSON ? description(request).text : name.path)
     } catch {
       _ = stop()
+      directory.remove()
       throw error
     }
   }
@@ -92,7 +93,7 @@ extension ServedDevice {
       switch loop.next(ended: device.endedDescriptor, milliseconds: isLeaving ? 200 : -1) {
       case .ended: return try stopAfterSignal()
       case .signal(let number):
-        guard let use = DeviceUse.find(name) else { return try stopAfterSignal() }
+        guard let use = DeviceUse.findLasting(name) else { return try stopAfterSignal() }
         if isLeaving { return try stopAfterSignal(isForced: true) }
         isLeaving = true
         Log.warning(
@@ -100,7 +101,7 @@ extension ServedDevice {
       case .timeout:
         if DeviceUse.find(name) == nil { return try stopAfterSignal() }
       case .request(let connection):
-        if connection.request == .stop, let use = DeviceUse.find(name) {
+        if connection.request == .stop, let use = DeviceUse.findLasting(name) {
           connection.reply(.refused(CommandError.busy(name, use).text))
         } else {
           let isForced = connection.request == .stopForced
