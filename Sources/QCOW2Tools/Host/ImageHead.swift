@@ -82,6 +82,10 @@ package struct ImageHead {
         hasType
           ? "1 when the compression type bit is set" : "0 when the compression type bit is clear")
     }
+    let hasDataFile = header.incompatible.contains(.externalDataFile)
+    guard hasDataFile || !header.autoclear.contains(.rawExternalData) else {
+      throw bad("autoclear_features", header.autoclear.rawValue, "bit 1 clear without a data file")
+    }
     guard !header.incompatible.contains(.extendedL2) || header.clusterBits >= 14 else {
       throw bad(
         "cluster_bits", UInt64(header.clusterBits), "at least 14 with extended L2 entries")
@@ -110,7 +114,6 @@ package struct ImageHead {
       throw bad(
         "nb_snapshots", UInt64(header.snapshotCount), "at most \(FormatLimit.snapshots)")
     }
-    guard header.snapshotCount > 0 else { return }
     try validateOffset("snapshots_offset", header.snapshotsOffset, geometry)
   }
 
