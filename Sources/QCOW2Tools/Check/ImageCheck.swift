@@ -53,7 +53,7 @@ package final class ImageCheck {
   }
 
   private func run() throws(ToolError) {
-    result.totalClusters = geometry.clusters(covering: head.header.size)
+    result.totalClusters = geometry.clusters(covering: head.diskSize)
     add(.header, at: HostOffset(0), length: geometry.clusterSize)
     try checkMapping()
     checkRefcountTable()

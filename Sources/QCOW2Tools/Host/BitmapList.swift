@@ -42,7 +42,7 @@ package enum BitmapList {
       guard space >= UInt64(BitmapEntry.fixedLength) else { throw tooLong(space) }
       let entry = BitmapEntry(parsing: directory.base + Int(position))
       guard entry.length <= space else { throw tooLong(entry.length) }
-      try entry.validate(head.geometry, diskSize: head.header.size)
+      try entry.validate(head.geometry, diskSize: head.diskSize)
       let name = directory.text(
         at: Int(position + entry.namePosition), count: Int(entry.nameLength))
       found.append(Bitmap(entry: entry, name: name))

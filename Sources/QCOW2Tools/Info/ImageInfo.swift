@@ -14,6 +14,7 @@ package struct ImageInfo {
   /// Storage that the host has given to the file, in bytes.
   let diskSize: UInt64
   let header: Header
+  let virtualSize: UInt64
   let backingFile: String?
   let backingFormat: String?
   let dataFile: String?
@@ -33,6 +34,7 @@ package struct ImageInfo {
     diskSize = allocatedBytes
     let head = try ImageHead(reading: bytes)
     header = head.header
+    virtualSize = head.diskSize
     guard header.refcountTableClusters > 0 else {
       throw .format(
         .badField(name: "refcount_table_clusters", found: 0, allowed: "at least 1"))
