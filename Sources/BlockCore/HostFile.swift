@@ -26,6 +26,9 @@ package protocol HostFile: AnyObject, Sendable {
   /// Fills `buffer` from `offset` on; bytes beyond the end of the file read as zeros.
   func read(into buffer: DataBuffer, at offset: HostOffset) async throws(Errno)
 
+  /// Fills `buffer` with zeros; needed for registered buffers, which have no address here.
+  func fillWithZeroes(_ buffer: DataBuffer) async throws(Errno)
+
   /// Writes all of `buffer` at `offset`; a regular file grows as needed.
   func write(from buffer: DataBuffer, at offset: HostOffset) async throws(Errno)
 
@@ -45,4 +48,12 @@ package protocol HostFile: AnyObject, Sendable {
 
   /// Sets the length of a regular file.
   func setLength(_ length: UInt64) async throws(Errno)
+}
+
+extension HostFile {
+  /// Fills plain memory with zeros; a host file that serves registered buffers has its own.
+  package func fillWithZeroes(_ buffer: DataBuffer) async throws(Errno) {
+    guard let memory = buffer.memory else { throw .notSupported }
+    memory.initializeMemory(as: UInt8.self, repeating: 0, count: buffer.count)
+  }
 }

@@ -1,0 +1,256 @@
+import BlockCore
+import QCOW2Format
+
+/// Hands out host clusters and takes them back; the only writer of refcounts.
+///
+/// A reservation sets refcounts to one in memory; the flush order brings them to the host file
+/// before any pointer to the clusters. A crash in between leaks clusters and never leaves an entry
+/// that refers to a free one. First fit from a low watermark, so that freed space is reused.
+///
+/// Locks: `mutex` is held across I/O on refcount blocks only; no request holds it while it waits for
+/// anything else.
+final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all mutable state
+  let refcounts: RefcountStore
+  let storage: ImageStorage
+  let metadata: MetadataMap
+  let headerEditor: HeaderEditor
+  let frees: DeferredFrees
+  /// Writes back a round when the refcount cache is full of dirty slices.
+  var makeRoom: @Sendable () async throws(ImageError) -> Void = {}
+  let mutex = AsyncMutex()
+  /// No cluster below has refcount zero, as far as known.
+  private var cursor: UInt64 = 0
+  /// Host clusters from here on were never written, and read as zeros.
+  private var freshFrom: UInt64
+  /// Clusters that a block device has room for; nil for a file that can grow.
+  private let limit: UInt64?
+
+  init(
+    refcounts: RefcountStore, storage: ImageStorage, metadata: MetadataMap,
+    headerEditor: HeaderEditor, frees: DeferredFrees, fileLength: UInt64
+  ) {
+    self.refcounts = refcounts
+    self.storage = storage
+    self.metadata = metadata
+    self.headerEditor = headerEditor
+    self.frees = frees
+    let geometry = refcounts.geometry
+    let isDevice = storage.file.traits.isBlockDevice
+    freshFrom = isDevice ? UInt64.max : geometry.clusters(covering: fileLength)
+    limit = isDevice ? fileLength >> UInt64(geometry.clusterBits) : nil
+  }
+
+  private var geometry: ClusterGeometry { refcounts.geometry }
+
+  /// Reserves 1 to `wanted` contiguous host clusters with a refcount of 1.
+  ///
+  /// - Throws: ``ImageError/noSpace`` if there is none and the file cannot grow;
+  ///   ``ImageError/overlapsMetadata(cluster:)`` if a cluster in use has refcount zero.
+  func reserve(upTo wanted: UInt64) async throws(ImageError) -> ClusterRun {
+    await mutex.acquire()
+    defer { mutex.release() }
+    while true {
+      let at = cursor
+      if let limit, at >= limit { throw .noSpace }
+      if at >= FormatLimit.hostOffset >> UInt64(geometry.clusterBits) { throw .noSpace }
+      guard try await ensureBlock(for: at) else { continue }
+      if let run = try await reserveInSlice(from: at, upTo: wanted) { return run }
+      cursor = refcounts.sliceRange(of: at).upperBound
+    }
+  }
+
+  private func reserveInSlice(
+    from first: UInt64, upTo wanted: UInt64
+  ) async throws(ImageError) -> ClusterRun? {
+    var end = refcounts.sliceRange(of: first).upperBound
+    if let limit { end = min(end, limit) }
+    let fresh = freshFrom
+    let order = geometry.refcountOrder
+    let found = try await withSlice(of: first) { [refcounts] bytes in
+      let free = Self.firstFree(
+        bytes, order: order, from: first, to: end, upTo: wanted, fresh: fresh, refcounts)
+      for cluster in free {
+        RefcountWidth.set(bytes, order: order, index: refcounts.indexInSlice(cluster), value: 1)
+      }
+      return (free, !free.isEmpty)
+    }
+    if found.isEmpty { return nil }
+    if let overlap = metadata.firstOverlap(found) { throw .overlapsMetadata(cluster: overlap) }
+    cursor = found.upperBound
+    let isFresh = found.lowerBound >= fresh
+    if isFresh { freshFrom = found.upperBound }
+    return ClusterRun(
+      start: found.lowerBound, count: UInt64(found.count), isFresh: isFresh)
+  }
+
+  /// The first run of zero refcounts; a run never mixes fresh and used clusters.
+  private static func firstFree(
+    _ bytes: UnsafeMutableRawPointer, order: Int, from first: UInt64, to end: UInt64,
+    upTo wanted: UInt64, fresh: UInt64, _ refcounts: RefcountStore
+  ) -> Range<UInt64> {
+    func isFree(_ cluster: UInt64) -> Bool {
+      RefcountWidth.get(bytes, order: order, index: refcounts.indexInSlice(cluster)) == 0
+    }
+    var start = first
+    while start < end && !isFree(start) { start += 1 }
+    var last = start
+    let stop = start < fresh ? min(end, fresh) : end
+    while last < stop && last - start < wanted && isFree(last) { last += 1 }
+    return start..<last
+  }
+
+  /// Gives reserved clusters back that no pointer ever led to.
+  func unreserve(_ run: ClusterRun) async throws(ImageError) {
+    if run.count == 0 { return }
+    await mutex.acquire()
+    defer { mutex.release() }
+    try await decrement(run.start..<run.end)
+  }
+
+  /// Lowers by one the refcounts of clusters whose pointer's removal is durable and that no request
+  /// can still reach; punches those that nothing refers to any more, before they become free.
+  func release(_ run: ClusterRun, punch: Bool) async throws(ImageError) {
+    var next = run.start
+    while next < run.end {
+      let part = next..<min(refcounts.sliceRange(of: next).upperBound, run.end)
+      try await releaseInSlice(part, punch: punch)
+      next = part.upperBound
+    }
+  }
+
+  private func releaseInSlice(_ part: Range<UInt64>, punch: Bool) async throws(ImageError) {
+    if punch {
+      for run in try await lastReferences(part) {
+        await storage.punchHole(
+          at: geometry.start(ofHostCluster: run.lowerBound),
+          length: UInt64(run.count) << UInt64(geometry.clusterBits))
+      }
+    }
+    await mutex.acquire()
+    defer { mutex.release() }
+    try await decrement(part)
+  }
+
+  /// The runs in `part` whose refcount is exactly one: they become free next.
+  private func lastReferences(_ part: Range<UInt64>) async throws(ImageError) -> [Range<UInt64>] {
+    let order = geometry.refcountOrder
+    return try await withSlice(of: part.lowerBound) { [refcounts] bytes in
+      var runs: [Range<UInt64>] = []
+      for cluster in part
+      where RefcountWidth.get(bytes, order: order, index: refcounts.indexInSlice(cluster)) == 1 {
+        if let last = runs.last, last.upperBound == cluster {
+          runs[runs.count - 1] = last.lowerBound..<(cluster + 1)
+        } else {
+          runs.append(cluster..<(cluster + 1))
+        }
+      }
+      return (runs, false)
+    }
+  }
+
+  /// Lowers refcounts; call with `mutex` held.
+  private func decrement(_ clusters: Range<UInt64>) async throws(ImageError) {
+    let order = geometry.refcountOrder
+    var next = clusters.lowerBound
+    while next < clusters.upperBound {
+      let part = next..<min(refcounts.sliceRange(of: next).upperBound, clusters.upperBound)
+      let bad = try await withSlice(of: next) { [refcounts] bytes in
+        for cluster in part {
+          let index = refcounts.indexInSlice(cluster)
+          let value = RefcountWidth.get(bytes, order: order, index: index)
+          if value == 0 { return (cluster as UInt64?, true) }
+          RefcountWidth.set(bytes, order: order, index: index, value: value - 1)
+        }
+        return (nil, true)
+      }
+      if let bad { throw .refcountRange(cluster: bad) }
+      cursor = min(cursor, part.lowerBound)
+      next = part.upperBound
+    }
+  }
+
+  /// The refcount of a host cluster; 0 where no block covers it.
+  func refcount(of cluster: UInt64) async throws(ImageError) -> UInt64 {
+    guard try refcounts.sliceKey(of: cluster) != nil else { return 0 }
+    let order = geometry.refcountOrder
+    return try await withSlice(of: cluster) { [refcounts] bytes in
+      (RefcountWidth.get(bytes, order: order, index: refcounts.indexInSlice(cluster)), false)
+    }
+  }
+
+  private func withSlice<R>(
+    of cluster: UInt64, _ body: (UnsafeMutableRawPointer) -> (R, changed: Bool)
+  ) async throws(ImageError) -> R {
+    guard let key = try refcounts.sliceKey(of: cluster) else {
+      throw .refcountRange(cluster: cluster)
+    }
+    return try await refcounts.cache.withSlice(key, storage: storage, makeRoom: makeRoom, body)
+  }
+}
+
+// MARK: - Growth of the refcount structures
+
+extension ClusterAllocator {
+  /// Makes sure that a refcount block covers `cluster`; call with `mutex` held.
+  ///
+  /// A new block describes itself: it takes the first cluster that it covers, all of which were
+  /// free. The table entry is written after the block, by the flush order.
+  ///
+  /// - Returns: false if the cursor was moved and the caller must look again.
+  private func ensureBlock(for cluster: UInt64) async throws(ImageError) -> Bool {
+    let table = refcounts.table
+    let index = refcounts.tableIndex(of: cluster)
+    guard index < UInt64(table.count) else {
+      try await growTable(toCover: index)
+      return false
+    }
+    if try refcounts.sliceKey(of: cluster) != nil { return true }
+    let block = index << UInt64(geometry.refcountBlockBits)
+    if let limit, block >= limit { throw .noSpace }
+    if let overlap = metadata.firstOverlap(block..<(block + 1)) {
+      throw .overlapsMetadata(cluster: overlap)
+    }
+    let offset = geometry.start(ofHostCluster: block)
+    if block >= freshFrom {
+      freshFrom = block + 1
+    } else {
+      try await storage.writeZeroes(at: offset, length: geometry.clusterSize)
+    }
+    guard refcounts.cache.drop(from: offset, length: geometry.clusterSize) else {
+      throw .overlapsMetadata(cluster: block)
+    }
+    metadata.tables.insert(block)
+    table.store(RefcountTableEntry(block: offset).raw, at: Int(index))
+    let order = geometry.refcountOrder
+    try await withSlice(of: block) { [refcounts] bytes in
+      RefcountWidth.set(bytes, order: order, index: refcounts.indexInSlice(block), value: 1)
+      return ((), true)
+    }
+    return true
+  }
+
+  /// Moves the refcount table to a larger place; call with `mutex` held.
+  ///
+  /// The new table and the blocks that count it go where no block reached before, so nothing in use
+  /// is touched. They are durable before the header points at them; the old table is released once
+  /// the header is durable. A crash before that leaves the old table in force.
+  private func growTable(toCover index: UInt64) async throws(ImageError) {
+    // Entries dirty in the old table must not be lost with it.
+    try await makeRoom()
+    let old = refcounts.table
+    let layout = try RefcountTableLayout(
+      growing: old, toCover: index, geometry: geometry)
+    if let limit, layout.end > limit { throw .noSpace }
+    try await layout.write(old: old, storage: storage, geometry: geometry)
+    try await storage.sync()
+    try await headerEditor.setRefcountTable(
+      at: geometry.start(ofHostCluster: layout.tableStart), clusters: layout.tableClusters)
+    if freshFrom != UInt64.max { freshFrom = max(freshFrom, layout.end) }
+    for block in layout.blocks { metadata.tables.insert(block) }
+    metadata.moveRefcountTable(to: layout.tableStart..<layout.end)
+    let oldStart = geometry.hostCluster(of: old.offset)
+    let oldClusters = geometry.clusters(covering: UInt64(old.count) * 8)
+    refcounts.replaceTable(layout.table(old: old, geometry: geometry))
+    frees.add([ClusterRun(start: oldStart, count: oldClusters, isFresh: false)])
+  }
+}

@@ -1,0 +1,18 @@
+/// Consecutive host clusters that were reserved together.
+struct ClusterRun: Sendable, Equatable {
+  /// The first host cluster.
+  var start: UInt64
+  var count: UInt64
+  /// Nothing was ever written there and the host file reads as zeros: no zeroing is needed.
+  var isFresh: Bool
+
+  var end: UInt64 { start &+ count }
+
+  /// Splits off the first `wanted` clusters, or all if there are fewer.
+  mutating func take(_ wanted: UInt64) -> ClusterRun {
+    let taken = ClusterRun(start: start, count: min(wanted, count), isFresh: isFresh)
+    start &+= taken.count
+    count &-= taken.count
+    return taken
+  }
+}

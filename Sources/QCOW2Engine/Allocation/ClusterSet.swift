@@ -1,0 +1,106 @@
+import BlockCore
+import Synchronization
+
+/// Host clusters that hold active L2 tables or refcount blocks: what data must never overwrite.
+///
+/// Lookups take no lock (the hit path makes one per cluster written); changes do. Open-addressed
+/// with linear probing; a removed cluster leaves a tombstone until the next growth. A table that has
+/// been outgrown stays allocated until the set goes away, since a reader may still be in it.
+final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `lock` orders writers
+  private struct Table {
+    let slots: UnsafeMutablePointer<Atomic<UInt64>>
+    let mask: Int
+  }
+
+  private static let empty: UInt64 = 0
+  private static let tombstone: UInt64 = UInt64.max
+  private let lock = FutexLock(.leaf)
+  private let current: Atomic<UnsafeMutableRawPointer>
+  private var tables: [UnsafeMutablePointer<Table>] = []
+  private var used = 0
+
+  init(minimumCapacity: Int) {
+    let first = Self.makeTable(minimumCapacity * 2)
+    tables.append(first)
+    current = Atomic(UnsafeMutableRawPointer(first))
+  }
+
+  deinit {
+    for table in tables {
+      table.pointee.slots.deallocate()
+      table.deallocate()
+    }
+  }
+
+  private static func makeTable(_ wanted: Int) -> UnsafeMutablePointer<Table> {
+    var size = 64
+    while size < wanted { size *= 2 }
+    let slots = UnsafeMutablePointer<Atomic<UInt64>>.allocate(capacity: size)
+    for index in 0..<size { (slots + index).initialize(to: Atomic(empty)) }
+    let table = UnsafeMutablePointer<Table>.allocate(capacity: 1)
+    table.initialize(to: Table(slots: slots, mask: size - 1))
+    return table
+  }
+
+  @inline(__always) private static func home(_ cluster: UInt64) -> Int {
+    Int(truncatingIfNeeded: (cluster &* 0x9e37_79b9_7f4a_7c15) >> 20)
+  }
+
+  @inline(__always) private var table: Table {
+    current.load(ordering: .acquiring).assumingMemoryBound(to: Table.self).pointee
+  }
+
+  /// Whether `cluster`, a host cluster index above 0, is in the set.
+  @inline(__always) func contains(_ cluster: UInt64) -> Bool {
+    let table = table
+    var position = Self.home(cluster) & table.mask
+    while true {
+      let value = table.slots[position].load(ordering: .relaxed)
+      if value == cluster { return true }
+      if value == Self.empty { return false }
+      position = (position &+ 1) & table.mask
+    }
+  }
+
+  func insert(_ cluster: UInt64) {
+    lock.withLock {
+      if (used + 1) * 2 > table.mask { grow() }
+      if !contains(cluster) { place(cluster, in: table) }
+    }
+  }
+
+  func remove(_ cluster: UInt64) {
+    lock.withLock {
+      let table = table
+      var position = Self.home(cluster) & table.mask
+      while true {
+        let value = table.slots[position].load(ordering: .relaxed)
+        if value == Self.empty { return }
+        if value == cluster { break }
+        position = (position + 1) & table.mask
+      }
+      table.slots[position].store(Self.tombstone, ordering: .relaxed)
+    }
+  }
+
+  private func place(_ cluster: UInt64, in table: Table) {
+    var position = Self.home(cluster) & table.mask
+    while table.slots[position].load(ordering: .relaxed) != Self.empty {
+      position = (position + 1) & table.mask
+    }
+    table.slots[position].store(cluster, ordering: .relaxed)
+    used += 1
+  }
+
+  private func grow() {
+    let old = table
+    let bigger = Self.makeTable((old.mask + 1) * 2)
+    used = 0
+    for index in 0...old.mask {
+      let value = old.slots[index].load(ordering: .relaxed)
+      if value != Self.empty && value != Self.tombstone { place(value, in: bigger.pointee) }
+    }
+    tables.append(bigger)
+    current.store(UnsafeMutableRawPointer(bigger), ordering: .releasing)
+  }
+}

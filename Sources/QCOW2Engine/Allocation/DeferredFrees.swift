@@ -1,0 +1,60 @@
+import BlockCore
+
+/// Host clusters that lost a reference, on their way back to the allocator.
+///
+/// The way has three steps, and none can be skipped (DESIGN.md section 4, rules 2 to 4): *pending*
+/// until the removal of the pointer is durable; *durable* until no request from before that is in
+/// flight; then the refcount goes down, after the hole is punched if it goes to zero. A crash on the
+/// way leaves leaks, never a cluster with two owners.
+final class DeferredFrees: @unchecked Sendable {  // why: `lock` guards all mutable state
+  private let lock = FutexLock(.leaf)
+  private var pending: [ClusterRun] = []
+  private var durable: [(stamp: UInt64, runs: [ClusterRun])] = []
+
+  /// Notes clusters whose pointer has been removed from a dirty table in memory.
+  func add(_ runs: [ClusterRun]) {
+    if runs.isEmpty { return }
+    lock.withLock { for run in runs { append(run) } }
+  }
+
+  private func append(_ run: ClusterRun) {
+    if let last = pending.last, last.end == run.start {
+      pending[pending.count - 1].count += run.count
+    } else {
+      pending.append(run)
+    }
+  }
+
+  /// Starts a flush round: all that is pending now; call before copying any table.
+  func takePending() -> [ClusterRun] {
+    lock.withLock {
+      let taken = pending
+      pending = []
+      return taken
+    }
+  }
+
+  /// The round failed: the removal is not known to be durable.
+  func restorePending(_ runs: [ClusterRun]) { lock.withLock { pending.append(contentsOf: runs) } }
+
+  /// The round succeeded; `stamp` was drawn after it.
+  func becameDurable(_ runs: [ClusterRun], stamp: UInt64) {
+    if runs.isEmpty { return }
+    lock.withLock { durable.append((stamp, runs)) }
+  }
+
+  /// Takes all whose stamp is below `oldest`, the oldest request in flight.
+  func takeMature(before oldest: UInt64) -> [ClusterRun] {
+    lock.withLock {
+      let mature = durable.filter { $0.stamp < oldest }
+      durable.removeAll { $0.stamp < oldest }
+      return mature.flatMap(\.runs)
+    }
+  }
+
+  /// Puts back what could not be finished.
+  func restoreMature(_ runs: [ClusterRun]) { becameDurable(runs, stamp: 0) }
+
+  var isEmpty: Bool { lock.withLock { pending.isEmpty && durable.isEmpty } }
+  var hasDurable: Bool { lock.withLock { !durable.isEmpty } }
+}

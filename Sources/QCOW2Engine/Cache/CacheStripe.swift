@@ -1,0 +1,127 @@
+import BlockCore
+
+/// Where a slot of the cache stands. Life cycle: empty → loading → clean ⇄ dirty → empty.
+enum SlotState: UInt8 {
+  case empty, loading, resident
+}
+
+/// The bookkeeping of one cached slice; its bytes lie in the cache's arena at the slot's number.
+struct CacheSlot {
+  /// The host offset of the slice; valid unless empty.
+  var key: UInt64 = 0
+  var state: SlotState = .empty
+  /// Second chance: set by each use, cleared by the clock hand.
+  var isReferenced = false
+  /// 0 when clean; else the number of the change that dirtied it last.
+  var dirtyGeneration: UInt64 = 0
+}
+
+/// One lock, and the slots and index that it guards.
+///
+/// The index is open-addressed with linear probing and backward-shift deletion, and holds slot
+/// numbers plus one. Nothing here allocates after `init`.
+struct CacheStripe: ~Copyable {
+  let lock = FutexLock(.slice)
+  /// The stripe's first slot in the cache-wide arena.
+  let firstSlot: Int
+  let slotCount: Int
+  let slots: UnsafeMutablePointer<CacheSlot>
+  private let index: UnsafeMutablePointer<UInt32>
+  private let indexMask: Int
+  private var hand = 0
+  private var generation: UInt64 = 0
+  private(set) var dirtyCount = 0
+  var waiters = WaitList()
+
+  init(firstSlot: Int, slotCount: Int) {
+    self.firstSlot = firstSlot
+    self.slotCount = slotCount
+    slots = .allocate(capacity: slotCount)
+    slots.initialize(repeating: CacheSlot(), count: slotCount)
+    var size = 4
+    while size < slotCount * 2 { size *= 2 }
+    index = .allocate(capacity: size)
+    index.initialize(repeating: 0, count: size)
+    indexMask = size - 1
+  }
+
+  deinit {
+    slots.deallocate()
+    index.deallocate()
+  }
+
+  /// The slot that holds `key`, loading or resident; -1 if there is none.
+  @inline(__always) func find(_ key: UInt64, hash: UInt64) -> Int {
+    var position = Int(truncatingIfNeeded: hash) & indexMask
+    while true {
+      let entry = index[position]
+      if entry == 0 { return -1 }
+      if slots[Int(entry) &- 1].key == key { return Int(entry) &- 1 }
+      position = (position &+ 1) & indexMask
+    }
+  }
+
+  /// Takes an empty slot, or a clean one by second chance, for `key`; -1 if all are dirty or loading.
+  mutating func claim(_ key: UInt64, hash: UInt64, hashOf: (UInt64) -> UInt64) -> Int {
+    var steps = slotCount * 2
+    while steps > 0 {
+      let slot = hand
+      hand = hand + 1 == slotCount ? 0 : hand + 1
+      steps -= 1
+      switch slots[slot].state {
+      case .loading: continue
+      case .empty: break
+      case .resident:
+        if slots[slot].dirtyGeneration != 0 { continue }
+        if slots[slot].isReferenced {
+          slots[slot].isReferenced = false
+          continue
+        }
+        remove(slot, hashOf: hashOf)
+      }
+      slots[slot] = CacheSlot(key: key, state: .loading, isReferenced: true)
+      insert(slot, hash: hash)
+      return slot
+    }
+    return -1
+  }
+
+  /// Forgets the slot's slice, which must not be dirty.
+  mutating func remove(_ slot: Int, hashOf: (UInt64) -> UInt64) {
+    assert(slots[slot].dirtyGeneration == 0)
+    var hole = Int(truncatingIfNeeded: hashOf(slots[slot].key)) & indexMask
+    while Int(index[hole]) != slot + 1 { hole = (hole + 1) & indexMask }
+    slots[slot] = CacheSlot()
+    var next = (hole + 1) & indexMask
+    while index[next] != 0 {
+      let home = Int(truncatingIfNeeded: hashOf(slots[Int(index[next]) - 1].key)) & indexMask
+      if (next - home) & indexMask >= (next - hole) & indexMask {
+        index[hole] = index[next]
+        hole = next
+      }
+      next = (next + 1) & indexMask
+    }
+    index[hole] = 0
+  }
+
+  /// Notes a change to the slot; call under the same lock hold as the change itself.
+  @inline(__always) mutating func markDirty(_ slot: Int) {
+    if slots[slot].dirtyGeneration == 0 { dirtyCount &+= 1 }
+    generation &+= 1
+    slots[slot].dirtyGeneration = generation
+  }
+
+  /// Ends a write-back: clean, unless the slice changed after the copy of `generation` was taken.
+  mutating func markWritten(_ slot: Int, key: UInt64, generation: UInt64) {
+    guard slots[slot].key == key, slots[slot].dirtyGeneration == generation, generation != 0
+    else { return }
+    slots[slot].dirtyGeneration = 0
+    dirtyCount -= 1
+  }
+
+  private func insert(_ slot: Int, hash: UInt64) {
+    var position = Int(truncatingIfNeeded: hash) & indexMask
+    while index[position] != 0 { position = (position + 1) & indexMask }
+    index[position] = UInt32(slot + 1)
+  }
+}

@@ -1,0 +1,169 @@
+import BlockCore
+import Synchronization
+
+/// The one place that writes metadata back, and the order in which it does (DESIGN.md section 4, rule 7).
+///
+///     copied   frees → L1 → L2 → refcount table → refcount blocks      (dependents first)
+///     written  refcount blocks | refcount table | L2 | L1 | final sync (dependents last)
+///
+/// `|` is a barrier. Copying dependents before what they depend on makes each round a consistent cut:
+/// whatever an L2 copy points at had its refcount raised before the copy was taken, and that refcount
+/// is copied later. Changes made meanwhile belong to the next round. One round runs at a time;
+/// flushes that arrive during it join the next one.
+final class FlushCoordinator: @unchecked Sendable {  // why: `lock` guards the turn; a round runs alone
+  private enum Turn {
+    case lead
+    case done(ImageError?)
+  }
+
+  private let lock = FutexLock(.flushRound)
+  private var isRunning = false
+  private var waiters: [UnsafeContinuation<Turn, Never>] = []
+
+  private let storage: ImageStorage
+  private let l1: DiskTable
+  private let l2: SliceCache
+  private let refcounts: RefcountStore
+  private let frees: DeferredFrees
+  private let stamps: RequestStamps
+  private let health: ImageHealth
+  private let l2Batch: WriteBackBatch
+  private let refcountBatch: WriteBackBatch
+  /// Rounds completed; for statistics and tests.
+  let rounds = Atomic<UInt64>(0)
+
+  init(
+    storage: ImageStorage, l1: DiskTable, l2: SliceCache, refcounts: RefcountStore,
+    frees: DeferredFrees, stamps: RequestStamps, health: ImageHealth
+  ) {
+    self.storage = storage
+    self.l1 = l1
+    self.l2 = l2
+    self.refcounts = refcounts
+    self.frees = frees
+    self.stamps = stamps
+    self.health = health
+    l2Batch = WriteBackBatch(cache: l2)
+    refcountBatch = WriteBackBatch(cache: refcounts.cache)
+  }
+
+  /// Whether any table in memory is ahead of the host file.
+  var hasDirtySlices: Bool { l2.dirtyCount + refcounts.cache.dirtyCount > 0 }
+
+  /// Makes durable everything that completed before the call; joins a round that has yet to begin.
+  ///
+  /// A failed barrier is sticky: it and all later flushes throw, and metadata stays unwritten.
+  func flush() async throws(ImageError) {
+    guard lock.withLock({ startsNow() }) else { return try await join() }
+    try await lead(served: [])
+  }
+
+  private func startsNow() -> Bool {
+    if isRunning { return false }
+    isRunning = true
+    return true
+  }
+
+  private func join() async throws(ImageError) {
+    let turn = await withUnsafeContinuation { (continuation: UnsafeContinuation<Turn, Never>) in
+      let leads = lock.withLock { () -> Bool in
+        if startsNow() { return true }
+        waiters.append(continuation)
+        return false
+      }
+      if leads { continuation.resume(returning: .lead) }
+    }
+    switch turn {
+    case .done(let error): if let error { throw error }
+    case .lead:
+      // All who waited so far are served by the round that starts now.
+      let served = lock.withLock { () -> [UnsafeContinuation<Turn, Never>] in
+        let taken = waiters
+        waiters = []
+        return taken
+      }
+      try await lead(served: served)
+    }
+  }
+
+  private func lead(served: [UnsafeContinuation<Turn, Never>]) async throws(ImageError) {
+    var failure: ImageError?
+    do { try await round() } catch { failure = error }
+    let next = lock.withLock { () -> UnsafeContinuation<Turn, Never>? in
+      if waiters.isEmpty {
+        isRunning = false
+        return nil
+      }
+      return waiters.removeFirst()
+    }
+    for waiter in served { waiter.resume(returning: .done(failure)) }
+    next?.resume(returning: .lead)
+    if let failure { throw failure }
+  }
+
+  // MARK: A round
+
+  private func round() async throws(ImageError) {
+    try health.requireWrites()
+    let freed = frees.takePending()
+    let l1Sectors = l1.takeDirty()
+    do {
+      try await writeBack(l1Sectors)
+    } catch {
+      frees.restorePending(freed)
+      l1.restoreDirty(l1Sectors)
+      throw error
+    }
+    frees.becameDurable(freed, stamp: stamps.advance())
+    rounds.wrappingAdd(1, ordering: .relaxed)
+  }
+
+  private func writeBack(_ l1Sectors: [TableSector]) async throws(ImageError) {
+    var dirty = l2.dirtyKeys()[...]
+    repeat {
+      l2Batch.take(from: &dirty)
+      let writesMore = !l2Batch.isEmpty || !l1Sectors.isEmpty
+      try await writeRefcounts(before: writesMore)
+      try await l2Batch.write(to: storage)
+    } while !dirty.isEmpty
+    if !l1Sectors.isEmpty {
+      try await barrier()
+      try await write(l1Sectors)
+    }
+    try await barrier()
+  }
+
+  /// Writes refcount blocks, then the refcount table; ends with a barrier if `more` follows.
+  private func writeRefcounts(before more: Bool) async throws(ImageError) {
+    let table = refcounts.table
+    let tableSectors = table.takeDirty()
+    do {
+      var dirty = refcounts.cache.dirtyKeys()[...]
+      while !dirty.isEmpty {
+        refcountBatch.take(from: &dirty)
+        try await refcountBatch.write(to: storage)
+      }
+      if !tableSectors.isEmpty {
+        try await barrier()
+        try await write(tableSectors)
+      }
+      if more { try await barrier() }
+    } catch {
+      table.restoreDirty(tableSectors)
+      throw error
+    }
+  }
+
+  private func write(_ sectors: [TableSector]) async throws(ImageError) {
+    for sector in sectors { try await storage.write(from: sector.buffer.data, at: sector.at) }
+  }
+
+  private func barrier() async throws(ImageError) {
+    // A sync that failed may have dropped pages that a second one would report as written.
+    try health.requireWrites()
+    do { try await storage.sync() } catch {
+      health.noteSyncFailure()
+      throw error
+    }
+  }
+}

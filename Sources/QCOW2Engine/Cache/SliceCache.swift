@@ -1,0 +1,273 @@
+import BlockCore
+import Synchronization
+
+/// The cached parts ("slices") of L2 tables, or of refcount blocks, shared by all workers.
+///
+/// The key is the slice's host offset. Each stripe has one lock; entries are read and changed only
+/// under it, in short synchronous sections, so a slice needs no pin: whoever waited looks it up anew.
+/// Loading is single-flight: the first comer leaves a `loading` slot and reads without the lock,
+/// others wait for the stripe to change. A dirty slice is never evicted; when a stripe has nothing
+/// else left, the caller's `makeRoom` writes back a whole round in order.
+final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable state
+  /// The bytes of a slice: a power of two, at most a cluster.
+  let sliceSize: Int
+  private let sliceBits: UInt64
+  private let stripes: UnsafeMutablePointer<CacheStripe>
+  private let stripeCount: Int
+  private let stripeBits: UInt64
+  private let arena: UnsafeMutableRawPointer
+  /// Slices that are dirty now; read without a lock to see whether a round is due.
+  private let dirtySlices = Atomic<Int>(0)
+  let slotCount: Int
+
+  /// - Parameters:
+  ///   - sliceSize: a power of two, 512 or more.
+  ///   - slots: the number of slices held, at least 1.
+  init(sliceSize: Int, slots: Int) {
+    self.sliceSize = sliceSize
+    sliceBits = UInt64(sliceSize.trailingZeroBitCount)
+    var count = 1
+    while count < 64 && slots / (count * 2) >= 8 { count *= 2 }
+    stripeCount = count
+    stripeBits = UInt64(count.trailingZeroBitCount)
+    let perStripe = max(slots / count, 1)
+    slotCount = perStripe * count
+    stripes = .allocate(capacity: count)
+    for index in 0..<count {
+      (stripes + index).initialize(
+        to: CacheStripe(firstSlot: index * perStripe, slotCount: perStripe))
+    }
+    arena = .allocate(byteCount: slotCount * sliceSize, alignment: 4096)
+  }
+
+  deinit {
+    stripes.deinitialize(count: stripeCount)
+    stripes.deallocate()
+    arena.deallocate()
+  }
+
+  /// The slice that holds the byte at `offset`.
+  @inline(__always) func key(of offset: HostOffset) -> HostOffset {
+    HostOffset(offset.bytes & ~(UInt64(sliceSize) &- 1))
+  }
+
+  @inline(__always) private func hash(_ key: UInt64) -> UInt64 {
+    let mixed = (key >> sliceBits) &* 0x9e37_79b9_7f4a_7c15
+    return mixed ^ (mixed >> 32)
+  }
+
+  @inline(__always) private func stripe(_ hash: UInt64) -> UnsafeMutablePointer<CacheStripe> {
+    stripes + Int(truncatingIfNeeded: (hash >> 40) & (UInt64(stripeCount) &- 1))
+  }
+
+  @inline(__always) private func bytes(
+    _ stripe: UnsafeMutablePointer<CacheStripe>, _ slot: Int
+  ) -> UnsafeMutableRawPointer {
+    arena + (stripe.pointee.firstSlot &+ slot) &* sliceSize
+  }
+
+  /// The number of dirty slices at some recent moment.
+  var dirtyCount: Int { dirtySlices.load(ordering: .relaxed) }
+
+  /// Reads a resident slice under its lock; nil if it is not there. Never waits.
+  @inline(__always) func withResident<R>(
+    _ key: HostOffset, _ body: (UnsafeRawPointer) -> R
+  ) -> R? {
+    let hash = hash(key.bytes)
+    let stripe = stripe(hash)
+    stripe.pointee.lock.lock()
+    defer { stripe.pointee.lock.unlock() }
+    let slot = stripe.pointee.find(key.bytes, hash: hash)
+    guard slot >= 0, stripe.pointee.slots[slot].state == .resident else { return nil }
+    stripe.pointee.slots[slot].isReferenced = true
+    return body(UnsafeRawPointer(bytes(stripe, slot)))
+  }
+
+  /// Runs `body` on the slice under its stripe's lock, loading it first if need be.
+  ///
+  /// `body` changes entries through the pointer and returns whether it did: the slice becomes dirty
+  /// in the same lock hold, so no write-back can fall between a change and its mark [ORD-4].
+  ///
+  /// - Throws: what `storage` throws while loading, or `makeRoom` while writing back.
+  func withSlice<R>(
+    _ key: HostOffset, storage: ImageStorage,
+    makeRoom: () async throws(ImageError) -> Void,
+    _ body: (UnsafeMutableRawPointer) -> (R, changed: Bool)
+  ) async throws(ImageError) -> R {
+    while true {
+      switch lookUp(key, body) {
+      case .done(let result): return result
+      case .load(let slot):
+        do { try await load(key, slot, storage) } catch {
+          abandon(key, slot)
+          throw error
+        }
+        return finishLoading(key, slot, body)
+      case .wait(let version): await waitForChange(key, since: version)
+      case .full: try await makeRoom()
+      }
+    }
+  }
+
+  private enum LookUp<R> {
+    case done(R)
+    case load(slot: Int)
+    case wait(version: UInt64)
+    case full
+  }
+
+  private func lookUp<R>(
+    _ key: HostOffset, _ body: (UnsafeMutableRawPointer) -> (R, changed: Bool)
+  ) -> LookUp<R> {
+    let hash = hash(key.bytes)
+    let stripe = stripe(hash)
+    stripe.pointee.lock.lock()
+    defer { stripe.pointee.lock.unlock() }
+    let found = stripe.pointee.find(key.bytes, hash: hash)
+    if found >= 0 {
+      guard stripe.pointee.slots[found].state == .resident else {
+        return .wait(version: stripe.pointee.waiters.version)
+      }
+      return .done(run(body, stripe, found))
+    }
+    let slot = stripe.pointee.claim(key.bytes, hash: hash, hashOf: self.hash)
+    if slot >= 0 { return .load(slot: slot) }
+    let hasDirty = stripe.pointee.dirtyCount > 0
+    return hasDirty ? .full : .wait(version: stripe.pointee.waiters.version)
+  }
+
+  /// Runs `body` on a resident slot; call under the lock.
+  private func run<R>(
+    _ body: (UnsafeMutableRawPointer) -> (R, changed: Bool),
+    _ stripe: UnsafeMutablePointer<CacheStripe>, _ slot: Int
+  ) -> R {
+    let (result, changed) = body(bytes(stripe, slot))
+    stripe.pointee.slots[slot].isReferenced = true
+    if changed {
+      if stripe.pointee.slots[slot].dirtyGeneration == 0 {
+        dirtySlices.wrappingAdd(1, ordering: .relaxed)
+      }
+      stripe.pointee.markDirty(slot)
+    }
+    return result
+  }
+
+  /// Reads the slice into a slot that only this task may touch while it is `loading`.
+  private func load(
+    _ key: HostOffset, _ slot: Int, _ storage: ImageStorage
+  ) async throws(ImageError) {
+    let memory = bytes(stripe(hash(key.bytes)), slot)
+    try await storage.read(into: DataBuffer(memory: memory, count: sliceSize), at: key)
+  }
+
+  private func finishLoading<R>(
+    _ key: HostOffset, _ slot: Int, _ body: (UnsafeMutableRawPointer) -> (R, changed: Bool)
+  ) -> R {
+    let stripe = stripe(hash(key.bytes))
+    let (result, waiters) = stripe.pointee.lock.withLock {
+      stripe.pointee.slots[slot].state = .resident
+      return (run(body, stripe, slot), stripe.pointee.waiters.takeAll())
+    }
+    for waiter in waiters { waiter.resume() }
+    return result
+  }
+
+  private func abandon(_ key: HostOffset, _ slot: Int) {
+    let stripe = stripe(hash(key.bytes))
+    let waiters = stripe.pointee.lock.withLock {
+      stripe.pointee.remove(slot, hashOf: hash)
+      return stripe.pointee.waiters.takeAll()
+    }
+    for waiter in waiters { waiter.resume() }
+  }
+
+  private func waitForChange(_ key: HostOffset, since version: UInt64) async {
+    let stripe = stripe(hash(key.bytes))
+    await withUnsafeContinuation { continuation in
+      let waits = stripe.pointee.lock.withLock {
+        stripe.pointee.waiters.add(continuation, ifStill: version)
+      }
+      if !waits { continuation.resume() }
+    }
+  }
+
+  /// Forgets clean slices of a cluster that is about to become a table anew.
+  ///
+  /// - Returns: false if one of them is dirty or loading, which means that the cluster is in use.
+  func drop(from start: HostOffset, length: UInt64) -> Bool {
+    var key = start.bytes
+    while key < start.bytes &+ length {
+      let hash = hash(key)
+      let stripe = stripe(hash)
+      let dropped = stripe.pointee.lock.withLock { () -> Bool in
+        let slot = stripe.pointee.find(key, hash: hash)
+        if slot < 0 { return true }
+        guard stripe.pointee.slots[slot].state == .resident,
+          stripe.pointee.slots[slot].dirtyGeneration == 0
+        else { return false }
+        stripe.pointee.remove(slot, hashOf: self.hash)
+        return true
+      }
+      if !dropped { return false }
+      key &+= UInt64(sliceSize)
+    }
+    return true
+  }
+}
+
+// MARK: - Write-back
+
+/// A dirty slice found by ``SliceCache/dirtyKeys()``.
+struct DirtySlice: Sendable {
+  let key: UInt64
+  let stripe: Int32
+  let slot: Int32
+  /// Filled by ``SliceCache/copy(_:to:)``.
+  var generation: UInt64 = 0
+}
+
+extension SliceCache {
+  /// All slices that are dirty now, in order of host offset.
+  func dirtyKeys() -> [DirtySlice] {
+    var found: [DirtySlice] = []
+    found.reserveCapacity(dirtyCount)
+    for number in 0..<stripeCount {
+      let stripe = stripes + number
+      stripe.pointee.lock.withLock {
+        guard stripe.pointee.dirtyCount > 0 else { return }
+        for slot in 0..<stripe.pointee.slotCount
+        where stripe.pointee.slots[slot].dirtyGeneration != 0 {
+          let key = stripe.pointee.slots[slot].key
+          found.append(DirtySlice(key: key, stripe: Int32(number), slot: Int32(slot)))
+        }
+      }
+    }
+    found.sort { $0.key < $1.key }
+    return found
+  }
+
+  /// Copies a dirty slice to `target` and notes which generation the copy is.
+  func copy(_ slice: inout DirtySlice, to target: UnsafeMutableRawPointer) {
+    let stripe = stripes + Int(slice.stripe)
+    let slot = Int(slice.slot)
+    slice.generation = stripe.pointee.lock.withLock {
+      target.copyMemory(from: bytes(stripe, slot), byteCount: sliceSize)
+      return stripe.pointee.slots[slot].dirtyGeneration
+    }
+  }
+
+  /// Ends the write-back of copied slices: clean, unless changed since.
+  func markWritten(_ slices: ArraySlice<DirtySlice>) {
+    for slice in slices {
+      let stripe = stripes + Int(slice.stripe)
+      let (cleaned, waiters) = stripe.pointee.lock.withLock {
+        let before = stripe.pointee.dirtyCount
+        stripe.pointee.markWritten(
+          Int(slice.slot), key: slice.key, generation: slice.generation)
+        return (before != stripe.pointee.dirtyCount, stripe.pointee.waiters.takeAll())
+      }
+      if cleaned { dirtySlices.wrappingSubtract(1, ordering: .relaxed) }
+      for waiter in waiters { waiter.resume() }
+    }
+  }
+}

@@ -1,0 +1,169 @@
+package import BlockCore
+import QCOW2Format
+
+/// What `open` has gathered, ready to be made into an ``Image``.
+struct ImageParts {
+  let header: Header
+  let options: ImageOptions
+  let storage: ImageStorage
+  let l1: DiskTable
+  let l2: SliceCache
+  let allocator: ClusterAllocator
+  let metadata: MetadataMap
+  let frees: DeferredFrees
+  let headerEditor: HeaderEditor
+}
+
+extension Image {
+  /// Opens the image in `file`, which must be locked by the caller.
+  ///
+  /// Everything is checked before anything is allocated or written. A writable open clears the
+  /// autoclear bits, durably, since nothing that they vouch for is kept up to date here.
+  ///
+  /// - Throws: ``ImageError/format(_:)`` or ``ImageError/unsupported(_:)`` with the file untouched.
+  package static func open(
+    _ file: any HostFile, options: ImageOptions
+  ) async throws(ImageError) -> Image {
+    let storage = ImageStorage(file: file)
+    let length = try await storage.length()
+    let header = try await readHeader(storage, fileLength: length)
+    try requireSupported(header, options)
+    let l1 = try await readTable(
+      storage, at: header.l1TableOffset, count: Int(header.l1Size))
+    let refcountTable = try await readTable(
+      storage, at: header.refcountTableOffset,
+      count: Int(header.refcountTableClusters) << Int(header.clusterBits) / 8)
+    let metadata = makeMetadataMap(header, l1, refcountTable)
+    try await requireNoCompression(header, l1, storage)
+    let parts = assemble(
+      header, options, storage, l1: l1, refcountTable: refcountTable, metadata: metadata,
+      fileLength: length)
+    if !options.readOnly && !header.autoclear.isEmpty {
+      try await parts.headerEditor.clearAutoclear()
+    }
+    return Image(parts)
+  }
+
+  private static func readHeader(
+    _ storage: ImageStorage, fileLength: UInt64
+  ) async throws(ImageError) -> Header {
+    let buffer = IOBuffer(count: 512)
+    try await storage.read(into: buffer.data, at: HostOffset(0))
+    let available = Int(min(fileLength, UInt64(buffer.count)))
+    do {
+      let header = try Header(
+        parsing: UnsafeRawBufferPointer(start: buffer.base, count: available))
+      try header.validate(fileLength: fileLength)
+      return header
+    } catch {
+      throw .format(error)
+    }
+  }
+
+  private static func requireSupported(
+    _ header: Header, _ options: ImageOptions
+  ) throws(ImageError) {
+    if header.backingFileOffset != 0 { throw .unsupported(.backingFile) }
+    if header.cryptMethod != 0 { throw .unsupported(.encryption) }
+    if header.incompatible.contains(.externalDataFile) { throw .unsupported(.externalDataFile) }
+    if header.incompatible.contains(.extendedL2) { throw .unsupported(.extendedL2) }
+    if header.incompatible.contains(.compressionType) { throw .unsupported(.compression) }
+    if options.readOnly { return }
+    if header.incompatible.contains(.corrupt) { throw .markedCorrupt }
+    if header.incompatible.contains(.dirty) { throw .markedDirty }
+  }
+
+  private static func readTable(
+    _ storage: ImageStorage, at offset: UInt64, count: Int
+  ) async throws(ImageError) -> DiskTable {
+    let buffer = IOBuffer(count: (count * 8 + 511) & ~511)
+    if count > 0 { try await storage.read(into: buffer.data, at: HostOffset(offset)) }
+    return DiskTable(
+      offset: HostOffset(offset),
+      bytes: UnsafeRawBufferPointer(start: buffer.base, count: buffer.count), count: count)
+  }
+
+  private static func makeMetadataMap(
+    _ header: Header, _ l1: DiskTable, _ refcountTable: DiskTable
+  ) -> MetadataMap {
+    let geometry = header.geometry
+    func clusters(_ offset: UInt64, _ bytes: UInt64) -> Range<UInt64> {
+      let first = offset >> UInt64(geometry.clusterBits)
+      return first..<(first + geometry.clusters(covering: bytes))
+    }
+    var fixed: [Range<UInt64>] = [0..<1]
+    if header.l1Size > 0 {
+      fixed.append(clusters(header.l1TableOffset, UInt64(header.l1Size) * 8))
+    }
+    if header.snapshotCount > 0 { fixed.append(clusters(header.snapshotsOffset, 1)) }
+    let map = MetadataMap(
+      fixed: fixed,
+      refcountTable: clusters(header.refcountTableOffset, UInt64(refcountTable.count) * 8),
+      expectedTables: l1.count + 64)
+    for index in 0..<l1.count {
+      if let table = L1Entry(raw: l1.load(index)).l2Table {
+        map.tables.insert(geometry.hostCluster(of: table))
+      }
+    }
+    for index in 0..<refcountTable.count {
+      if let block = RefcountTableEntry(raw: refcountTable.load(index)).block {
+        map.tables.insert(geometry.hostCluster(of: block))
+      }
+    }
+    return map
+  }
+
+  /// Refuses an image with compressed clusters; also finds L2 tables that cannot be read.
+  private static func requireNoCompression(
+    _ header: Header, _ l1: DiskTable, _ storage: ImageStorage
+  ) async throws(ImageError) {
+    let geometry = header.geometry
+    let buffer = IOBuffer(count: Int(geometry.clusterSize))
+    for index in 0..<l1.count {
+      let entry = L1Entry(raw: l1.load(index))
+      try L2Tables.check(entry, index: index, geometry)
+      guard let table = entry.l2Table else { continue }
+      try await storage.read(into: buffer.data, at: table)
+      for position in 0..<Int(geometry.l2Entries)
+      where L2Entry(raw: buffer.base.be64(position * 8)).kind(hasZeroFlag: true) == .compressed {
+        throw .unsupported(.compression)
+      }
+    }
+  }
+
+  private static func assemble(
+    _ header: Header, _ options: ImageOptions, _ storage: ImageStorage, l1: DiskTable,
+    refcountTable: DiskTable, metadata: MetadataMap, fileLength: UInt64
+  ) -> ImageParts {
+    let geometry = header.geometry
+    let sliceSize = Int(min(geometry.clusterSize, 4096))
+    let refcounts = RefcountStore(
+      geometry: geometry, table: refcountTable,
+      cache: SliceCache(sliceSize: sliceSize, slots: refcountSlots(options, sliceSize)))
+    let frees = DeferredFrees()
+    let editor = HeaderEditor(storage: storage, header: header)
+    let allocator = ClusterAllocator(
+      refcounts: refcounts, storage: storage, metadata: metadata, headerEditor: editor,
+      frees: frees, fileLength: fileLength)
+    return ImageParts(
+      header: header, options: options, storage: storage, l1: l1,
+      l2: SliceCache(
+        sliceSize: sliceSize, slots: l2Slots(header, options, sliceSize)),
+      allocator: allocator, metadata: metadata, frees: frees, headerEditor: editor)
+  }
+
+  /// Slots for every L2 slice of the disk, up to the budget.
+  private static func l2Slots(
+    _ header: Header, _ options: ImageOptions, _ sliceSize: Int
+  ) -> Int {
+    if let bytes = options.cacheBytes { return max(bytes / sliceSize, 1) }
+    let geometry = header.geometry
+    let tableBytes = UInt64(header.l1Size) << UInt64(geometry.clusterBits)
+    return Int(min(tableBytes, 32 << 20)) / sliceSize + 8
+  }
+
+  private static func refcountSlots(_ options: ImageOptions, _ sliceSize: Int) -> Int {
+    if let bytes = options.cacheBytes { return max(bytes / sliceSize / 4, 1) }
+    return (4 << 20) / sliceSize
+  }
+}

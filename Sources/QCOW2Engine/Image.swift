@@ -1,0 +1,130 @@
+import BlockCore
+package import QCOW2Format
+import Synchronization
+
+/// An open qcow2 image: guest requests in, host I/O out, from any number of workers at once.
+///
+/// Workers share the L1 table, the slice caches, the allocator, the in-flight table and the flush
+/// coordinator; each has an arena of host clusters of its own. Lock order: flush round → allocator →
+/// in-flight stripe → slice stripe → leaf; no lock is held across I/O.
+package final class Image: BlockTarget {
+  package let geometry: ClusterGeometry
+  /// The header as it was when the image was opened.
+  package let header: Header
+  package let options: ImageOptions
+  let storage: ImageStorage
+  let slices: SliceGeometry
+  let tables: L2Tables
+  let allocator: ClusterAllocator
+  let arenas: WorkerArenas
+  let metadata: MetadataMap
+  let frees: DeferredFrees
+  let stamps: RequestStamps
+  let health: ImageHealth
+  let flusher: FlushCoordinator
+  let headerEditor: HeaderEditor
+  /// Guest clusters whose mapping is being changed.
+  let inFlight: InFlightRanges
+  let maturing = AsyncMutex()
+  /// Zeros to write from.
+  let zeroes = IOBuffer(count: 64 << 10)
+  /// When the oldest change not yet written back was made, in milliseconds; 0 when there is none.
+  let dirtySince = Atomic<UInt64>(0)
+
+  var l2: SliceCache { tables.cache }
+
+  init(_ parts: ImageParts) {
+    geometry = parts.header.geometry
+    header = parts.header
+    options = parts.options
+    storage = parts.storage
+    slices = SliceGeometry(cluster: geometry, sliceSize: parts.l2.sliceSize)
+    allocator = parts.allocator
+    metadata = parts.metadata
+    frees = parts.frees
+    headerEditor = parts.headerEditor
+    health = ImageHealth()
+    stamps = RequestStamps(
+      workers: options.workers, slotsPerWorker: options.slotsPerWorker)
+    arenas = WorkerArenas(
+      workers: options.workers, clusterSize: geometry.clusterSize, allocator: allocator)
+    tables = L2Tables(
+      l1: parts.l1, cache: parts.l2, geometry: geometry, storage: storage, arenas: arenas,
+      metadata: metadata, frees: frees)
+    inFlight = InFlightRanges(groupBits: slices.entryBits)
+    flusher = FlushCoordinator(
+      storage: storage, l1: parts.l1, l2: parts.l2, refcounts: allocator.refcounts, frees: frees,
+      stamps: stamps, health: health)
+    let flusher = self.flusher
+    allocator.makeRoom = { () async throws(ImageError) in try await flusher.flush() }
+  }
+
+  /// The virtual size in bytes, down to whole 512-byte sectors.
+  package var size: UInt64 { header.size & ~511 }
+
+  /// Makes durable every write that completed before the call.
+  package func flush() async throws(ImageError) {
+    if options.readOnly { return }
+    dirtySince.store(0, ordering: .relaxed)
+    try await flusher.flush()
+  }
+
+  /// One step of background work: writes back what has been dirty for too long, then returns freed
+  /// clusters to the allocator. Failures stick in the image's health and show in the next flush.
+  package func maintain() async {
+    if options.readOnly || !health.allowsWrites { return }
+    let since = dirtySince.load(ordering: .relaxed)
+    let age = UInt64(options.dirtyAgeMilliseconds)
+    if since != 0 && MonotonicClock.milliseconds() &- since >= age { try? await flush() }
+    if maturing.tryAcquire() {
+      defer { maturing.release() }
+      _ = try? await returnMatureClusters()
+    }
+  }
+
+  /// Writes everything back and gives reserved and freed clusters up; no request may be running.
+  ///
+  /// - Throws: the first failure; the image is then as after a crash: leaks at worst.
+  package func close() async throws(ImageError) {
+    if options.readOnly { return }
+    try await flush()
+    await maturing.acquire()
+    defer { maturing.release() }
+    while !frees.isEmpty {
+      try await returnMatureClusters()
+      try await flusher.flush()
+    }
+    try await arenas.returnAll()
+    try await flusher.flush()
+  }
+
+  /// Notes that some table in memory is ahead of the host file.
+  func noteDirty() {
+    if dirtySince.load(ordering: .relaxed) == 0 {
+      dirtySince.store(MonotonicClock.milliseconds(), ordering: .relaxed)
+    }
+  }
+
+  private func returnMatureClusters() async throws(ImageError) {
+    let mature = frees.takeMature(before: stamps.oldest())
+    var done = 0
+    do {
+      for run in mature {
+        try await allocator.release(run, punch: options.discardsToHost)
+        done += 1
+      }
+    } catch {
+      // What was half released stays leaked: counting it down twice would be worse.
+      frees.restoreMature(Array(mature[min(done + 1, mature.count)...]))
+      await report(error)
+      throw error
+    }
+    if !mature.isEmpty { noteDirty() }
+  }
+
+  /// Acts on a failure: corruption stops all writing and is marked in the header.
+  func report(_ error: ImageError) async {
+    guard error.isCorruption, !options.readOnly, health.noteCorruption() else { return }
+    try? await headerEditor.markCorrupt()
+  }
+}

@@ -1,0 +1,17 @@
+/// How an image is opened for serving.
+package struct ImageOptions: Sendable {
+  /// Nothing is written, and features that only matter to writers are no obstacle.
+  package var readOnly = false
+  /// Worker numbers passed to requests are below this.
+  package var workers = 1
+  /// Slot numbers passed to requests are below this.
+  package var slotsPerWorker = 128
+  /// Memory for L2 slices in bytes; nil: what the whole disk needs, at most 32 MiB.
+  package var cacheBytes: Int?
+  /// Metadata is written back when it has been dirty for this long.
+  package var dirtyAgeMilliseconds = 1000
+  /// Freed clusters are punched out of the host file.
+  package var discardsToHost = true
+
+  package init() {}
+}

@@ -1,0 +1,112 @@
+import BlockCore
+import QCOW2Format
+
+/// Finds L2 tables through the L1 table, and makes them writable: allocated, and shared with nobody.
+final class L2Tables: @unchecked Sendable {  // why: constants and types that guard themselves
+  let l1: DiskTable
+  let cache: SliceCache
+  private let geometry: ClusterGeometry
+  private let storage: ImageStorage
+  private let arenas: WorkerArenas
+  private let metadata: MetadataMap
+  private let frees: DeferredFrees
+  private let inFlight = InFlightRanges(groupBits: 0)
+
+  init(
+    l1: DiskTable, cache: SliceCache, geometry: ClusterGeometry, storage: ImageStorage,
+    arenas: WorkerArenas, metadata: MetadataMap, frees: DeferredFrees
+  ) {
+    self.l1 = l1
+    self.cache = cache
+    self.geometry = geometry
+    self.storage = storage
+    self.arenas = arenas
+    self.metadata = metadata
+    self.frees = frees
+  }
+
+  /// The L1 entry at `index`, checked.
+  func entry(_ index: Int) throws(ImageError) -> L1Entry {
+    let entry = L1Entry(raw: l1.load(index))
+    try Self.check(entry, index: index, geometry)
+    return entry
+  }
+
+  /// Throws if the entry breaks the format.
+  static func check(
+    _ entry: L1Entry, index: Int, _ geometry: ClusterGeometry
+  ) throws(ImageError) {
+    let problem: OffsetProblem? =
+      entry.hasReservedBits
+      ? .reservedBits
+      : (entry.l2Table?.bytes ?? 0) & geometry.clusterMask != 0 ? .unaligned : nil
+    if let problem {
+      throw .format(
+        .badEntry(name: "L1 entry", index: UInt64(index), value: entry.raw, problem: problem))
+    }
+  }
+
+  /// The L2 table for `index`, ready to be changed in place.
+  ///
+  /// A missing table is allocated and reads as all unallocated; a shared one (not COPIED) is copied,
+  /// and its old place loses a reference once the new L1 entry is durable. A crash before that
+  /// leaks the new cluster.
+  func writableTable(_ index: Int, worker: Int) async throws(ImageError) -> HostOffset {
+    if let table = try writableNow(index) { return table }
+    let range = UInt64(index)..<(UInt64(index) + 1)
+    await inFlight.acquire(range)
+    defer { inFlight.release(range) }
+    if let table = try writableNow(index) { return table }
+    let old = try entry(index).l2Table
+    let run = try await arenas.take(upTo: 1, worker: worker)
+    let table = geometry.start(ofHostCluster: run.start)
+    do {
+      try await initialize(table, isFresh: run.isFresh, from: old)
+    } catch {
+      frees.add([run])
+      throw error
+    }
+    metadata.tables.insert(run.start)
+    l1.store(L1Entry(l2Table: table, copied: true).raw, at: index)
+    if let old {
+      let cluster = geometry.hostCluster(of: old)
+      metadata.tables.remove(cluster)
+      frees.add([ClusterRun(start: cluster, count: 1, isFresh: false)])
+    }
+    return table
+  }
+
+  private func writableNow(_ index: Int) throws(ImageError) -> HostOffset? {
+    let entry = try entry(index)
+    return entry.isCopied ? entry.l2Table : nil
+  }
+
+  private func initialize(
+    _ table: HostOffset, isFresh: Bool, from old: HostOffset?
+  ) async throws(ImageError) {
+    // Slices left over from an earlier life of this cluster must not be taken for the new table's.
+    guard cache.drop(from: table, length: geometry.clusterSize) else {
+      throw .overlapsMetadata(cluster: geometry.hostCluster(of: table))
+    }
+    if let old {
+      // A shared table is never changed in place, so the host file has its current contents.
+      try await copyHostBytes(from: old, to: table, length: geometry.clusterSize, storage: storage)
+    } else if !isFresh {
+      try await storage.writeZeroes(at: table, length: geometry.clusterSize)
+    }
+  }
+}
+
+/// Copies host bytes through a buffer of at most 64 KiB; bytes beyond the end of the file are zeros.
+func copyHostBytes(
+  from source: HostOffset, to target: HostOffset, length: UInt64, storage: ImageStorage
+) async throws(ImageError) {
+  let buffer = IOBuffer(count: Int(min(length, 64 << 10)))
+  var done: UInt64 = 0
+  while done < length {
+    let part = buffer.data.slice(0, Int(min(length - done, UInt64(buffer.count))))
+    try await storage.read(into: part, at: source + done)
+    try await storage.write(from: part, at: target + done)
+    done += UInt64(part.count)
+  }
+}

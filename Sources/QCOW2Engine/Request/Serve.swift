@@ -1,0 +1,91 @@
+package import BlockCore
+import QCOW2Format
+
+// The slow path: whole requests, suspending as needed.
+
+extension Image {
+  package func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> Errno? {
+    do throws(ImageError) {
+      guard inBounds(request) else { throw .badRequest }
+      if request.operation == .flush {
+        try await flush()
+        return nil
+      }
+      stamps.enter(worker: worker, slot: slot)
+      defer { stamps.exit(worker: worker, slot: slot) }
+      try await carryOut(request, worker: worker)
+      if request.isFUA { try await flush() }
+      return nil
+    } catch {
+      await report(error)
+      return error.errno
+    }
+  }
+
+  private func carryOut(_ request: BlockRequest, worker: Int) async throws(ImageError) {
+    if request.operation != .read {
+      if options.readOnly { throw .readOnly }
+      try health.requireWrites()
+    }
+    switch request.operation {
+    case .read: try await read(request)
+    case .write: try await write(request, worker: worker)
+    case .discard: try await discard(request, worker: worker)
+    case .writeZeroes: try await zero(request, worker: worker)
+    case .flush: break
+    }
+  }
+
+  /// Looks at, or changes, the entries of `part` in its slice of the L2 table at `table`.
+  func withEntries<R>(
+    _ part: SlicePart, table: HostOffset, _ body: (inout SliceEntries) -> R
+  ) async throws(ImageError) -> R {
+    let flusher = self.flusher
+    let makeRoom = { () async throws(ImageError) in try await flusher.flush() }
+    return try await l2.withSlice(
+      table + part.sliceOffset, storage: storage, makeRoom: makeRoom
+    ) { bytes in
+      var entries = SliceEntries(
+        bytes: bytes, first: part.firstEntry, count: part.clusters.count)
+      let result = body(&entries)
+      return (result, entries.isChanged)
+    }
+  }
+
+  /// Throws if a data entry cannot be used.
+  func check(_ entry: L2Entry, cluster: UInt64) throws(ImageError) {
+    if entry.raw & geometry.clusterMask & ~0x1ff != 0
+      && entry.kind(hasZeroFlag: header.hasZeroFlag) != .compressed
+    {
+      throw .format(
+        .badEntry(
+          name: "L2 entry of guest cluster", index: cluster, value: entry.raw,
+          problem: .unaligned))
+    }
+    if entry.kind(hasZeroFlag: header.hasZeroFlag) == .compressed {
+      throw .unsupported(.compression)
+    }
+  }
+}
+
+/// The entries of one ``SlicePart``, in the cache, under the stripe's lock.
+struct SliceEntries {
+  private let bytes: UnsafeMutableRawPointer
+  private let first: Int
+  let count: Int
+  private(set) var isChanged = false
+
+  init(bytes: UnsafeMutableRawPointer, first: Int, count: Int) {
+    self.bytes = bytes
+    self.first = first
+    self.count = count
+  }
+
+  subscript(index: Int) -> L2Entry {
+    get { L2Entry(raw: bytes.be64((first &+ index) &* 8)) }
+    set {
+      bytes.storeBE64(newValue.raw, (first &+ index) &* 8)
+      isChanged = true
+    }
+  }
+}

@@ -1,0 +1,48 @@
+import BlockCore
+
+/// Mutual exclusion that may be held across I/O: waiters suspend, no thread ever blocks.
+///
+/// First come, first served. The owner hands over directly to the next waiter, which resumes on its
+/// own worker.
+final class AsyncMutex: @unchecked Sendable {  // why: `held` and `waiters` are guarded by `lock`
+  private let lock = FutexLock(.leaf)
+  private var held = false
+  private var waiters: [UnsafeContinuation<Void, Never>] = []
+
+  /// Takes the mutex, suspending while another task has it.
+  func acquire() async {
+    if tryAcquire() { return }
+    await withUnsafeContinuation { continuation in
+      let acquired = lock.withLock { () -> Bool in
+        if !held {
+          held = true
+          return true
+        }
+        waiters.append(continuation)
+        return false
+      }
+      if acquired { continuation.resume() }
+    }
+  }
+
+  /// Takes the mutex if it is free.
+  func tryAcquire() -> Bool {
+    lock.withLock {
+      if held { return false }
+      held = true
+      return true
+    }
+  }
+
+  /// Gives the mutex to the longest waiter, or frees it.
+  func release() {
+    let next = lock.withLock { () -> UnsafeContinuation<Void, Never>? in
+      if waiters.isEmpty {
+        held = false
+        return nil
+      }
+      return waiters.removeFirst()
+    }
+    next?.resume()
+  }
+}

@@ -1,0 +1,57 @@
+import BlockCore
+import QCOW2Format
+
+/// Changes single fields of the header on the host file; everything else keeps its bytes.
+///
+/// Each edit reads the first sector, changes one field inside it, writes the sector (atomic on every
+/// disk) and makes it durable.
+final class HeaderEditor: @unchecked Sendable {  // why: `mutex` guards the header copy
+  private let storage: ImageStorage
+  private let mutex = AsyncMutex()
+  private var header: Header
+
+  init(storage: ImageStorage, header: Header) {
+    self.storage = storage
+    self.header = header
+  }
+
+  /// Points the header at another refcount table: offset and size in one sector write.
+  func setRefcountTable(at offset: HostOffset, clusters: UInt64) async throws(ImageError) {
+    try await edit { sector, header in
+      sector.storeBE64(offset.bytes, Header.Field.refcountTableOffset)
+      sector.storeBE32(UInt32(clusters), Header.Field.refcountTableClusters)
+      header.refcountTableOffset = offset.bytes
+      header.refcountTableClusters = UInt32(clusters)
+    }
+  }
+
+  /// Marks the image corrupt; version 2 has no such bit.
+  func markCorrupt() async throws(ImageError) {
+    try await edit { sector, header in
+      guard header.version >= 3 else { return }
+      header.incompatible.insert(.corrupt)
+      sector.storeBE64(header.incompatible.rawValue, Header.Field.incompatible)
+    }
+  }
+
+  /// Clears all autoclear bits: nothing that they vouch for is kept up to date here.
+  func clearAutoclear() async throws(ImageError) {
+    try await edit { sector, header in
+      guard header.version >= 3 else { return }
+      header.autoclear = []
+      sector.storeBE64(0, Header.Field.autoclear)
+    }
+  }
+
+  private func edit(
+    _ change: (UnsafeMutableRawPointer, inout Header) -> Void
+  ) async throws(ImageError) {
+    await mutex.acquire()
+    defer { mutex.release() }
+    let sector = IOBuffer(count: 512)
+    try await storage.read(into: sector.data, at: HostOffset(0))
+    change(sector.base, &header)
+    try await storage.write(from: sector.data, at: HostOffset(0))
+    try await storage.sync()
+  }
+}

@@ -1,0 +1,44 @@
+import BlockCore
+import QCOW2Format
+
+/// The host file of an image, with errors that say what was done where.
+struct ImageStorage: Sendable {
+  let file: any HostFile
+
+  func read(into buffer: DataBuffer, at offset: HostOffset) async throws(ImageError) {
+    do { try await file.read(into: buffer, at: offset) } catch {
+      throw .io(.read, at: offset, error)
+    }
+  }
+
+  func fillWithZeroes(_ buffer: DataBuffer) async throws(ImageError) {
+    do { try await file.fillWithZeroes(buffer) } catch {
+      throw .io(.read, at: HostOffset(0), error)
+    }
+  }
+
+  func write(from buffer: DataBuffer, at offset: HostOffset) async throws(ImageError) {
+    do { try await file.write(from: buffer, at: offset) } catch {
+      throw .io(.write, at: offset, error)
+    }
+  }
+
+  func writeZeroes(at offset: HostOffset, length: UInt64) async throws(ImageError) {
+    do { try await file.writeZeroes(at: offset, length: length) } catch {
+      throw .io(.zero, at: offset, error)
+    }
+  }
+
+  /// A hint to the host; its failure changes nothing that the image promises.
+  func punchHole(at offset: HostOffset, length: UInt64) async {
+    try? await file.punchHole(at: offset, length: length)
+  }
+
+  func sync() async throws(ImageError) {
+    do { try await file.sync() } catch { throw .io(.sync, at: HostOffset(0), error) }
+  }
+
+  func length() async throws(ImageError) -> UInt64 {
+    do { return try await file.length() } catch { throw .io(.length, at: HostOffset(0), error) }
+  }
+}

@@ -1,0 +1,51 @@
+import Synchronization
+
+/// Which requests are in flight, and since when: what keeps a freed host cluster from being reused
+/// while a transfer to it may still run (DESIGN.md section 4, rule 4).
+///
+/// Each request owns one word: 0 while idle, else the clock's value from before it looked at any
+/// mapping. A cluster whose pointer was removed before the clock read F can be reused when every
+/// word is 0 or above F: a request that saw the old pointer carries a stamp of at most F.
+/// Entering costs the hit path one load and one store; nothing is counted per cluster.
+final class RequestStamps: @unchecked Sendable {  // why: atomics in stable storage
+  private let clock = Atomic<UInt64>(1)
+  private let stamps: UnsafeMutablePointer<Atomic<UInt64>>
+  private let slotsPerWorker: Int
+  private let count: Int
+
+  init(workers: Int, slotsPerWorker: Int) {
+    self.slotsPerWorker = slotsPerWorker
+    count = workers * slotsPerWorker
+    stamps = .allocate(capacity: count)
+    for index in 0..<count { (stamps + index).initialize(to: Atomic(0)) }
+  }
+
+  deinit {
+    stamps.deinitialize(count: count)
+    stamps.deallocate()
+  }
+
+  /// Marks the request in flight; call before looking at any mapping.
+  @inline(__always) func enter(worker: Int, slot: Int) {
+    stamps[worker &* slotsPerWorker &+ slot].store(
+      clock.load(ordering: .relaxed), ordering: .releasing)
+  }
+
+  /// Marks the request done; call after its last transfer.
+  @inline(__always) func exit(worker: Int, slot: Int) {
+    stamps[worker &* slotsPerWorker &+ slot].store(0, ordering: .releasing)
+  }
+
+  /// Advances the clock; call after the pointers were removed.
+  func advance() -> UInt64 { clock.wrappingAdd(1, ordering: .acquiringAndReleasing).oldValue }
+
+  /// The oldest stamp in flight; UInt64.max when all is idle.
+  func oldest() -> UInt64 {
+    var oldest = UInt64.max
+    for index in 0..<count {
+      let stamp = stamps[index].load(ordering: .acquiring)
+      if stamp != 0 { oldest = min(oldest, stamp) }
+    }
+    return oldest
+  }
+}
