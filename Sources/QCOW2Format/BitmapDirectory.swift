@@ -103,7 +103,10 @@ package struct BitmapEntry: Equatable, Sendable {
 
   /// Checks the fields against the specification and QEMU's limits.
   ///
-  /// - Parameter diskSize: The virtual size, which a bitmap that is not in use must fit.
+  /// - Parameters:
+  ///   - geometry: The image's.
+  ///   - diskSize: The virtual size, which a bitmap that is not in use must fit.
+  /// - Throws: ``FormatError`` at the first field that is wrong.
   package func validate(
     _ geometry: ClusterGeometry, diskSize: UInt64
   ) throws(FormatError) {

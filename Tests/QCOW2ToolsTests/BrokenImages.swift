@@ -369,7 +369,8 @@ private let otherDamage: [BrokenImage] = [
   BrokenImage("bitmaps: directory is beyond the end", .bitmaps, .ours(2, theirs: 1, opensNothing)) {
     $0.set($0.bitmaps + 16, 8, 1 << 40)
   },
-  BrokenImage("bitmaps: directory is one byte longer", .bitmaps, .ours(2, theirs: 1, opensNothing)) {
+  BrokenImage("bitmaps: directory is one byte longer", .bitmaps, .ours(2, theirs: 1, opensNothing))
+  {
     $0.change($0.bitmaps + 8) { $0 + 1 }
   },
   BrokenImage("bitmaps: type is 2", .bitmaps, .ours(2, theirs: 1, opensNothing)) {

@@ -97,7 +97,8 @@ enum Corpus {
     guard !Corpus.withoutBacking.contains(name) else { return }
     var image = name
     if Corpus.encrypted.contains(name) {
-      image = "--object secret,id=s,data=abc --image-opts"
+      image =
+        "--object secret,id=s,data=abc --image-opts"
         + " driver=qcow2,file.filename=\(name),encrypt.key-secret=s"
     }
     let json = folder.run("qemu-img check --output=json \(image)")

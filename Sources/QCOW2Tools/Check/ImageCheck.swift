@@ -25,7 +25,9 @@ package final class ImageCheck {
 
   /// Checks an image.
   ///
-  /// - Parameter report: Called with each finding, in no promised order.
+  /// - Parameters:
+  ///   - bytes: The image.
+  ///   - report: Called with each finding, in no promised order.
   /// - Returns: The counts of all findings.
   /// - Throws: ``ToolError`` if the check could not be completed: exit status 1.
   package static func run(

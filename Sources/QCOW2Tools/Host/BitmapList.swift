@@ -11,7 +11,11 @@ package struct Bitmap: Equatable, Sendable {
 package enum BitmapList {
   /// Reads and checks the whole directory.
   ///
-  /// - Parameter location: Checked by the caller: at most 64 MiB long.
+  /// - Parameters:
+  ///   - bytes: The image.
+  ///   - head: Its header.
+  ///   - location: Checked by the caller: at most 64 MiB long.
+  /// - Returns: The bitmaps in the order of the directory.
   /// - Throws: ``ToolError/format(_:)`` at the first entry that is not what the format allows.
   package static func read(
     _ bytes: any ImageBytes, _ head: ImageHead, _ location: BitmapsExtension

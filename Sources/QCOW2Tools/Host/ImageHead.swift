@@ -50,8 +50,9 @@ package struct ImageHead {
     guard header.backingFileOffset <= clusterSize else {
       throw bad("backing_file_offset", header.backingFileOffset, "at most \(clusterSize)")
     }
-    guard header.backingFileOffset == 0
-      || UInt64(header.backingFileSize) <= min(1023, clusterSize - header.backingFileOffset)
+    guard
+      header.backingFileOffset == 0
+        || UInt64(header.backingFileSize) <= min(1023, clusterSize - header.backingFileOffset)
     else {
       throw bad(
         "backing_file_size", UInt64(header.backingFileSize),

@@ -1,7 +1,9 @@
 import BlockCore
 import QCOW2Format
 
-/// Everything that `info` shows of an image. Nothing that the image refers to is opened [SEC-1].
+/// Everything that `info` shows of an image.
+///
+/// Nothing that the image refers to is opened [SEC-1].
 package struct ImageInfo {
   /// What is shown of encryption.
   enum Encryption: Equatable {
@@ -25,8 +27,11 @@ package struct ImageInfo {
   /// Reads what is shown.
   ///
   /// - Parameters:
+  ///   - bytes: The image.
   ///   - path: The image's path, for the text and to resolve a relative backing file.
   ///   - allocatedBytes: The storage that the host has given to the file.
+  /// - Throws: ``ToolError/format(_:)`` if the image cannot be opened, ``ToolError/host(_:errno:)`` if
+  ///   it cannot be read.
   package init(
     reading bytes: any ImageBytes, path: String, allocatedBytes: UInt64
   ) throws(ToolError) {
