@@ -91,6 +91,7 @@ private struct Deletion {
     switch ControlClient.ask(request, socket: directory.controlSocket) {
     case .done: break
     case .refused(let text), .failed(let text): throw .daemonRefused(device, text)
+    case nil where isForced && DeviceList.kernelIDs().contains(device.id): try deleteFromKernel()
     case nil: throw .daemonLost(device)
     }
     if handle >= 0 { _ = waitReadable(handle, milliseconds: 10_000) }
@@ -113,6 +114,6 @@ private struct Deletion {
       if info.state == .live { throw .foreign(device, server: info.serverPID) }
       if let use = DeviceUse.find(device) { throw .busy(device, use) }
     }
-    try control.end(device)
+    try control.end(device, waitsForUsers: !isForced)
   }
 }
