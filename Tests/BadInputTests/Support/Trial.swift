@@ -1,5 +1,6 @@
 import BlockCore
 import QCOW2Engine
+import QCOW2Format
 import Testing
 import Uring
 
