@@ -24,7 +24,7 @@ extension Image {
   package static func open(
     _ file: any HostFile, options: ImageOptions
   ) async throws(ImageError) -> Image {
-    let storage = ImageStorage(file: file)
+    let storage = ImageStorage(file: file, health: ImageHealth())
     let length = try await storage.length()
     let header = try await readHeader(storage, fileLength: length)
     try requireSupported(header, options)

@@ -133,6 +133,8 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   }
 
   private func releaseInSlice(_ part: Range<UInt64>, punch: Bool) async throws(ImageError) {
+    // A broken entry may have led into metadata: that is neither freed nor punched.
+    if let overlap = metadata.firstOverlap(part) { throw .overlapsMetadata(cluster: overlap) }
     if punch {
       for run in try await lastReferences(part) {
         await storage.punchHole(
@@ -257,6 +259,9 @@ extension ClusterAllocator {
     let layout = try RefcountTableLayout(
       growing: old, toCover: index, geometry: geometry)
     if let limit, layout.end > limit { throw .noSpace }
+    if let overlap = metadata.firstOverlap(layout.first..<layout.end) {
+      throw .overlapsMetadata(cluster: overlap)
+    }
     try await layout.write(old: old, storage: storage, geometry: geometry)
     try await storage.sync()
     try await headerEditor.setRefcountTable(
