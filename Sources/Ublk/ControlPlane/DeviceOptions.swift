@@ -37,7 +37,7 @@ package struct DeviceOptions: Sendable {
   /// The most bytes of one request, a multiple of 4096.
   package var maxIOBytes = 1 << 20
   package var zeroCopy = ZeroCopyChoice.automatic
-  package var slowPathData = SlowPathData.memory
+  package var slowPathData = SlowPathData.registered
   package var parameters: DeviceParameters
   /// The file that the transfers of a plan go to; stays the caller's, open until after `stop`.
   package var imageDescriptor: Int32
