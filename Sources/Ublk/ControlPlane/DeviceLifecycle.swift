@@ -115,7 +115,9 @@ package final class UblkDevice {
     let counters = QueueCounters()
     let setup = QueueSetup(
       queue: queue, depth: info.depth, maxIOBytes: info.maxIOBytes, usesZeroCopy: usesZeroCopy,
-      slowPathData: options.slowPathData, characterDevice: files.character,
+      slowPathData: options.slowPathData,
+      registeredBuffers: max(1, min(info.depth, options.registeredBuffers ?? info.depth)),
+      characterDevice: files.character,
       imageDescriptor: options.imageDescriptor, zeroDescriptor: files.zero, affinity: affinity,
       target: target, counters: counters, maintenance: queue == 0 ? options.maintenance : nil)
     threads.append(try QueueThread(setup) { [ends] in ends.workerEnded() })
