@@ -40,7 +40,7 @@ extension RingHostFile {
       }
       done += Int(result)
       if result == 0 || done % traits.offsetAlignment != 0 {
-        try await fillZeros(buffer.slice(done, buffer.count - done))
+        try await fillWithZeroes(buffer.slice(done, buffer.count - done))
         return
       }
     }
@@ -63,7 +63,7 @@ extension RingHostFile {
   }
 
   /// Fills memory, or a registered buffer through the ring's zero file.
-  private func fillZeros(_ buffer: DataBuffer) async throws(Errno) {
+  package func fillWithZeroes(_ buffer: DataBuffer) async throws(Errno) {
     if let memory = buffer.memory {
       memory.initializeMemory(as: UInt8.self, repeating: 0, count: buffer.count)
       return

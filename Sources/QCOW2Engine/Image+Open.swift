@@ -24,7 +24,7 @@ extension Image {
   package static func open(
     _ file: any HostFile, options: ImageOptions
   ) async throws(ImageError) -> Image {
-    let storage = ImageStorage(file: file)
+    let storage = ImageStorage(file: file, health: ImageHealth())
     let length = try await storage.length()
     let header = try await readHeader(storage, fileLength: length)
     try requireSupported(header, options)
@@ -48,7 +48,7 @@ extension Image {
     _ storage: ImageStorage, fileLength: UInt64
   ) async throws(ImageError) -> Header {
     let buffer = IOBuffer(count: 512)
-    try await storage.read(into: buffer.data, at: HostOffset(0))
+    try await storage.read(into: buffer, at: HostOffset(0))
     let available = Int(min(fileLength, UInt64(buffer.count)))
     do {
       let header = try Header(
@@ -77,7 +77,7 @@ extension Image {
     _ storage: ImageStorage, at offset: UInt64, count: Int
   ) async throws(ImageError) -> DiskTable {
     let buffer = IOBuffer(count: (count * 8 + 511) & ~511)
-    if count > 0 { try await storage.read(into: buffer.data, at: HostOffset(offset)) }
+    if count > 0 { try await storage.read(into: buffer, at: HostOffset(offset)) }
     return DiskTable(
       offset: HostOffset(offset),
       bytes: UnsafeRawBufferPointer(start: buffer.base, count: buffer.count), count: count)

@@ -8,15 +8,18 @@ import Uring
 /// Serves a file as a ublk device while a shell command runs, then stops and deletes the device.
 ///
 ///     ublkprobe [queues=N] [depth=N] [zero-copy=auto|on|off] [size=MIB] [file=PATH] [slow=N]
-///               [cycles=N] [data=memory|registered] -- COMMAND
+///               [cycles=N] [data=memory|registered] [buffers=N] [wait] -- COMMAND
+///     ublkprobe stop=ID
 ///
 /// COMMAND finds the device's path in $DEV. Exits with its status; with `cycles`, makes and deletes
-/// the device that often and runs COMMAND in each.
+/// the device that often and runs COMMAND in each. With `wait`, serves on until someone else stops
+/// the device, as `stop` does.
 @main
 struct Probe {
   static func main() {
     let arguments = Arguments(CommandLine.arguments)
     do {
+      if let id = arguments.stop { return try ControlDevice().stop(id) }
       for cycle in 1...arguments.cycles {
         let status = try run(arguments, cycle)
         if status != 0 { exit(status) }
@@ -40,6 +43,7 @@ struct Probe {
     options.queues = arguments.queues
     options.depth = arguments.depth
     options.zeroCopy = arguments.zeroCopy
+    options.registeredBuffers = arguments.buffers
     options.slowPathData = arguments.registered ? .registered : .memory
     let ticks = Ticks()
     options.maintenance = {
@@ -56,6 +60,11 @@ struct Probe {
     }
     setenv("DEV", device.blockDevicePath, 1)
     let status = arguments.command.isEmpty ? 0 : system(arguments.command)
+    if arguments.waits {
+      var ended = pollfd(fd: device.endedDescriptor, events: Int16(POLLIN), revents: 0)
+      while poll(&ended, 1, -1) < 0 {}
+      say("probe: all workers have ended")
+    }
     let counters = device.statistics
     try device.stop()
     if cycle == arguments.cycles { report(counters, target, ticks) }
@@ -97,6 +106,9 @@ struct Arguments {
   var cycles = 1
   var registered = false
   var shortFile = false
+  var buffers: Int?
+  var waits = false
+  var stop: UInt32?
   var command = ""
 
   init(_ words: [String]) {
@@ -122,6 +134,9 @@ struct Arguments {
     case "cycles": cycles = Int(value) ?? 1
     case "data": registered = value == "registered"
     case "short-file": shortFile = true
+    case "buffers": buffers = Int(value)
+    case "wait": waits = true
+    case "stop": stop = UInt32(value)
     default:
       say("ublkprobe: unknown argument \(name)")
       exit(64)

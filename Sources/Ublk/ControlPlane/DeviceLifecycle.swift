@@ -115,7 +115,9 @@ package final class UblkDevice {
     let counters = QueueCounters()
     let setup = QueueSetup(
       queue: queue, depth: info.depth, maxIOBytes: info.maxIOBytes, usesZeroCopy: usesZeroCopy,
-      slowPathData: options.slowPathData, characterDevice: files.character,
+      slowPathData: options.slowPathData,
+      registeredBuffers: max(1, min(info.depth, options.registeredBuffers ?? info.depth)),
+      characterDevice: files.character,
       imageDescriptor: options.imageDescriptor, zeroDescriptor: files.zero, affinity: affinity,
       target: target, counters: counters, maintenance: queue == 0 ? options.maintenance : nil)
     threads.append(try QueueThread(setup) { [ends] in ends.workerEnded() })
@@ -126,14 +128,27 @@ package final class UblkDevice {
 
   /// Stops and deletes the device; requests in flight are finished first.
   ///
-  /// - Parameter deadline: The milliseconds that stopping may take; nil for the usual ones.
+  /// A device that another process has stopped or deleted meanwhile is no error.
+  ///
+  /// - Parameters:
+  ///   - deadline: The milliseconds that stopping may take; nil for the usual ones.
+  ///   - waitsForUsers: Whether to wait until nobody has the disk open any more. Without, the
+  ///     nodes vanish at once, and the driver forgets the device when its last user has left.
   /// - Throws: On ``UblkError/timedOut(_:milliseconds:)`` of the stop, the device still serves.
-  package func stop(deadline: Int? = nil) throws(UblkError) {
-    try control.stop(id, deadline: deadline)
+  package func stop(deadline: Int? = nil, waitsForUsers: Bool = true) throws(UblkError) {
+    try unlessGone { () throws(UblkError) in try control.stop(id, deadline: deadline) }
     for thread in threads { thread.join() }
     threads = []
     files.close()
-    try control.delete(id)
+    try unlessGone { () throws(UblkError) in
+      try control.delete(id, asynchronously: !waitsForUsers)
+    }
+  }
+
+  private func unlessGone(_ command: () throws(UblkError) -> Void) throws(UblkError) {
+    do throws(UblkError) { try command() } catch {
+      guard case .refused(_, .noDevice) = error else { throw error }
+    }
   }
 
   /// The way back from a failed creation: nothing of the device stays.

@@ -7,6 +7,8 @@ struct QueueSetup: Sendable {
   let maxIOBytes: Int
   let usesZeroCopy: Bool
   let slowPathData: SlowPathData
+  /// The slots of the ring's buffer table; at least 1.
+  let registeredBuffers: Int
   let characterDevice: Int32
   let imageDescriptor: Int32
   /// /dev/zero, for the zeros of reads under zero copy; -1 in copy mode.

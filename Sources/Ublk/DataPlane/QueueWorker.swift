@@ -79,7 +79,7 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
     try loop.registerFiles(files)
     guard setup.usesZeroCopy else { return }
     loop.zeroFile = Self.zeroSlot
-    try loop.ring.registerSparseBuffers(setup.depth)
+    try loop.ring.registerSparseBuffers(setup.registeredBuffers)
   }
 
   // MARK: Life

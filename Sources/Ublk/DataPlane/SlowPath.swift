@@ -65,7 +65,7 @@ extension QueueWorker {
 
 /// Memory for slow-path requests under zero copy; kept for the next ones, within bounds.
 struct BouncePool {
-  private static let kept = 16
+  private static let kept = 64
   private var free: [IOBuffer] = []
 
   /// A buffer of `count` bytes; the same count in every call.
