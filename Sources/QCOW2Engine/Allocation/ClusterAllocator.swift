@@ -123,13 +123,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
 
   /// Lowers by one the refcounts of clusters whose pointer's removal is durable and that no request
   /// can still reach; punches those that nothing refers to any more, before they become free.
-  ///
-  /// - Throws: ``ImageError/overlapsMetadata(cluster:)`` before anything is done to clusters that
-  ///   metadata uses, whatever else referred to them.
   func release(_ run: ClusterRun, punch: Bool) async throws(ImageError) {
-    if let overlap = metadata.firstOverlap(run.start..<run.end) {
-      throw .overlapsMetadata(cluster: overlap)
-    }
     var next = run.start
     while next < run.end {
       let part = next..<min(refcounts.sliceRange(of: next).upperBound, run.end)
