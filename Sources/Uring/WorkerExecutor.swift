@@ -8,7 +8,7 @@ import Synchronization
 /// Jobs enqueued on the worker's own thread go to a plain queue; from elsewhere to a locked queue
 /// that the loop empties each turn, with a write to the eventfd only if the loop may be asleep.
 /// After the loop has ended, jobs are kept and never run: end the tasks first.
-package final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
+public final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
   // why: `local` is touched by the owner thread only, `remote` under `lock`.
 
   /// Readable when a job from another thread waits; the loop keeps a read armed on it.
@@ -29,7 +29,7 @@ package final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
 
   deinit { if wakeDescriptor >= 0 { close(wakeDescriptor) } }
 
-  package func enqueue(_ job: consuming ExecutorJob) {
+  public func enqueue(_ job: consuming ExecutorJob) {
     let job = UnownedJob(job)
     if qublk_thread_context() == owner {
       local.push(job)
@@ -43,7 +43,7 @@ package final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
   }
 
   /// Makes the loop take another turn, whatever it does now; callable from every thread.
-  package func wake() {
+  public func wake() {
     var one: UInt64 = 1
     _ = write(wakeDescriptor, &one, 8)
   }

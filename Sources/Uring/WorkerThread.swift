@@ -1,9 +1,9 @@
-package import BlockCore
+public import BlockCore
 import CPlatform
 import Glibc
 
 /// A joinable POSIX thread that runs a closure.
-package final class WorkerThread: @unchecked Sendable {
+public final class WorkerThread: @unchecked Sendable {
   // why: `handle` is written once, before anyone else sees the object; join is called by the owner.
   private var handle = pthread_t()
 
@@ -13,7 +13,7 @@ package final class WorkerThread: @unchecked Sendable {
   ///   - name: At most 15 bytes, as tools show it.
   ///   - stackBytes: The stack's size.
   ///   - body: What the thread does; it ends when this returns.
-  package init(
+  public init(
     name: String, stackBytes: Int = 1 << 20, _ body: @escaping @Sendable () -> Void
   ) throws(Errno) {
     var attributes = pthread_attr_t()
@@ -37,10 +37,10 @@ package final class WorkerThread: @unchecked Sendable {
   }
 
   /// Waits for the thread's end. Call once at most.
-  package func join() { pthread_join(handle, nil) }
+  public func join() { pthread_join(handle, nil) }
 
   /// Lets the thread go its own way. Instead of ``join()``.
-  package func detach() { pthread_detach(handle) }
+  public func detach() { pthread_detach(handle) }
 }
 
 private final class ThreadStart {
