@@ -17,7 +17,7 @@ public protocol CompletionHandler: AnyObject {
 public final class WorkerLoop: @unchecked Sendable {
   // why: confined to its thread; other threads touch `executor` only.
 
-  @usableFromInline public let ring: Ring
+  public let ring: Ring
   /// Runs jobs on this thread; pass it as a task's executor preference.
   public private(set) var executor: WorkerExecutor!
   var slots = OperationSlots()
