@@ -56,14 +56,40 @@ let package = Package(
     .target(
       name: "TestSupport", dependencies: ["BlockCore", "QCOW2Format", "QCOW2Engine"],
       path: "Tests/TestSupport", swiftSettings: settings),
+    // Serves a plain file through both planes, for the tests in the virtual machine. No product.
+    .executableTarget(
+      name: "ublkprobe", dependencies: ["BlockCore", "HostFiles", "Uring", "Ublk"],
+      path: "Tests/ublkprobe", swiftSettings: settings),
+    .testTarget(
+      name: "UringTests", dependencies: ["BlockCore", "Uring", "HostFiles", "CPlatform"],
+      swiftSettings: settings),
+    .testTarget(
+      name: "UblkTests", dependencies: ["BlockCore", "Uring", "Ublk", "CUblk"],
+      swiftSettings: settings),
     .testTarget(
       name: "BlockCoreTests", dependencies: ["BlockCore"], swiftSettings: settings),
     .testTarget(
       name: "QCOW2FormatTests", dependencies: ["BlockCore", "QCOW2Format", "TestSupport"],
       swiftSettings: settings),
     .testTarget(
+      name: "CommandLineTests",
+      dependencies: ["BlockCore", "HostFiles", "CPlatform", "qublk"], swiftSettings: settings),
+    .testTarget(
       name: "QCOW2EngineTests",
       dependencies: ["BlockCore", "QCOW2Format", "QCOW2Engine", "TestSupport"],
+      swiftSettings: settings),
+    .testTarget(
+      name: "QCOW2ToolsTests", dependencies: ["BlockCore", "QCOW2Format", "QCOW2Tools"],
+      swiftSettings: settings),
+    .testTarget(
+      name: "InteropTests",
+      dependencies: ["BlockCore", "QCOW2Format", "QCOW2Engine", "HostFiles", "Uring", "CPlatform"],
+      swiftSettings: settings),
+    .testTarget(
+      name: "BadInputTests",
+      dependencies: [
+        "BlockCore", "QCOW2Format", "QCOW2Engine", "QCOW2Tools", "HostFiles", "Uring",
+      ],
       swiftSettings: settings),
   ]
 )

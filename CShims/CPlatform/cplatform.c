@@ -1,13 +1,32 @@
 #define _GNU_SOURCE
 #include "cplatform.h"
 
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
 #include <linux/futex.h>
-#include <stddef.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 void qublk_futex_wait(const void *word, uint32_t expected) {
   syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, NULL, NULL, 0);
+}
+
+int qublk_futex_wait_for(const void *word, uint32_t expected, uint64_t milliseconds) {
+  struct timespec limit = {
+      .tv_sec = (time_t)(milliseconds / 1000), .tv_nsec = (long)(milliseconds % 1000) * 1000000};
+  long result = syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, &limit, NULL, 0);
+  return result < 0 && errno == ETIMEDOUT ? -ETIMEDOUT : 0;
 }
 
 void qublk_futex_wake(const void *word, int count) {
@@ -23,3 +42,127 @@ static _Thread_local uint64_t thread_ranks;
 
 uint64_t qublk_thread_ranks(void) { return thread_ranks; }
 void qublk_set_thread_ranks(uint64_t ranks) { thread_ranks = ranks; }
+
+uint64_t qublk_monotonic_milliseconds(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+// MARK: Threads
+
+int qublk_thread_id(void) { return (int)syscall(SYS_gettid); }
+
+void qublk_name_thread(const char *name) { prctl(PR_SET_NAME, name, 0UL, 0UL, 0UL); }
+
+int qublk_set_affinity(const void *mask, size_t size) {
+  return syscall(SYS_sched_setaffinity, 0, size, mask) < 0 ? -errno : 0;
+}
+
+#ifndef PR_SET_IO_FLUSHER
+#define PR_SET_IO_FLUSHER 57
+#endif
+
+int qublk_set_io_flusher(int on) {
+  return prctl(PR_SET_IO_FLUSHER, on ? 1UL : 0UL, 0UL, 0UL, 0UL) < 0 ? -errno : 0;
+}
+
+int qublk_thread_flags(uint32_t *flags) {
+  char text[1024];
+  int fd = open("/proc/thread-self/stat", O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return -errno;
+  ssize_t count = read(fd, text, sizeof text - 1);
+  int error = errno;
+  close(fd);
+  if (count < 0) return -error;
+  text[count] = 0;
+  // The name, in parentheses, may itself hold parentheses and spaces: the last one closes it.
+  // state, ppid, pgrp, session, tty_nr and tpgid come before the flags.
+  char *field = strrchr(text, ')');
+  unsigned value;
+  if (!field || sscanf(field + 1, " %*c %*d %*d %*d %*d %*d %u", &value) != 1) return -EINVAL;
+  *flags = value;
+  return 0;
+}
+
+#ifndef MCL_ONFAULT
+#define MCL_ONFAULT 4
+#endif
+
+int qublk_lock_memory_on_fault(void) {
+  return mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) < 0 ? -errno : 0;
+}
+
+int qublk_advise_small_pages(void *base, size_t size) {
+  return madvise(base, size, MADV_NOHUGEPAGE) < 0 ? -errno : 0;
+}
+
+// MARK: Files
+
+int qublk_eventfd(void) {
+  int fd = eventfd(0, EFD_CLOEXEC);
+  return fd < 0 ? -errno : fd;
+}
+
+int qublk_open(const char *path, int read_only, int direct) {
+  int flags = (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | (direct ? O_DIRECT : 0);
+  int fd;
+  do {
+    fd = open(path, flags);
+  } while (fd < 0 && errno == EINTR);
+  if (fd < 0) return -errno;
+  int status = fcntl(fd, F_GETFL);
+  if (status >= 0) fcntl(fd, F_SETFL, status & ~O_NONBLOCK);
+  return fd;
+}
+
+int qublk_set_direct(int fd, int on) {
+  int status = fcntl(fd, F_GETFL);
+  if (status < 0) return -errno;
+  status = on ? status | O_DIRECT : status & ~O_DIRECT;
+  return fcntl(fd, F_SETFL, status) < 0 ? -errno : 0;
+}
+
+int qublk_file_kind(int fd) {
+  struct stat info;
+  if (fstat(fd, &info) < 0) return -errno;
+  return S_ISREG(info.st_mode) ? 1 : S_ISBLK(info.st_mode) ? 2 : 0;
+}
+
+int qublk_file_size(int fd, uint64_t *size) {
+  struct stat info;
+  if (fstat(fd, &info) < 0) return -errno;
+  if (S_ISBLK(info.st_mode)) return ioctl(fd, BLKGETSIZE64, size) < 0 ? -errno : 0;
+  *size = (uint64_t)info.st_size;
+  return 0;
+}
+
+// statx as the kernel defines it; the C library's own struct may be older than the fields.
+struct statx_words {
+  uint32_t mask;
+  uint8_t skipped[148];
+  uint32_t dio_mem_align;
+  uint32_t dio_offset_align;
+  uint8_t rest[96];
+};
+_Static_assert(sizeof(struct statx_words) == 256, "statx ABI");
+_Static_assert(offsetof(struct statx_words, dio_mem_align) == 152, "statx ABI");
+enum { DIOALIGN_MASK = 0x2000 };
+
+int qublk_dio_alignment(int fd, uint32_t *memory, uint32_t *offset) {
+  struct statx_words info;
+  memset(&info, 0, sizeof info);
+  if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH, DIOALIGN_MASK, &info) < 0) return -errno;
+  if (!(info.mask & DIOALIGN_MASK)) return -EOPNOTSUPP;
+  *memory = info.dio_mem_align;
+  *offset = info.dio_offset_align;
+  return 0;
+}
+
+int qublk_fallocate(int fd, int mode, uint64_t offset, uint64_t length) {
+  int result;
+  do {
+    result = fallocate(fd, mode, (off_t)offset, (off_t)length);
+  } while (result < 0 && errno == EINTR);
+  return result < 0 ? -errno : 0;
+}

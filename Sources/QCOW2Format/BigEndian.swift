@@ -13,6 +13,16 @@ extension UnsafeRawPointer {
   }
 }
 
+/// The same for small structures that have been copied out.
+extension [UInt8] {
+  func be32(_ offset: Int) -> UInt32 {
+    self[offset..<offset + 4].reduce(0) { $0 << 8 | UInt32($1) }
+  }
+  func be64(_ offset: Int) -> UInt64 {
+    self[offset..<offset + 8].reduce(0) { $0 << 8 | UInt64($1) }
+  }
+}
+
 extension UnsafeMutableRawPointer {
   @inlinable package func be64(_ offset: Int) -> UInt64 { UnsafeRawPointer(self).be64(offset) }
 

@@ -2,6 +2,20 @@ import ArgumentParser
 
 @main
 struct Qublk: ParsableCommand {
+  static let version = "0.1.0"
+
   static let configuration = CommandConfiguration(
-    commandName: "qublk", abstract: "qcow2 images as Linux block devices.", version: "0.1.0")
+    commandName: "qublk", abstract: "qcow2 images as Linux block devices.", version: version,
+    subcommands: [
+      AddCommand.self, DeleteCommand.self, ListCommand.self, CreateCommand.self,
+      InfoCommand.self, CheckCommand.self, BenchCommand.self,
+    ])
+
+  /// Every message starts with the program's name, the parser's own too.
+  static var _errorPrefix: String { "qublk: " }
+}
+
+extension CommandError: CustomStringConvertible {
+  /// What the parser prints after "qublk: ", with exit status 1.
+  var description: String { text }
 }

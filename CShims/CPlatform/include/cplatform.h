@@ -1,20 +1,67 @@
 // What Swift cannot import from the C library: futex, thread-local storage, variadic calls.
+// Functions that can fail return -errno.
 #ifndef QUBLK_CPLATFORM_H
 #define QUBLK_CPLATFORM_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 // Sleeps while *word == expected; returns on a wake, a signal or a changed value.
 void qublk_futex_wait(const void *word, uint32_t expected);
+// The same for at most `milliseconds`; returns -ETIMEDOUT when they have passed.
+int qublk_futex_wait_for(const void *word, uint32_t expected, uint64_t milliseconds);
 // Wakes up to count sleepers on word.
 void qublk_futex_wake(const void *word, int count);
 
-// A per-thread pointer: the queue worker that this thread is, NULL on every other thread.
+// A per-thread pointer: the worker loop that this thread runs, NULL on every other thread.
 void *qublk_thread_context(void);
 void qublk_set_thread_context(void *context);
 
 // A per-thread word for the lock-rank check of debug builds.
 uint64_t qublk_thread_ranks(void);
 void qublk_set_thread_ranks(uint64_t ranks);
+
+// Milliseconds of CLOCK_MONOTONIC.
+uint64_t qublk_monotonic_milliseconds(void);
+
+// MARK: Threads
+
+// The kernel's id of the calling thread.
+int qublk_thread_id(void);
+// Names the calling thread, as tools show it; 15 bytes are kept.
+void qublk_name_thread(const char *name);
+// Binds the calling thread to the CPUs of a mask of `size` bytes.
+int qublk_set_affinity(const void *mask, size_t size);
+// Sets or clears PR_SET_IO_FLUSHER for the calling thread.
+int qublk_set_io_flusher(int on);
+// The kernel's flags word of the calling thread, from /proc/thread-self/stat.
+int qublk_thread_flags(uint32_t *flags);
+// The flags that PR_SET_IO_FLUSHER sets: PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE.
+enum { QUBLK_IO_FLUSHER_FLAGS = 0x00080000 | 0x00100000 };
+// Locks all present and future memory as it is touched, never before.
+int qublk_lock_memory_on_fault(void);
+// Asks for small pages in a mapping.
+int qublk_advise_small_pages(void *base, size_t size);
+
+// MARK: Files
+
+int qublk_eventfd(void);
+// Opens with O_CLOEXEC | O_NONBLOCK and then clears O_NONBLOCK, which io_uring would read as
+// "never wait"; returns the descriptor.
+int qublk_open(const char *path, int read_only, int direct);
+// Switches O_DIRECT.
+int qublk_set_direct(int fd, int on);
+// Kind of file: 1 regular, 2 block device, 0 something else. Size: of a block device too.
+int qublk_file_kind(int fd);
+int qublk_file_size(int fd, uint64_t *size);
+// What direct I/O needs of memory addresses and of file offsets: 0 if not supported,
+// -EOPNOTSUPP if the kernel or the file system does not say.
+int qublk_dio_alignment(int fd, uint32_t *memory, uint32_t *offset);
+int qublk_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
+enum {
+  QUBLK_FALLOC_KEEP_SIZE = 1,
+  QUBLK_FALLOC_PUNCH_HOLE = 2,
+  QUBLK_FALLOC_ZERO_RANGE = 16,
+};
 
 #endif

@@ -1,4 +1,61 @@
+// What Swift cannot import from liburing: ring-pointer barriers, macros, 128-byte SQEs; and the
+// facts that liburing 2.3's header does not know yet.
 #ifndef QUBLK_CURING_H
 #define QUBLK_CURING_H
+
+// First, because liburing.h defines _XOPEN_SOURCE, which gives glibc's fd_set a member name other
+// than the one that Swift's Glibc module has seen.
+#include <stdint.h>
+#include <sys/select.h>
+
 #include <liburing.h>
+#include <string.h>
+
+// Added to the kernel after liburing 2.3.
+enum { QUBLK_OP_FTRUNCATE = 55 };
+
+// The SQE as eight words, for ring entries that are built in Swift.
+struct qublk_sqe_words {
+  uint64_t word[8];
+};
+_Static_assert(sizeof(struct qublk_sqe_words) == sizeof(struct io_uring_sqe), "io_uring ABI");
+
+// Sets the ring up with the best flags that the kernel takes, from deferred task work down to
+// none at all; returns 0 or -errno. `sqe128` asks for 128-byte SQEs.
+int qublk_ring_init(struct io_uring *ring, unsigned entries, unsigned cq_entries, int sqe128);
+
+// The next free SQE, NULL when the queue is full.
+static inline struct io_uring_sqe *qublk_ring_next(struct io_uring *ring) {
+  return io_uring_get_sqe(ring);
+}
+
+static inline unsigned qublk_ring_unsubmitted(const struct io_uring *ring) {
+  return io_uring_sq_ready(ring);
+}
+
+// The number of completions that can be read now, and the first one's position.
+static inline unsigned qublk_cq_available(const struct io_uring *ring, unsigned *head) {
+  *head = *ring->cq.khead;
+  return io_uring_smp_load_acquire(ring->cq.ktail) - *head;
+}
+
+static inline const struct io_uring_cqe *qublk_cq_at(const struct io_uring *ring, unsigned head) {
+  return &ring->cq.cqes[head & *ring->cq.kring_mask];
+}
+
+static inline void qublk_cq_advance(struct io_uring *ring, unsigned count) {
+  io_uring_smp_store_release(ring->cq.khead, *ring->cq.khead + count);
+}
+
+// Submits what is queued, waits for `wait` completions (0: only runs pending task work);
+// returns the number submitted or -errno.
+static inline int qublk_ring_enter(struct io_uring *ring, unsigned wait) {
+  return wait ? io_uring_submit_and_wait(ring, wait) : io_uring_submit_and_get_events(ring);
+}
+
+// Sends one command in a 128-byte SQE and waits for its completion; returns its result, or the
+// -errno of the ring itself. `command` has `size` bytes, at most 80, and goes to byte 48 on.
+int qublk_ring_command(
+    struct io_uring *ring, int fd, uint32_t opcode, const void *command, unsigned size);
+
 #endif

@@ -78,9 +78,23 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     if let overlap = metadata.firstOverlap(found) { throw .overlapsMetadata(cluster: overlap) }
     cursor = found.upperBound
     let isFresh = found.lowerBound >= fresh
-    if isFresh { freshFrom = found.upperBound }
+    if isFresh {
+      freshFrom = found.upperBound
+      try await extendFile(over: found)
+    }
     return ClusterRun(
       start: found.lowerBound, count: UInt64(found.count), isFresh: isFresh)
+  }
+
+  /// Grows the file over a reserved run: later writes into it then need no change of length, which
+  /// file systems serialise. One owner does this, in steps of a whole run.
+  private func extendFile(over run: Range<UInt64>) async throws(ImageError) {
+    do {
+      try await storage.setLength(geometry.start(ofHostCluster: run.upperBound).bytes)
+    } catch {
+      try? await decrement(run)
+      throw error
+    }
   }
 
   /// The first run of zero refcounts; a run never mixes fresh and used clusters.
@@ -109,7 +123,13 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
 
   /// Lowers by one the refcounts of clusters whose pointer's removal is durable and that no request
   /// can still reach; punches those that nothing refers to any more, before they become free.
+  ///
+  /// - Throws: ``ImageError/overlapsMetadata(cluster:)`` before anything is done to clusters that
+  ///   metadata uses, whatever else referred to them.
   func release(_ run: ClusterRun, punch: Bool) async throws(ImageError) {
+    if let overlap = metadata.firstOverlap(run.start..<run.end) {
+      throw .overlapsMetadata(cluster: overlap)
+    }
     var next = run.start
     while next < run.end {
       let part = next..<min(refcounts.sliceRange(of: next).upperBound, run.end)

@@ -1,0 +1,57 @@
+// What the daemon and the commands need of Linux and Swift cannot import: fork, prctl, locks of open
+// file descriptions, mount namespaces, signalfd, Unix sockets, and the macros behind device numbers.
+// Each returns what its system call returns: negative with errno set on failure.
+#ifndef QUBLK_PROCESS_H
+#define QUBLK_PROCESS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// fork(2). The caller must have one thread only.
+int qublk_process_fork(void);
+// pipe2(fds, O_CLOEXEC).
+int qublk_pipe_cloexec(int fds[2]);
+
+// Leaves the caller's mount namespace for a private copy of it.
+int qublk_process_private_mounts(void);
+// umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW).
+int qublk_detach_mount(const char *path);
+
+// Blocks SIGTERM, SIGINT and SIGHUP for this thread and those it starts, ignores SIGPIPE, and
+// returns a descriptor from which the three are read, or -1.
+int qublk_signals_open(void);
+// The next pending signal of a descriptor from qublk_signals_open, or 0 if there is none.
+int qublk_signals_next(int fd);
+
+// Locks (shared, without waiting) or unlocks one byte for the open file description of fd.
+int qublk_ofd_share_byte(int fd, int64_t offset);
+int qublk_ofd_unlock_byte(int fd, int64_t offset);
+// Whether another open file description has any lock on the byte: 1 or 0, or -1 with errno.
+int qublk_ofd_byte_is_locked(int fd, int64_t offset);
+// flock(fd, LOCK_NB | (exclusive ? LOCK_EX : LOCK_SH)).
+int qublk_flock(int fd, int exclusive);
+// Opens path, creating it if creating is not 0: O_CLOEXEC is added to flags, the mode is 0600.
+int qublk_open_file(const char *path, int flags, int creating);
+
+// A stream socket listening at path (0600), and one connected to it; both close on exec.
+int qublk_unix_listen(const char *path);
+int qublk_unix_connect(const char *path);
+// The next connection of a listening socket, close on exec, with a time limit on its transfers.
+int qublk_unix_accept(int fd, int timeout_seconds);
+
+// pidfd_open(2).
+int qublk_pidfd_open(int pid);
+// Whether a wait(2) status is that of a process ended by a signal, and which; and the exit status.
+int qublk_wait_signal(int status);
+int qublk_wait_exit(int status);
+
+uint32_t qublk_device_major(uint64_t device);
+uint32_t qublk_device_minor(uint64_t device);
+
+// The constant name of an error number ("ENOENT") and its text in English; NULL if unknown.
+const char *qublk_errno_name(int code);
+const char *qublk_errno_text(int code);
+// The name of a signal without "SIG", or NULL.
+const char *qublk_signal_name(int signal);
+
+#endif

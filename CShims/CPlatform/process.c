@@ -1,0 +1,130 @@
+#define _GNU_SOURCE
+#include "process.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mount.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+pid_t qublk_process_fork(void) { return fork(); }
+
+int qublk_pipe_cloexec(int fds[2]) { return pipe2(fds, O_CLOEXEC); }
+
+int qublk_process_private_mounts(void) {
+  if (unshare(CLONE_NEWNS) < 0) return -1;
+  return mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL);
+}
+
+int qublk_detach_mount(const char *path) { return umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW); }
+
+int qublk_signals_open(void) {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  sigaddset(&set, SIGHUP);
+  if (sigprocmask(SIG_BLOCK, &set, NULL) < 0) return -1;
+  if (signal(SIGPIPE, SIG_IGN) == SIG_ERR) return -1;
+  return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+int qublk_signals_next(int fd) {
+  struct signalfd_siginfo info;
+  return read(fd, &info, sizeof info) == sizeof info ? (int)info.ssi_signo : 0;
+}
+
+static struct flock one_byte(short type, int64_t offset) {
+  return (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = offset, .l_len = 1};
+}
+
+int qublk_ofd_share_byte(int fd, int64_t offset) {
+  struct flock lock = one_byte(F_RDLCK, offset);
+  return fcntl(fd, F_OFD_SETLK, &lock);
+}
+
+int qublk_ofd_unlock_byte(int fd, int64_t offset) {
+  struct flock lock = one_byte(F_UNLCK, offset);
+  return fcntl(fd, F_OFD_SETLK, &lock);
+}
+
+int qublk_ofd_byte_is_locked(int fd, int64_t offset) {
+  struct flock lock = one_byte(F_WRLCK, offset);
+  if (fcntl(fd, F_OFD_GETLK, &lock) < 0) return -1;
+  return lock.l_type != F_UNLCK;
+}
+
+int qublk_flock(int fd, int exclusive) { return flock(fd, LOCK_NB | (exclusive ? LOCK_EX : LOCK_SH)); }
+
+int qublk_open_file(const char *path, int flags, int creating) {
+  return open(path, flags | O_CLOEXEC | (creating ? O_CREAT : 0), 0600);
+}
+
+static int unix_socket(const char *path, struct sockaddr_un *address) {
+  if (strlen(path) >= sizeof address->sun_path) {
+    errno = ENAMETOOLONG;
+    return -1;
+  }
+  memset(address, 0, sizeof *address);
+  address->sun_family = AF_UNIX;
+  strcpy(address->sun_path, path);
+  return socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+}
+
+static int closed_with_errno(int fd) {
+  int error = errno;
+  close(fd);
+  errno = error;
+  return -1;
+}
+
+int qublk_unix_listen(const char *path) {
+  struct sockaddr_un address;
+  int fd = unix_socket(path, &address);
+  if (fd < 0) return -1;
+  if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || chmod(path, 0600) < 0 ||
+      listen(fd, 16) < 0)
+    return closed_with_errno(fd);
+  return fd;
+}
+
+int qublk_unix_connect(const char *path) {
+  struct sockaddr_un address;
+  int fd = unix_socket(path, &address);
+  if (fd < 0) return -1;
+  if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) return closed_with_errno(fd);
+  return fd;
+}
+
+int qublk_unix_accept(int fd, int timeout_seconds) {
+  int connection = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
+  if (connection < 0) return -1;
+  struct timeval limit = {.tv_sec = timeout_seconds};
+  if (setsockopt(connection, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) < 0 ||
+      setsockopt(connection, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) < 0)
+    return closed_with_errno(connection);
+  return connection;
+}
+
+int qublk_pidfd_open(pid_t pid) { return (int)syscall(SYS_pidfd_open, pid, 0); }
+
+int qublk_wait_signal(int status) { return WIFSIGNALED(status) ? WTERMSIG(status) : 0; }
+int qublk_wait_exit(int status) { return WIFEXITED(status) ? WEXITSTATUS(status) : -1; }
+
+uint32_t qublk_device_major(uint64_t device) { return major(device); }
+uint32_t qublk_device_minor(uint64_t device) { return minor(device); }
+
+const char *qublk_errno_name(int code) { return strerrorname_np(code); }
+const char *qublk_errno_text(int code) { return strerrordesc_np(code); }
+const char *qublk_signal_name(int signal) { return sigabbrev_np(signal); }

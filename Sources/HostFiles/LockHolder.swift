@@ -1,0 +1,48 @@
+import Glibc
+
+/// A process that has a file locked, as far as /proc tells.
+package struct LockHolder: Sendable {
+  /// The process.
+  package let process: Int32
+  /// The name of its program, up to 15 characters.
+  package let name: String
+
+  package init(process: Int32, name: String) {
+    self.process = process
+    self.name = name
+  }
+
+  /// Looks for another process that holds a lock on the file behind `descriptor`.
+  ///
+  /// The kernel does not say who owns a lock of an open file description, so this reads the
+  /// `lock:` lines of /proc/PID/fdinfo: best effort, for messages only; nil without the rights to
+  /// see the process. Locks of this process are passed over.
+  static func find(_ descriptor: Int32) -> LockHolder? {
+    var wanted = stat()
+    guard fstat(descriptor, &wanted) == 0 else { return nil }
+    for name in directoryEntries("/proc") {
+      guard let process = Int32(name), process != getpid() else { continue }
+      if holdsLock(process, on: wanted) {
+        return LockHolder(process: process, name: programName(process))
+      }
+    }
+    return nil
+  }
+
+  private static func holdsLock(_ process: Int32, on wanted: stat) -> Bool {
+    for entry in directoryEntries("/proc/\(process)/fd") {
+      var status = stat()
+      guard stat("/proc/\(process)/fd/\(entry)", &status) == 0,
+        status.st_ino == wanted.st_ino, status.st_dev == wanted.st_dev
+      else { continue }
+      let lines = smallFile("/proc/\(process)/fdinfo/\(entry)").split(separator: "\n")
+      if lines.contains(where: { $0.hasPrefix("lock:") }) { return true }
+    }
+    return false
+  }
+
+  private static func programName(_ process: Int32) -> String {
+    let name = smallFile("/proc/\(process)/comm").prefix { $0 != "\n" }
+    return name.isEmpty ? "unknown" : String(name)
+  }
+}

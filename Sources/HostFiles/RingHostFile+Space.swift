@@ -1,0 +1,84 @@
+package import BlockCore
+import CPlatform
+import Synchronization
+
+/// What a host file system refused once and is not asked for again.
+enum Refusal {
+  static let zeroRange: UInt8 = 1
+  static let punchHole: UInt8 = 2
+  static let extend: UInt8 = 4
+}
+
+/// Zeros and holes.
+extension RingHostFile {
+  /// The source of plain writes of zeros; never written to.
+  private static let zeros = IOBuffer(count: 1 << 18)
+
+  /// First ZERO_RANGE, which keeps the space; then a hole, and the file's end moved where the range
+  /// goes past it; then plain writes. What the file system refuses is remembered.
+  package func writeZeroes(at offset: HostOffset, length: UInt64) async throws(Errno) {
+    if length == 0 { return }
+    if try await allocate(.zeroRange, QUBLK_FALLOC_ZERO_RANGE, offset.bytes, length) { return }
+    if try await zeroByHole(offset.bytes, length) { return }
+    try await zeroByWriting(offset.bytes, length)
+  }
+
+  package func punchHole(at offset: HostOffset, length: UInt64) async throws(Errno) {
+    if length == 0 { return }
+    _ = try await allocate(.punchHole, Self.holeMode, offset.bytes, length)
+  }
+
+  private static let holeMode = QUBLK_FALLOC_PUNCH_HOLE | QUBLK_FALLOC_KEEP_SIZE
+
+  private enum Way {
+    case zeroRange, punchHole, extend
+
+    var refusal: UInt8 {
+      switch self {
+      case .zeroRange: Refusal.zeroRange
+      case .punchHole: Refusal.punchHole
+      case .extend: Refusal.extend
+      }
+    }
+  }
+
+  /// Tries fallocate(2) in one way; false if the host refuses that way, now or before.
+  private func allocate(
+    _ way: Way, _ mode: Int, _ offset: UInt64, _ length: UInt64
+  ) async throws(Errno) -> Bool {
+    if refusals.load(ordering: .relaxed) & way.refusal != 0 { return false }
+    var attempts = Attempts()
+    while true {
+      let result = await rawAllocate(mode: Int32(mode), at: offset, length: length)
+      if result >= 0 { return true }
+      if Self.isRefusal(Errno(-result)) {
+        refusals.bitwiseOr(way.refusal, ordering: .relaxed)
+        return false
+      }
+      try await attempts.retry(after: result)
+    }
+  }
+
+  /// EOPNOTSUPP, ENOSYS, ENODEV and EINVAL: this file never can.
+  private static func isRefusal(_ error: Errno) -> Bool {
+    error == .notSupported || error == .invalid || error == .noDevice || error.code == 38
+  }
+
+  private func zeroByHole(_ offset: UInt64, _ length: UInt64) async throws(Errno) -> Bool {
+    guard try await allocate(.punchHole, Self.holeMode, offset, length) else { return false }
+    let end = offset + length
+    if traits.isBlockDevice { return true }
+    if try await self.length() >= end { return true }
+    // Allocating the last byte moves the end and, unlike ftruncate, can never move it back.
+    return try await allocate(.extend, 0, end - 1, 1)
+  }
+
+  private func zeroByWriting(_ offset: UInt64, _ length: UInt64) async throws(Errno) {
+    var done: UInt64 = 0
+    while done < length {
+      let count = min(length - done, UInt64(Self.zeros.count))
+      try await writeWhole(Self.zeros.data.slice(0, Int(count)), offset + done)
+      done += count
+    }
+  }
+}

@@ -1,0 +1,85 @@
+package import BlockCore
+import CPlatform
+import Glibc
+import Synchronization
+import Uring
+
+/// A regular file or block device of the host.
+///
+/// On a worker's thread every transfer goes through the worker's ring and suspends the caller; on
+/// any other thread it blocks. Both do exactly the same to the file. Under direct I/O, memory that
+/// is not aligned as the file wants goes through a bounce buffer.
+package final class RingHostFile: HostFile {
+  package let traits: HostFileTraits
+  /// The open descriptor; stays the object's.
+  package let descriptor: Int32
+  /// Whether the page cache is bypassed.
+  package let isDirect: Bool
+  /// What the addresses of transfers must be multiples of; 1 for buffered.
+  package let memoryAlignment: Int
+  /// Ways to write zeros and to free space that the host refused once; bits of ``Refusal``.
+  let refusals = Atomic<UInt8>(0)
+  private let isOpen = Atomic<Bool>(true)
+
+  /// Takes `descriptor` over.
+  init(descriptor: Int32, traits: HostFileTraits, isDirect: Bool, memoryAlignment: Int) {
+    self.descriptor = descriptor
+    self.traits = traits
+    self.isDirect = isDirect
+    self.memoryAlignment = memoryAlignment
+  }
+
+  deinit { closeDescriptor() }
+
+  /// Closes the descriptor; no transfer may be in flight or come later.
+  package func closeDescriptor() {
+    if isOpen.exchange(false, ordering: .relaxed) { close(descriptor) }
+  }
+
+  package func sync() async throws(Errno) {
+    var attempts = Attempts()
+    while true {
+      let result = await rawSync()
+      if result >= 0 { return }
+      try await attempts.retry(after: result)
+    }
+  }
+
+  package func length() async throws(Errno) -> UInt64 {
+    var size: UInt64 = 0
+    let result = qublk_file_size(descriptor, &size)
+    if result < 0 { throw Errno(-result) }
+    return size
+  }
+
+  package func setLength(_ length: UInt64) async throws(Errno) {
+    var attempts = Attempts()
+    while true {
+      let result = await rawTruncate(to: length)
+      if result >= 0 { return }
+      try await attempts.retry(after: result)
+    }
+  }
+}
+
+/// A bounded number of second chances after EINTR and EAGAIN.
+struct Attempts {
+  private var count = 0
+
+  /// Returns if the operation should be tried again, else throws `result` as the errno it is.
+  ///
+  /// Waits a little longer each time, about half a second in all.
+  mutating func retry(after result: Int32) async throws(Errno) {
+    let error = Errno(-result)
+    guard error == .interrupted || error == .again, count < 64 else {
+      throw error == .again ? .io : error
+    }
+    count += 1
+    if error == .interrupted && count < 16 { return }
+    if let loop = WorkerLoop.current {
+      await loop.sleep(milliseconds: count / 4)
+    } else {
+      usleep(UInt32(count / 4) * 1000)
+    }
+  }
+}

@@ -1,0 +1,176 @@
+package import BlockCore
+
+/// The bitmaps extension of the header.
+///
+/// Source: qcow2 specification, "Bitmaps extension".
+package struct BitmapsExtension: Equatable, Sendable {
+  package static let length = 24
+  /// QEMU's limits.
+  package static let mostBitmaps: UInt32 = 65535
+  package static let mostDirectoryLength: UInt64 = 64 << 20
+
+  package let bitmapCount: UInt32
+  package let reserved: UInt32
+  /// In bytes.
+  package let directoryLength: UInt64
+  package let directory: HostOffset
+
+  package init(parsing bytes: [UInt8]) throws(FormatError) {
+    guard bytes.count == Self.length else {
+      throw .badField(
+        name: "length of the bitmaps extension", found: UInt64(bytes.count),
+        allowed: "\(Self.length)")
+    }
+    bitmapCount = bytes.be32(0)
+    reserved = bytes.be32(4)
+    directoryLength = bytes.be64(8)
+    directory = HostOffset(bytes.be64(16))
+  }
+
+  /// Checks the fields against the specification and QEMU's limits.
+  package func validate(_ geometry: ClusterGeometry) throws(FormatError) {
+    guard (1...Self.mostBitmaps).contains(bitmapCount) else {
+      throw .badField(
+        name: "nb_bitmaps", found: UInt64(bitmapCount), allowed: "1 to \(Self.mostBitmaps)")
+    }
+    guard reserved == 0 else {
+      throw .badField(
+        name: "reserved field of the bitmaps extension", found: UInt64(reserved), allowed: "0")
+    }
+    guard (1...Self.mostDirectoryLength).contains(directoryLength) else {
+      throw .badField(
+        name: "bitmap_directory_size", found: directoryLength,
+        allowed: "1 to \(Self.mostDirectoryLength)")
+    }
+    let problem: OffsetProblem? =
+      directory.bytes == 0
+      ? .zero
+      : directory.bytes & geometry.clusterMask != 0
+        ? .unaligned : directory.bytes >= FormatLimit.hostOffset ? .beyondLimit : nil
+    if let problem {
+      throw .badOffset(name: "bitmap_directory_offset", offset: directory, problem: problem)
+    }
+  }
+}
+
+/// One entry of the bitmap directory.
+///
+/// Source: qcow2 specification, "Bitmap directory".
+package struct BitmapEntry: Equatable, Sendable {
+  package static let fixedLength = 24
+  /// QEMU's limits.
+  package static let mostTableEntries: UInt32 = 0x800_0000
+  package static let mostBytes: UInt64 = 0x2000_0000
+  package static let mostNameLength: UInt16 = 1023
+  package static let granularityBitsRange: ClosedRange<UInt8> = 9...31
+
+  /// Bits of the flags.
+  package struct Flags: OptionSet, Sendable {
+    package let rawValue: UInt32
+    package init(rawValue: UInt32) { self.rawValue = rawValue }
+    package static let inUse = Self(rawValue: 1 << 0)
+    package static let auto = Self(rawValue: 1 << 1)
+    package static let extraDataCompatible = Self(rawValue: 1 << 2)
+    package static let known: Self = [.inUse, .auto, .extraDataCompatible]
+  }
+
+  package let table: HostOffset
+  /// In entries.
+  package let tableSize: UInt32
+  package let flags: Flags
+  package let type: UInt8
+  package let granularityBits: UInt8
+  package let nameLength: UInt16
+  package let extraLength: UInt32
+
+  /// Reads the fixed part, ``fixedLength`` bytes.
+  package init(parsing base: UnsafeRawPointer) {
+    table = HostOffset(base.be64(0))
+    tableSize = base.be32(8)
+    flags = Flags(rawValue: base.be32(12))
+    type = base.load(fromByteOffset: 16, as: UInt8.self)
+    granularityBits = base.load(fromByteOffset: 17, as: UInt8.self)
+    nameLength = base.be16(18)
+    extraLength = base.be32(20)
+  }
+
+  /// The bytes of the entry with its padding; below 2^33.
+  package var length: UInt64 {
+    (UInt64(Self.fixedLength) + UInt64(extraLength) + UInt64(nameLength) + 7) & ~7
+  }
+  /// Where the name starts, counted from the start of the entry.
+  package var namePosition: UInt64 { UInt64(Self.fixedLength) + UInt64(extraLength) }
+
+  /// Checks the fields against the specification and QEMU's limits.
+  ///
+  /// - Parameters:
+  ///   - geometry: The image's.
+  ///   - diskSize: The virtual size, which a bitmap that is not in use must fit.
+  /// - Throws: ``FormatError`` at the first field that is wrong.
+  package func validate(
+    _ geometry: ClusterGeometry, diskSize: UInt64
+  ) throws(FormatError) {
+    let bytes = UInt64(tableSize) << UInt64(geometry.clusterBits)
+    guard (1...Self.mostTableEntries).contains(tableSize), bytes <= Self.mostBytes else {
+      throw bad(
+        "bitmap_table_size", UInt64(tableSize),
+        "1 to \(Self.mostBytes >> UInt64(geometry.clusterBits))")
+    }
+    try validateTableOffset(geometry)
+    guard flags.isSubset(of: .known) else {
+      throw bad("flags of a bitmap", UInt64(flags.rawValue), "bits 0 to 2")
+    }
+    guard type == 1 else { throw bad("type of a bitmap", UInt64(type), "1") }
+    guard Self.granularityBitsRange.contains(granularityBits) else {
+      throw bad("granularity_bits", UInt64(granularityBits), "9 to 31")
+    }
+    guard (1...Self.mostNameLength).contains(nameLength) else {
+      throw bad("name_size of a bitmap", UInt64(nameLength), "1 to \(Self.mostNameLength)")
+    }
+    guard flags.contains(.inUse) || UInt64(tableSize) == entriesNeeded(geometry, diskSize) else {
+      throw bad(
+        "bitmap_table_size", UInt64(tableSize),
+        "\(entriesNeeded(geometry, diskSize)) for the virtual size")
+    }
+  }
+
+  /// The number of table entries for a disk: its bits, in whole 64-bit words, in whole clusters.
+  private func entriesNeeded(_ geometry: ClusterGeometry, _ diskSize: UInt64) -> UInt64 {
+    let granularity: UInt64 = 1 << UInt64(granularityBits)
+    let bits = diskSize / granularity + (diskSize % granularity == 0 ? 0 : 1)
+    return geometry.clusters(covering: (bits / 64 + (bits % 64 == 0 ? 0 : 1)) * 8)
+  }
+
+  private func validateTableOffset(_ geometry: ClusterGeometry) throws(FormatError) {
+    let problem: OffsetProblem? =
+      table.bytes == 0
+      ? .zero
+      : table.bytes & geometry.clusterMask != 0
+        ? .unaligned : table.bytes >= FormatLimit.hostOffset ? .beyondLimit : nil
+    if let problem {
+      throw .badOffset(name: "bitmap_table_offset", offset: table, problem: problem)
+    }
+  }
+
+  private func bad(_ name: FieldName, _ found: UInt64, _ allowed: String) -> FormatError {
+    .badField(name: name, found: found, allowed: allowed)
+  }
+}
+
+/// An entry of a bitmap table.
+///
+/// Source: qcow2 specification, "Bitmap table".
+package struct BitmapTableEntry: Equatable, Sendable {
+  package let raw: UInt64
+  @inlinable package init(raw: UInt64) { self.raw = raw }
+  /// The cluster with the bits; nil if all of them are the same.
+  @inlinable package var cluster: HostOffset? {
+    raw & offsetField == 0 ? nil : HostOffset(raw & offsetField)
+  }
+  /// Without a cluster: the bits are ones, not zeros.
+  @inlinable package var isAllOnes: Bool { raw & 1 == 1 }
+  /// Bits that must be zero are not.
+  @inlinable package var hasReservedBits: Bool {
+    raw & ~(offsetField | 1) != 0 || (raw & 1 == 1 && raw & offsetField != 0)
+  }
+}

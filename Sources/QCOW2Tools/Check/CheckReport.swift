@@ -1,0 +1,65 @@
+/// A check's result as qemu-img prints it.
+extension CheckResult {
+  /// The text for people, with line breaks.
+  package var humanText: String {
+    verdict + allocation
+      + (imageEndOffset == 0 ? "" : "Image end offset: \(imageEndOffset)\n")
+  }
+
+  private var verdict: String {
+    if corruptions == 0 && leaks == 0 && checkErrors == 0 {
+      return "No errors were found on the image.\n"
+    }
+    var text = ""
+    if corruptions > 0 {
+      text += """
+
+        \(corruptions) errors were found on the image.
+        Data may be corrupted, or further writes to the image may corrupt it.
+
+        """
+    }
+    if leaks > 0 {
+      text += """
+
+        \(leaks) leaked clusters were found on the image.
+        This means waste of disk space, but no harm to data.
+
+        """
+    }
+    if checkErrors > 0 {
+      text += "\n\(checkErrors) internal errors have occurred during the check.\n"
+    }
+    return text
+  }
+
+  private var allocation: String {
+    guard totalClusters != 0, allocatedClusters != 0 else { return "" }
+    func percent(_ part: UInt64, of whole: UInt64) -> String {
+      twoPlaces(Double(part) * 100 / Double(whole))
+    }
+    return "\(allocatedClusters)/\(totalClusters)"
+      + " = \(percent(allocatedClusters, of: totalClusters))% allocated,"
+      + " \(percent(fragmentedClusters, of: allocatedClusters))% fragmented,"
+      + " \(percent(compressedClusters, of: allocatedClusters))% compressed clusters\n"
+  }
+
+  /// The JSON object, with a line break; like qemu-img's without most of the counts that are zero.
+  package func json(path: String) -> String {
+    var members: [(String, JSONText)] = []
+    func add(_ name: String, _ value: UInt64) {
+      if value != 0 { members.append((name, .unsigned(value))) }
+    }
+    add("image-end-offset", imageEndOffset)
+    add("compressed-clusters", compressedClusters)
+    add("total-clusters", totalClusters)
+    add("corruptions", corruptions)
+    members.append(("check-errors", .unsigned(checkErrors)))
+    add("leaks", leaks)
+    add("allocated-clusters", allocatedClusters)
+    members.append(("filename", .string(path)))
+    members.append(("format", .string("qcow2")))
+    add("fragmented-clusters", fragmentedClusters)
+    return JSONText.object(members).text() + "\n"
+  }
+}

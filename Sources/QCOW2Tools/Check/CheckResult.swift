@@ -1,0 +1,35 @@
+/// The verdict on an image, in qemu-img's terms.
+package struct CheckResult: Equatable, Sendable {
+  /// Parts of the image that could not be judged.
+  package var checkErrors: UInt64 = 0
+  /// Things that are wrong and endanger data.
+  package var corruptions: UInt64 = 0
+  /// Clusters whose refcount is too high: space that is lost.
+  package var leaks: UInt64 = 0
+  /// The end of the last cluster that is referred to or has a refcount.
+  package var imageEndOffset: UInt64 = 0
+  /// Of the virtual disk.
+  package var totalClusters: UInt64 = 0
+  /// Guest clusters of the active disk that have a host cluster.
+  package var allocatedClusters: UInt64 = 0
+  package var fragmentedClusters: UInt64 = 0
+  package var compressedClusters: UInt64 = 0
+
+  package init() {}
+
+  /// qemu-img's exit code.
+  package var exitCode: Int32 {
+    if checkErrors > 0 { return 1 }
+    if corruptions > 0 { return 2 }
+    return leaks > 0 ? 3 : 0
+  }
+
+  /// Counts a finding.
+  mutating func count(_ severity: CheckFinding.Severity) {
+    switch severity {
+    case .corruption: corruptions &+= 1
+    case .leak: leaks &+= 1
+    case .unreadable: checkErrors &+= 1
+    }
+  }
+}

@@ -1,0 +1,75 @@
+import BlockCore
+import QCOW2Format
+
+/// What header extensions point at.
+extension ImageCheck {
+  func checkEncryptionHeader() throws(ToolError) {
+    let isLUKS = head.header.cryptMethod == 2
+    guard let data = head.extensionData(.encryptionHeader) else {
+      if isLUKS { found(.encryption(.missing)) }
+      return
+    }
+    guard isLUKS else {
+      found(.encryption(.notExpected(cryptMethod: head.header.cryptMethod)))
+      return
+    }
+    let pointer: EncryptionHeaderPointer
+    do throws(FormatError) {
+      pointer = try EncryptionHeaderPointer(parsing: data)
+      guard pointer.offset.bytes & geometry.clusterMask == 0 else {
+        throw .badOffset(name: "encryption header", offset: pointer.offset, problem: .unaligned)
+      }
+    } catch {
+      found(.encryption(.format(error)))
+      return
+    }
+    add(.encryptionHeader, at: pointer.offset, length: pointer.length)
+    guard pointer.offset.bytes < head.fileLength else { return }
+    let magic = try bytes.block(at: pointer.offset, count: 8).be64(0) >> 16
+    if magic != LUKSHeader.magic { found(.encryption(.noMagic(found: magic))) }
+  }
+
+  func checkBitmaps() throws(ToolError) {
+    switch head.bitmaps {
+    case .none:
+      if head.header.autoclear.contains(.bitmaps) { found(.bitmapsMissing) }
+    case .failure(let error): found(.bitmaps(error))
+    case .success(let location):
+      add(.bitmapDirectory, at: location.directory, length: location.directoryLength)
+      try checkBitmaps(location)
+    }
+  }
+
+  private func checkBitmaps(_ location: BitmapsExtension) throws(ToolError) {
+    let bitmaps: [Bitmap]
+    do throws(ToolError) { bitmaps = try BitmapList.read(bytes, head, location) } catch {
+      guard case .format(let problem) = error else { throw error }
+      found(.bitmaps(problem))
+      return
+    }
+    for (number, bitmap) in bitmaps.enumerated() {
+      let length = UInt64(bitmap.entry.tableSize) * 8
+      add(.bitmapTable, at: bitmap.entry.table, length: length)
+      try checkBitmapTable(number, bitmap.entry)
+    }
+  }
+
+  private func checkBitmapTable(_ number: Int, _ bitmap: BitmapEntry) throws(ToolError) {
+    guard bitmap.table.bytes < head.fileLength else { return }
+    // Entries past the end of the file are zeros: nothing to judge.
+    let inFile = (head.fileLength - bitmap.table.bytes) / 8 + 1
+    let count = Int(min(UInt64(bitmap.tableSize), inFile))  // at most 2^20 entries: 8 MiB
+    let table = try bytes.block(at: bitmap.table, count: count * 8)
+    for index in 0..<count {
+      let entry = BitmapTableEntry(raw: table.be64(index * 8))
+      let place = EntryPlace.bitmapTable(bitmap: number, index: index)
+      if entry.hasReservedBits { found(.reservedBits(entry: place, raw: entry.raw)) }
+      guard let cluster = entry.cluster else { continue }
+      guard cluster.bytes & geometry.clusterMask == 0 else {
+        found(.unaligned(use: .bitmapData, offset: cluster, entry: place))
+        continue
+      }
+      add(.bitmapData, at: cluster, length: geometry.clusterSize)
+    }
+  }
+}

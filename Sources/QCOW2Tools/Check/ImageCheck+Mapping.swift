@@ -1,0 +1,213 @@
+import BlockCore
+import QCOW2Format
+
+/// How often the L1 tables refer to an L2 table.
+struct L2Uses {
+  var active: UInt64 = 0
+  var inactive: UInt64 = 0
+  /// The first active L1 entry that does; meaningless if `active` is 0.
+  var firstIndex = 0
+}
+
+/// L1 and L2 tables of the active disk and of the snapshots.
+extension ImageCheck {
+  func checkMapping() throws(ToolError) {
+    var tables: [HostOffset: L2Uses] = [:]
+    try collectActive(into: &tables)
+    try checkSnapshots(into: &tables)
+    let buffer = IOBuffer(count: Int(geometry.clusterSize))
+    for (table, uses) in tables.sorted(by: { $0.key < $1.key }) {
+      try bytes.read(into: buffer, count: buffer.count, at: table)
+      try checkL2Table(table, buffer, uses)
+    }
+  }
+
+  private func collectActive(into tables: inout [HostOffset: L2Uses]) throws(ToolError) {
+    let offset = HostOffset(head.header.l1TableOffset)
+    let entries = Int(head.header.l1Size)
+    try forEachL1Entry(at: offset, entries: entries) { index, entry throws(ToolError) in
+      let place = EntryPlace.activeL1(index: index)
+      if let table = entry.l2Table, let refcount = try refcounts.refcount(of: hostCluster(table)),
+        (refcount == 1) != entry.isCopied
+      {
+        found(.copied(entry: place, raw: entry.raw, refcount: refcount))
+      }
+      guard let table = checkL1Entry(entry, place) else { return }
+      var uses = tables[table] ?? L2Uses()
+      if uses.active == 0 { uses.firstIndex = index }
+      uses.active += 1
+      tables[table] = uses
+    }
+  }
+
+  func collectInactive(
+    _ snapshot: Int, at offset: HostOffset, entries: Int,
+    into tables: inout [HostOffset: L2Uses]
+  ) throws(ToolError) {
+    try forEachL1Entry(at: offset, entries: entries) { index, entry throws(ToolError) in
+      let place = EntryPlace.snapshotL1(snapshot: snapshot, index: index)
+      guard let table = checkL1Entry(entry, place) else { return }
+      tables[table, default: L2Uses()].inactive += 1
+    }
+  }
+
+  /// Counts the L1 table itself and calls `body` with each entry that is not zero.
+  private func forEachL1Entry(
+    at offset: HostOffset, entries: Int,
+    _ body: (Int, L1Entry) throws(ToolError) -> Void
+  ) throws(ToolError) {
+    add(.l1Table, at: offset, length: UInt64(entries) * 8)
+    let chunk = 1 << 17  // entries: 1 MiB
+    let buffer = IOBuffer(count: min(entries, chunk) * 8)
+    var done = 0
+    while done < entries && offset.bytes + UInt64(done) * 8 < head.fileLength {
+      let count = min(chunk, entries - done)
+      try bytes.read(into: buffer, count: count * 8, at: offset + UInt64(done) * 8)
+      for index in 0..<count {
+        let raw = buffer.be64(index * 8)
+        if raw != 0 { try body(done + index, L1Entry(raw: raw)) }
+      }
+      done += count
+    }
+  }
+
+  /// Judges an L1 entry that is not zero and counts its reference.
+  ///
+  /// - Returns: The L2 table, if it can be read.
+  private func checkL1Entry(_ entry: L1Entry, _ place: EntryPlace) -> HostOffset? {
+    if entry.hasReservedBits { found(.reservedBits(entry: place, raw: entry.raw)) }
+    let table = entry.l2Table ?? HostOffset(0)  // then it overlaps the header, and says so
+    add(.l2Table, at: table, length: geometry.clusterSize)
+    guard table.bytes & geometry.clusterMask == 0 else {
+      found(.unaligned(use: .l2Table, offset: table, entry: place))
+      return nil
+    }
+    return table.bytes > 0 && table.bytes < head.fileLength ? table : nil
+  }
+
+  func hostCluster(_ offset: HostOffset) -> UInt64 { geometry.hostCluster(of: offset) }
+}
+
+/// The entries of one L2 table.
+extension ImageCheck {
+  /// What is common to all entries of a table.
+  private struct Table {
+    let offset: HostOffset
+    let uses: L2Uses
+    /// Where a data cluster would have to lie to go on from the one before it.
+    var next: UInt64?
+
+    var times: UInt64 { uses.active &+ uses.inactive }
+  }
+
+  private var hasDataFile: Bool { head.header.incompatible.contains(.externalDataFile) }
+  private var hasSubclusters: Bool { head.header.incompatible.contains(.extendedL2) }
+  private var hasZeroFlag: Bool { head.header.hasZeroFlag && !hasSubclusters }
+
+  fileprivate func checkL2Table(
+    _ offset: HostOffset, _ buffer: IOBuffer, _ uses: L2Uses
+  ) throws(ToolError) {
+    var table = Table(offset: offset, uses: uses)
+    let step = 1 << geometry.l2EntryBits
+    for index in 0..<Int(geometry.l2Entries) {
+      let raw = buffer.be64(index &* step)
+      let bitmap = hasSubclusters ? buffer.be64(index &* step &+ 8) : 0
+      if raw | bitmap != 0 { try checkL2Entry(L2Entry(raw: raw), bitmap, index, &table) }
+    }
+  }
+
+  private func checkL2Entry(
+    _ entry: L2Entry, _ bitmap: UInt64, _ index: Int, _ table: inout Table
+  ) throws(ToolError) {
+    let place = EntryPlace.l2(table: table.offset, index: index)
+    let kind = entry.kind(hasZeroFlag: hasZeroFlag)
+    if kind == .compressed {
+      checkCompressed(entry, bitmap, place, table)
+      return
+    }
+    if entry.hasReservedBits || (!hasZeroFlag && entry.raw & 1 == 1) {
+      found(.reservedBits(entry: place, raw: entry.raw))
+    }
+    let isAtZero = hasDataFile && entry.isCopied && kind == .unallocated
+    if let cluster = entry.hostCluster ?? (isAtZero ? HostOffset(0) : nil) {
+      try checkStandard(entry, cluster, bitmap, index, &table)
+    } else if bitmap & 0xffff_ffff != 0 {
+      found(.subclusters(entry: place, raw: entry.raw, bitmap: bitmap))
+    }
+  }
+
+  private func checkStandard(
+    _ entry: L2Entry, _ cluster: HostOffset, _ bitmap: UInt64, _ index: Int, _ table: inout Table
+  ) throws(ToolError) {
+    let place = EntryPlace.l2(table: table.offset, index: index)
+    if (bitmap >> 32) & bitmap & 0xffff_ffff != 0 {
+      found(.subclusters(entry: place, raw: entry.raw, bitmap: bitmap))
+    }
+    if cluster.bytes & geometry.clusterMask != 0 {
+      found(.unaligned(use: .guestData, offset: cluster, entry: place))
+    }
+    if table.uses.active > 0 {
+      countAllocated(cluster, &table)
+      try checkCopied(entry, cluster, place)
+    }
+    if hasDataFile {
+      checkDataFileOffset(cluster, index, table)
+    } else {
+      add(.guestData, at: cluster, length: geometry.clusterSize, times: table.times)
+    }
+  }
+
+  private func countAllocated(_ cluster: HostOffset, _ table: inout Table) {
+    result.allocatedClusters &+= table.uses.active
+    if let next = table.next, next != cluster.bytes {
+      result.fragmentedClusters &+= table.uses.active
+    }
+    table.next = cluster.bytes &+ geometry.clusterSize
+  }
+
+  private func checkCopied(
+    _ entry: L2Entry, _ cluster: HostOffset, _ place: EntryPlace
+  ) throws(ToolError) {
+    let refcount = hasDataFile ? 1 : try refcounts.refcount(of: hostCluster(cluster))
+    guard let refcount, (refcount == 1) != entry.isCopied else { return }
+    found(.copied(entry: place, raw: entry.raw, refcount: refcount))
+  }
+
+  private func checkDataFileOffset(_ cluster: HostOffset, _ index: Int, _ table: Table) {
+    guard table.uses.active > 0 else { return }
+    let number = UInt64(table.uses.firstIndex) << UInt64(geometry.l2Bits) | UInt64(index)
+    let guest = GuestOffset(number << UInt64(geometry.clusterBits))
+    guard guest.bytes != cluster.bytes else { return }
+    let place = EntryPlace.l2(table: table.offset, index: index)
+    found(.dataFileOffset(entry: place, found: cluster, guest: guest))
+  }
+
+  private func checkCompressed(
+    _ entry: L2Entry, _ bitmap: UInt64, _ place: EntryPlace, _ table: Table
+  ) {
+    if entry.isCopied { found(.copiedCompressed(entry: place, raw: entry.raw)) }
+    guard !hasDataFile else {
+      found(.compressedWithDataFile(entry: place, raw: entry.raw))
+      return
+    }
+    guard bitmap == 0 else {
+      found(.subclusters(entry: place, raw: entry.raw, bitmap: bitmap))
+      return
+    }
+    let (offset, length) = compressedRange(entry)
+    add(.guestData, at: offset, length: length, times: table.times)
+    result.allocatedClusters &+= table.uses.active
+    result.compressedClusters &+= table.uses.active
+    result.fragmentedClusters &+= table.uses.active
+  }
+
+  /// The bytes of a compressed cluster, up to the end of its last sector.
+  ///
+  /// Source: qcow2 specification, "Compressed Clusters Descriptor".
+  private func compressedRange(_ entry: L2Entry) -> (HostOffset, length: UInt64) {
+    let offsetBits = UInt64(62 - (geometry.clusterBits - 8))
+    let offset = entry.raw & ((1 << offsetBits) - 1)
+    let sectors = (entry.raw >> offsetBits) & ((1 << UInt64(geometry.clusterBits - 8)) - 1)
+    return (HostOffset(offset), (sectors + 1) * 512 - offset % 512)
+  }
+}

@@ -1,0 +1,54 @@
+import BlockCore
+import QCOW2Format
+
+/// The snapshot table and the L1 tables of the snapshots.
+extension ImageCheck {
+  func checkSnapshots(into tables: inout [HostOffset: L2Uses]) throws(ToolError) {
+    let list = try SnapshotList(reading: bytes, head)
+    let start = HostOffset(head.header.snapshotsOffset)
+    add(.snapshotTable, at: start, length: list.length)
+    guard !list.snapshots.isEmpty else { return }
+    if head.header.incompatible.contains(.externalDataFile) {
+      found(.snapshotsWithDataFile(count: head.header.snapshotCount))
+    }
+    guard tablesFitTheFile(list) else { return }
+    for (number, snapshot) in list.snapshots.enumerated() {
+      try checkSnapshot(number, snapshot.entry, into: &tables)
+    }
+  }
+
+  /// Bounds the work: L1 tables that together are longer than the file overlap each other.
+  private func tablesFitTheFile(_ list: SnapshotList) -> Bool {
+    let lengths = list.snapshots.map { UInt64($0.entry.l1Size) * 8 }
+    // At most 2^16 times 2^25; longer tables are not followed anyway.
+    let bytes = lengths.filter { $0 <= FormatLimit.l1Bytes }.reduce(0, +)
+    // A table may end in a part of the last cluster that the file does not have.
+    guard bytes > head.fileLength + geometry.clusterSize else { return true }
+    found(.snapshotTablesTooLong(bytes: bytes))
+    return false
+  }
+
+  private func checkSnapshot(
+    _ number: Int, _ entry: SnapshotEntry, into tables: inout [HostOffset: L2Uses]
+  ) throws(ToolError) {
+    let place = EntryPlace.snapshotTable(index: number)
+    if head.header.version >= 3 && entry.extraLength < SnapshotEntry.leastExtraLengthV3 {
+      found(.snapshotIncomplete(snapshot: number, extraLength: entry.extraLength))
+    }
+    guard entry.l1Table.bytes & geometry.clusterMask == 0 else {
+      found(.unaligned(use: .l1Table, offset: entry.l1Table, entry: place))
+      return
+    }
+    guard UInt64(entry.l1Size) * 8 <= FormatLimit.l1Bytes else {
+      found(.snapshotL1TooLarge(snapshot: number, entries: entry.l1Size))
+      return
+    }
+    guard entry.l1Table.bytes <= 1 << 62 else {
+      found(
+        .beyondEnd(use: .l1Table, offset: entry.l1Table, length: UInt64(entry.l1Size) * 8))
+      return
+    }
+    try collectInactive(
+      number, at: entry.l1Table, entries: Int(entry.l1Size), into: &tables)
+  }
+}

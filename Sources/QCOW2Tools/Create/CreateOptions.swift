@@ -1,0 +1,156 @@
+/// What storage `create` gives the image at once.
+package enum Preallocation: String, CaseIterable, Sendable {
+  /// Nothing is mapped.
+  case off
+  /// Every guest cluster is mapped; its data is a hole in the file.
+  case metadata
+  /// As metadata, and the host has reserved the storage.
+  case falloc
+  /// As metadata, and zeros are written.
+  case full
+}
+
+/// What to create.
+package struct CreateOptions: Equatable, Sendable {
+  /// The virtual size in bytes as asked for; see ``virtualSize``.
+  package var size: UInt64
+  /// log2 of the cluster size: 9 to 21.
+  package var clusterBits: Int = 16
+  /// 2 or 3.
+  package var version: UInt32 = 3
+  /// log2 of the refcount width: 0 to 6.
+  package var refcountOrder: Int = 4
+  package var lazyRefcounts: Bool = false
+  package var preallocation: Preallocation = .off
+  /// `compat` as it was written, for the line that repeats the options.
+  package var compatText: String?
+  /// `preallocation` was written, for the same line.
+  package var repeatsPreallocation: Bool = false
+
+  package init(size: UInt64) { self.size = size }
+
+  /// The size in whole 512-byte sectors.
+  package var virtualSize: UInt64 { (size + 511) & ~511 }
+  package var clusterSize: UInt64 { 1 << UInt64(clusterBits) }
+
+  /// The line that qemu-img prints before it creates an image.
+  package func formattingLine(path: String) -> String {
+    var words = ["fmt=qcow2 cluster_size=\(clusterSize)", "extended_l2=off"]
+    if repeatsPreallocation { words.append("preallocation=\(preallocation.rawValue)") }
+    words += ["compression_type=zlib", "size=\(size)"]
+    if let compatText { words.append("compat=\(compatText)") }
+    words.append("lazy_refcounts=\(lazyRefcounts ? "on" : "off")")
+    words.append("refcount_bits=\(1 << refcountOrder)")
+    return "Formatting '\(path)', " + words.joined(separator: " ")
+  }
+}
+
+extension CreateOptions {
+  /// Reads the `-o` lists and the size argument of the command line.
+  ///
+  /// - Parameters:
+  ///   - lists: Each a comma list of `name=value`; a comma in a value is written twice, and a later
+  ///     option replaces an earlier one of the same name.
+  ///   - size: The argument after the file name.
+  /// - Throws: ``OptionError`` at the first option that cannot be used.
+  package init(lists: [String], size: String?) throws(OptionError) {
+    self.init(size: 0)
+    var sizeText: String?
+    for list in lists {
+      for (name, value) in Self.split(list) {
+        if name == "size" { sizeText = value } else { try set(name, value) }
+      }
+    }
+    guard sizeText == nil || size == nil else { throw .sizeGivenTwice }
+    guard let text = sizeText ?? size else { throw .sizeMissing }
+    guard let bytes = SizeText.parse(text), bytes <= UInt64(Int64.max) &- 511 else {
+      throw .badValue(
+        name: "size", found: text,
+        allowed: "0 to \(Int64.max - 511) bytes, or a number with k, M, G, T, P or E")
+    }
+    self.size = bytes
+    try checkVersion()
+  }
+
+  private func checkVersion() throws(OptionError) {
+    guard version == 2 else { return }
+    if lazyRefcounts { throw .needsVersion3("lazy_refcounts=on") }
+    if refcountOrder != 4 { throw .needsVersion3("refcount_bits=\(1 << refcountOrder)") }
+  }
+
+  /// Splits at single commas and at the first `=`; an option without a value is switched on.
+  private static func split(_ list: String) -> [(name: String, value: String)] {
+    let joined = list.split(separator: ",,", omittingEmptySubsequences: false)
+      .joined(separator: "\u{0}")  // no argument of a process contains it
+    return joined.split(separator: ",").map { option in
+      let text = String(option.map { $0 == "\u{0}" ? "," : $0 })
+      guard let equals = text.firstIndex(of: "=") else { return (text, "on") }
+      return (String(text[..<equals]), String(text[text.index(after: equals)...]))
+    }
+  }
+
+  private mutating func set(_ name: String, _ value: String) throws(OptionError) {
+    switch name {
+    case "cluster_size": clusterBits = try Self.clusterBits(value)
+    case "compat": try setCompat(value)
+    case "refcount_bits": refcountOrder = try Self.refcountOrder(value)
+    case "lazy_refcounts": lazyRefcounts = try Self.flag(name, value)
+    case "preallocation":
+      guard let mode = Preallocation(rawValue: value) else {
+        throw .badValue(name: name, found: value, allowed: "off, metadata, falloc or full")
+      }
+      preallocation = mode
+      repeatsPreallocation = true
+    case "compression_type":
+      if value == "zstd" { throw .notSupportedYet("compression_type=zstd") }
+      if value != "zlib" { throw .badValue(name: name, found: value, allowed: "zlib") }
+    case "extended_l2":
+      if try Self.flag(name, value) { throw .notSupportedYet("extended_l2=on") }
+    default: throw Self.isKnownToQEMU(name) ? .notSupportedYet(name) : .unknown(name)
+    }
+  }
+
+  private mutating func setCompat(_ value: String) throws(OptionError) {
+    switch value {
+    case "0.10", "v2": version = 2
+    case "1.1", "v3": version = 3
+    default:
+      throw .badValue(name: "compat", found: value, allowed: "0.10, v2, 1.1 or v3")
+    }
+    compatText = value
+  }
+
+  private static func clusterBits(_ value: String) throws(OptionError) -> Int {
+    guard let size = SizeText.parse(value), size.nonzeroBitCount == 1,
+      (9...21).contains(size.trailingZeroBitCount)
+    else {
+      throw .badValue(
+        name: "cluster_size", found: value, allowed: "a power of two from 512 to 2M")
+    }
+    return size.trailingZeroBitCount
+  }
+
+  private static func refcountOrder(_ value: String) throws(OptionError) -> Int {
+    let bits = value.hasPrefix("0x") ? UInt64(value.dropFirst(2), radix: 16) : UInt64(value)
+    guard let bits, bits.nonzeroBitCount == 1, bits <= 64 else {
+      throw .badValue(name: "refcount_bits", found: value, allowed: "1, 2, 4, 8, 16, 32 or 64")
+    }
+    return bits.trailingZeroBitCount
+  }
+
+  private static func flag(_ name: String, _ value: String) throws(OptionError) -> Bool {
+    switch value {
+    case "on", "yes", "true", "y": return true
+    case "off", "no", "false", "n": return false
+    default: throw .badValue(name: name, found: value, allowed: "on or off")
+    }
+  }
+
+  private static func isKnownToQEMU(_ name: String) -> Bool {
+    name.hasPrefix("encrypt.")
+      || [
+        "backing_file", "backing_fmt", "data_file", "data_file_raw", "encryption",
+        "extent_size_hint", "nocow",
+      ].contains(name)
+  }
+}

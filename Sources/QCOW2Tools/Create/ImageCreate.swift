@@ -1,0 +1,169 @@
+import BlockCore
+import Glibc
+import QCOW2Format
+
+/// Writes new images.
+package enum ImageCreate {
+  /// Makes the file at `path` an empty image; see ``run(_:on:)``.
+  ///
+  /// The options are judged before the file is opened. If the create fails, a file that it made is
+  /// removed again.
+  ///
+  /// - Parameters:
+  ///   - options: What to create.
+  ///   - path: A regular file, made if it does not exist, or a block device.
+  ///   - lock: Takes the image's locks, or throws if somebody else has it in use.
+  /// - Throws: ``ToolError`` of any kind.
+  package static func run(
+    _ options: CreateOptions, path: String, lock: FileBytes.Locker = { _ throws(ToolError) in }
+  ) throws(ToolError) {
+    _ = try layout(options)
+    let file = try FileBytes(path: path, access: .create, lock: lock)
+    do throws(ToolError) { try run(options, on: file) } catch {
+      if file.isNew { _ = unlink(path) }  // the error of the create is the one to report
+      throw error
+    }
+  }
+
+  /// Makes `file` an empty image; what it held is lost.
+  ///
+  /// The header is written last, after everything else is durable: an interrupted create leaves
+  /// something that is not a qcow2 image, never a broken one.
+  ///
+  /// - Throws: ``ToolError/option(_:)`` before anything is touched; any other error may leave the file
+  ///   without a header.
+  package static func run(
+    _ options: CreateOptions, on file: any WritableImageBytes
+  ) throws(ToolError) {
+    let layout = try layout(options)
+    if file.isBlockDevice && file.length < layout.fileLength {
+      throw .deviceTooSmall(needed: layout.fileLength, available: file.length)
+    }
+    let writer = ImageWriter(options: options, layout: layout, file: file)
+    try writer.removeOldImage()
+    try writer.reserveStorage()
+    try writer.writeRefcounts()
+    try writer.writeTables()
+    try writer.writeData()
+    try file.sync()
+    try writer.writeHeader()
+    try file.sync()
+  }
+
+  private static func layout(_ options: CreateOptions) throws(ToolError) -> ImageLayout {
+    do throws(OptionError) { return try ImageLayout(options) } catch { throw .option(error) }
+  }
+}
+
+/// The steps of one create.
+private struct ImageWriter {
+  let options: CreateOptions
+  let layout: ImageLayout
+  let file: any WritableImageBytes
+
+  private static let chunk = 1 << 20
+
+  private var geometry: ClusterGeometry { layout.geometry }
+
+  func removeOldImage() throws(ToolError) {
+    if file.isBlockDevice {
+      try writeZeroes(from: HostOffset(0), length: min(geometry.clusterSize, file.length))
+    } else if file.length > 0 {
+      try file.setLength(0)
+    } else {
+      return
+    }
+    try file.sync()
+  }
+
+  func reserveStorage() throws(ToolError) {
+    guard !file.isBlockDevice else { return }
+    try file.setLength(layout.fileLength)
+    if options.preallocation == .falloc { try file.allocate(layout.fileLength) }
+  }
+
+  func writeRefcounts() throws(ToolError) {
+    let block = IOBuffer(count: Int(geometry.clusterSize))
+    let perBlock = geometry.refcountBlockEntries
+    for index in 0..<layout.refcountBlocks {
+      let used = min(perBlock, layout.clusters - index * perBlock)
+      for entry in 0..<perBlock {
+        RefcountWidth.set(
+          block.base, order: geometry.refcountOrder, index: Int(entry),
+          value: entry < used ? 1 : 0)
+      }
+      try file.write(block.bytes, at: layout.refcountBlock(index))
+    }
+    try writeTable(
+      at: layout.refcountTable, entries: layout.refcountBlocks,
+      padded: layout.refcountTableClusters * geometry.clusterSize
+    ) { RefcountTableEntry(block: layout.refcountBlock($0)).raw }
+  }
+
+  func writeTables() throws(ToolError) {
+    guard layout.l1Entries > 0 else { return }
+    let hasTables = layout.l2Tables > 0
+    guard hasTables || file.isBlockDevice else { return }  // the table is a hole, all zeros
+    try writeTable(at: layout.l1Table, entries: layout.l1Entries, padded: layout.l1Entries * 8) {
+      hasTables ? L1Entry(l2Table: layout.l2Table($0), copied: true).raw : 0
+    }
+    // The L2 tables lie side by side, so they are one long table.
+    try writeTable(
+      at: layout.l2Table(0), entries: layout.dataClusters,
+      padded: layout.l2Tables * geometry.clusterSize
+    ) {
+      L2Entry(data: layout.data + ($0 << UInt64(geometry.clusterBits)), copied: true).raw
+    }
+  }
+
+  func writeData() throws(ToolError) {
+    let length = layout.dataClusters << UInt64(geometry.clusterBits)
+    // A block device has old bytes there, which the guest must not read.
+    if options.preallocation == .full || file.isBlockDevice {
+      try writeZeroes(from: layout.data, length: length)
+    }
+  }
+
+  func writeHeader() throws(ToolError) {
+    let block = IOBuffer(count: Int(geometry.clusterSize))
+    HeaderBytes.write(options, layout, into: block)
+    try file.write(block.bytes, at: HostOffset(0))
+  }
+
+  /// Writes `entries` big-endian entries, then zeros up to `padded` bytes.
+  private func writeTable(
+    at start: HostOffset, entries: UInt64, padded: UInt64, _ entry: (UInt64) -> UInt64
+  ) throws(ToolError) {
+    let buffer = IOBuffer(count: Int(min(padded, UInt64(Self.chunk))))
+    var done: UInt64 = 0
+    while done < padded {
+      let count = min(padded - done, UInt64(buffer.count))
+      for index in 0..<(count / 8) {
+        let number = done / 8 + index
+        buffer.base.storeBE64(number < entries ? entry(number) : 0, Int(index) * 8)
+      }
+      try file.write(buffer.bytes(count: Int(count)), at: start + done)
+      done += count
+    }
+  }
+
+  private func writeZeroes(from start: HostOffset, length: UInt64) throws(ToolError) {
+    let buffer = IOBuffer(count: Int(min(length, UInt64(Self.chunk))))
+    var done: UInt64 = 0
+    while done < length {
+      let count = min(length - done, UInt64(buffer.count))
+      try file.write(buffer.bytes(count: Int(count)), at: start + done)
+      done += count
+    }
+  }
+}
+
+extension IOBuffer {
+  /// All bytes, for a write.
+  var bytes: UnsafeRawBufferPointer { bytes(count: count) }
+
+  /// The first `count` bytes, for a write.
+  func bytes(count: Int) -> UnsafeRawBufferPointer {
+    UnsafeRawBufferPointer(start: base, count: count)
+  }
+}

@@ -1,0 +1,83 @@
+import BlockCore
+import QCOW2Format
+
+/// Where everything lies in a new image: no holes between, so every cluster below ``clusters`` has a
+/// refcount of one and all the others have none.
+///
+/// In order: header, refcount table, refcount blocks, L1 table, L2 tables, data.
+struct ImageLayout: Equatable {
+  let geometry: ClusterGeometry
+  let l1Entries: UInt64
+  /// 0 without preallocation.
+  let l2Tables: UInt64
+  /// 0 without preallocation.
+  let dataClusters: UInt64
+  let refcountBlocks: UInt64
+  let refcountTableClusters: UInt64
+
+  init(_ options: CreateOptions) throws(OptionError) {
+    geometry = ClusterGeometry(
+      clusterBits: options.clusterBits, refcountOrder: options.refcountOrder)
+    let geometry = self.geometry
+    let size = options.virtualSize
+    l1Entries = geometry.l1EntriesNeeded(forSize: size)
+    guard l1Entries <= FormatLimit.l1Bytes / 8 else {
+      throw .sizeTooLarge(
+        size: size, largest: FormatLimit.l1Bytes / 8 * geometry.bytesPerL2Table,
+        clusterSize: geometry.clusterSize)
+    }
+    let isPreallocated = options.preallocation != .off
+    l2Tables = isPreallocated ? l1Entries : 0
+    dataClusters = isPreallocated ? geometry.clusters(covering: size) : 0
+    // At most 2^42 + 2^22 + 2^16 clusters: nothing below can overflow.
+    let others = 1 + geometry.clusters(covering: l1Entries * 8) + l2Tables + dataClusters
+    (refcountBlocks, refcountTableClusters) = Self.refcountStructures(
+      covering: others, geometry)
+    guard refcountTableClusters << UInt64(geometry.clusterBits) <= FormatLimit.refcountTableBytes,
+      clusters << UInt64(geometry.clusterBits) <= FormatLimit.hostOffset
+    else { throw .refcountTableTooLarge(bytes: refcountBlocks * 8) }
+  }
+
+  /// Finds how many blocks and table clusters describe `others` clusters and themselves.
+  private static func refcountStructures(
+    covering others: UInt64, _ geometry: ClusterGeometry
+  ) -> (blocks: UInt64, tableClusters: UInt64) {
+    var blocks: UInt64 = 1
+    var tableClusters: UInt64 = 1
+    while true {
+      let total = others + blocks + tableClusters
+      let perBlock = geometry.refcountBlockEntries
+      let neededBlocks = (total + perBlock - 1) / perBlock
+      let neededClusters = geometry.clusters(covering: neededBlocks * 8)
+      if neededBlocks <= blocks && neededClusters <= tableClusters {
+        return (blocks, tableClusters)
+      }
+      blocks = max(blocks, neededBlocks)
+      tableClusters = max(tableClusters, neededClusters)
+    }
+  }
+
+  private func offset(_ cluster: UInt64) -> HostOffset {
+    geometry.start(ofHostCluster: cluster)
+  }
+
+  private var l1Cluster: UInt64 { 1 + refcountTableClusters + refcountBlocks }
+  private var l1Clusters: UInt64 { geometry.clusters(covering: l1Entries * 8) }
+
+  var refcountTable: HostOffset { offset(1) }
+  func refcountBlock(_ index: UInt64) -> HostOffset { offset(1 + refcountTableClusters + index) }
+  /// Host offset 0, as QEMU writes it, if there is no L1 table.
+  var l1Table: HostOffset { l1Entries == 0 ? HostOffset(0) : offset(l1Cluster) }
+  func l2Table(_ index: UInt64) -> HostOffset { offset(l1Cluster + l1Clusters + index) }
+  /// Where the data of guest cluster 0 lies.
+  var data: HostOffset { offset(l1Cluster + l1Clusters + l2Tables) }
+
+  /// The number of clusters in use.
+  var clusters: UInt64 { l1Cluster + l1Clusters + l2Tables + dataClusters }
+
+  /// The length of the file: QEMU's, which without preallocation ends with the last L1 entry.
+  var fileLength: UInt64 {
+    if dataClusters > 0 || l1Entries == 0 { return offset(clusters).bytes }
+    return l1Table.bytes + l1Entries * 8
+  }
+}

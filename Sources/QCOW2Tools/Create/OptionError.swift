@@ -1,0 +1,40 @@
+/// Why the options of `create` cannot be used.
+package enum OptionError: Error, Equatable, Sendable {
+  /// No option of this name exists.
+  case unknown(String)
+  /// An option that qemu-img has and this program has not.
+  case notSupportedYet(String)
+  /// A value that the option does not take.
+  case badValue(name: String, found: String, allowed: String)
+  /// No size was given.
+  case sizeMissing
+  /// A size was given both as an argument and with `-o size=`.
+  case sizeGivenTwice
+  /// The option needs `compat=1.1`.
+  case needsVersion3(String)
+  /// The L1 table would grow beyond QEMU's limit of 32 MiB.
+  case sizeTooLarge(size: UInt64, largest: UInt64, clusterSize: UInt64)
+  /// The refcounts of all the clusters do not fit QEMU's limit of 8 MiB for the refcount table.
+  case refcountTableTooLarge(bytes: UInt64)
+}
+
+extension OptionError {
+  package var message: String {
+    switch self {
+    case .unknown(let name): "option \"\(name)\" does not exist"
+    case .notSupportedYet(let what): "option \"\(what)\" is not supported yet"
+    case .badValue(let name, let found, let allowed):
+      "\(name) is \"\(found)\", expected \(allowed)"
+    case .sizeMissing: "the size is missing: give it after the file name or with -o size="
+    case .sizeGivenTwice:
+      "the size is given twice: after the file name and with -o size="
+    case .needsVersion3(let name): "\(name) needs compat=1.1"
+    case .sizeTooLarge(let size, let largest, let clusterSize):
+      "size is \(size) bytes, expected at most \(largest) with clusters of \(clusterSize) bytes"
+        + (clusterSize < 2 << 20 ? ": a larger cluster_size helps" : "")
+    case .refcountTableTooLarge(let bytes):
+      "the refcount table would need \(bytes) bytes, expected at most \(8 << 20):"
+        + " a larger cluster_size or smaller refcount_bits helps"
+    }
+  }
+}

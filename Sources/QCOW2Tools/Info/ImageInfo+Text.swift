@@ -1,0 +1,91 @@
+import Glibc
+import QCOW2Format
+
+/// `info` for people: the text of qemu-img.
+extension ImageInfo {
+  /// The text, with line breaks.
+  package var humanText: String {
+    var lines = [
+      "image: \(path)",
+      "file format: qcow2",
+      "virtual size: \(SizeText.short(virtualSize)) (\(virtualSize) bytes)",
+      "disk size: \(SizeText.short(diskSize))",
+    ]
+    if encryption != nil { lines.append("encrypted: yes") }
+    lines.append("cluster_size: \(header.geometry.clusterSize)")
+    if isDirty { lines.append("cleanly shut down: no") }
+    lines += backingLines + snapshotLines
+    lines.append("Format specific information:")
+    lines += specific.flatMap { Self.lines($0.0, $0.1, indent: 1) }
+    return lines.joined(separator: "\n") + "\n"
+  }
+
+  private var backingLines: [String] {
+    guard let backingFile, let fullBackingFile else { return [] }
+    let place = fullBackingFile == backingFile ? "" : " (actual path: \(fullBackingFile))"
+    let name = "backing file: \(backingFile)\(place)"
+    guard let backingFormat else { return [name] }
+    return [name, "backing file format: \(backingFormat)"]
+  }
+
+  private var snapshotLines: [String] {
+    guard !snapshots.isEmpty else { return [] }
+    let title = Self.row("ID", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT")
+    return ["Snapshot list:", title] + snapshots.map(Self.row)
+  }
+
+  private static func row(_ snapshot: Snapshot) -> String {
+    let entry = snapshot.entry
+    return row(
+      snapshot.id, snapshot.name, SizeText.short(entry.vmStateSize),
+      date(entry.seconds), clock(entry.guestClock),
+      entry.instructionCount.map { String($0) } ?? "")
+  }
+
+  private static func row(
+    _ id: String, _ name: String, _ size: String, _ date: String, _ clock: String,
+    _ count: String
+  ) -> String {
+    left(id, 9) + " " + left(name, 16) + " " + right(size, 8) + right(date, 20)
+      + right(clock, 13) + right(count, 11)
+  }
+
+  /// Local time, as "2026-01-31 23:59:59".
+  private static func date(_ seconds: UInt32) -> String {
+    var time = time_t(seconds)
+    var parts = tm()
+    guard localtime_r(&time, &parts) != nil else { return "" }
+    let day = [parts.tm_mon + 1, parts.tm_mday].map { padded(UInt64($0), 2) }
+    let clock = [parts.tm_hour, parts.tm_min, parts.tm_sec].map { padded(UInt64($0), 2) }
+    return "\(parts.tm_year + 1900)-" + day.joined(separator: "-") + " "
+      + clock.joined(separator: ":")
+  }
+
+  /// Hours, minutes, seconds and milliseconds.
+  private static func clock(_ nanoseconds: UInt64) -> String {
+    let seconds = nanoseconds / 1_000_000_000
+    let fields = [seconds / 3600, seconds / 60 % 60, seconds % 60].map { padded($0, 2) }
+    return fields.joined(separator: ":") + "."
+      + padded(nanoseconds % 1_000_000_000 / 1_000_000, 3)
+  }
+
+  private static func padded(_ value: UInt64, _ width: Int) -> String {
+    let digits = String(value)
+    return String(repeating: "0", count: max(0, width - digits.count)) + digits
+  }
+
+  /// A member of the format specific information: its value, or its members below it.
+  private static func lines(_ name: String, _ value: JSONText, indent: Int) -> [String] {
+    let margin = String(repeating: "    ", count: indent)
+    let title = "\(margin)\(name.replacing("-", with: " ")):"
+    switch value {
+    case .string(let text): return ["\(title) \(text)"]
+    case .unsigned, .signed, .bool: return ["\(title) \(value.text())"]
+    case .array(let values):
+      return [title]
+        + values.enumerated().flatMap { lines("[\($0)]", $1, indent: indent + 1) }
+    case .object(let members):
+      return [title] + members.flatMap { lines($0.0, $0.1, indent: indent + 1) }
+    }
+  }
+}

@@ -1,0 +1,107 @@
+import BlockCore
+import QCOW2Format
+
+/// Everything that `info` shows of an image.
+///
+/// Nothing that the image refers to is opened [SEC-1].
+package struct ImageInfo {
+  /// What is shown of encryption.
+  enum Encryption: Equatable {
+    case aes
+    case luks(LUKSHeader)
+  }
+
+  /// As it was given on the command line.
+  let path: String
+  /// Storage that the host has given to the file, in bytes.
+  let diskSize: UInt64
+  let header: Header
+  let virtualSize: UInt64
+  let backingFile: String?
+  let backingFormat: String?
+  let dataFile: String?
+  let snapshots: [Snapshot]
+  let bitmaps: [Bitmap]
+  let encryption: Encryption?
+
+  /// Reads what is shown.
+  ///
+  /// - Parameters:
+  ///   - bytes: The image.
+  ///   - path: The image's path, for the text and to resolve a relative backing file.
+  ///   - allocatedBytes: The storage that the host has given to the file.
+  /// - Throws: ``ToolError/format(_:)`` if the image cannot be opened, ``ToolError/host(_:errno:)`` if
+  ///   it cannot be read.
+  package init(
+    reading bytes: any ImageBytes, path: String, allocatedBytes: UInt64
+  ) throws(ToolError) {
+    self.path = path
+    diskSize = allocatedBytes
+    let head = try ImageHead(reading: bytes)
+    header = head.header
+    virtualSize = head.diskSize
+    guard header.refcountTableClusters > 0 else {
+      throw .format(
+        .badField(name: "refcount_table_clusters", found: 0, allowed: "at least 1"))
+    }
+    backingFile = head.backingFile
+    backingFormat = head.extensionText(.backingFormat).flatMap { $0.isEmpty ? nil : $0 }
+    dataFile = head.extensionText(.dataFileName)
+    snapshots = try SnapshotList(reading: bytes, head).snapshots
+    bitmaps = try Self.bitmaps(bytes, head)
+    encryption = try Self.encryption(bytes, head)
+  }
+
+  private static func bitmaps(
+    _ bytes: any ImageBytes, _ head: ImageHead
+  ) throws(ToolError) -> [Bitmap] {
+    switch head.bitmaps {
+    case .none: return []
+    case .success(let location): return try BitmapList.read(bytes, head, location)
+    case .failure(let error): throw .format(error)
+    }
+  }
+
+  private static func encryption(
+    _ bytes: any ImageBytes, _ head: ImageHead
+  ) throws(ToolError) -> Encryption? {
+    switch head.header.cryptMethod {
+    case 0: return nil
+    case 1: return .aes
+    default: return .luks(try luks(bytes, head))
+    }
+  }
+
+  private static func luks(
+    _ bytes: any ImageBytes, _ head: ImageHead
+  ) throws(ToolError) -> LUKSHeader {
+    guard let data = head.extensionData(.encryptionHeader) else {
+      throw .format(.badField(name: "encryption header extensions", found: 0, allowed: "1"))
+    }
+    let pointer: EncryptionHeaderPointer
+    do throws(FormatError) { pointer = try EncryptionHeaderPointer(parsing: data) } catch {
+      throw .format(error)
+    }
+    let block = try bytes.block(at: pointer.offset, count: LUKSHeader.length)
+    guard let header = LUKSHeader(parsing: block) else {
+      throw .format(
+        .badField(
+          name: "magic number of the encryption header", found: block.be64(0) >> 16,
+          allowed: "\(LUKSHeader.magic) (LUKS)"))
+    }
+    return header
+  }
+
+  /// Where the backing file is looked for; nil if it has none.
+  var fullBackingFile: String? {
+    guard let backingFile else { return nil }
+    let isAbsolute = backingFile.hasPrefix("/") || hasProtocol(backingFile)
+    guard !isAbsolute, let slash = path.lastIndex(of: "/") else { return backingFile }
+    return path[...slash] + backingFile
+  }
+
+  /// Whether QEMU would take the part before a colon as a protocol: it has no slash before it.
+  private func hasProtocol(_ name: String) -> Bool {
+    name.first { $0 == ":" || $0 == "/" } == ":"
+  }
+}

@@ -1,0 +1,212 @@
+package import BlockCore
+import CPlatform
+import Glibc
+import Synchronization
+import Uring
+
+/// A device that this process serves, from ADD_DEV to DEL_DEV.
+///
+/// For the control thread only, which never serves I/O: workers serve from before START_DEV until
+/// after STOP_DEV has returned. What ``create(_:_:)`` and ``stop()`` leave behind on an error is
+/// nothing, except after a command that the driver never answered.
+package final class UblkDevice {
+  /// The number in /dev/ublkbN.
+  package let id: UInt32
+  /// Whether requests' own pages are used; decided at creation.
+  package let usesZeroCopy: Bool
+  /// The driver's view at creation.
+  package let info: DeviceInfo
+  private let control: ControlDevice
+  private let options: DeviceOptions
+  private var files = DeviceFiles()
+  private var threads: [QueueThread] = []
+  private var counters: [QueueCounters] = []
+  private let ends: EndSignal
+
+  package var blockDevicePath: String { "/dev/ublkb\(id)" }
+  package var characterDevicePath: String { "/dev/ublkc\(id)" }
+
+  /// An eventfd that becomes readable when all workers have ended, as they do when anyone stops
+  /// the device. ``stop()`` is still needed then, to delete it.
+  package var endedDescriptor: Int32 { ends.descriptor }
+
+  /// What is not as it should be, though the device serves.
+  package var warnings: [DeviceWarning] { threads.flatMap(\.warnings) }
+
+  /// One element for each queue.
+  package var statistics: [QueueCounters] { counters }
+
+  private init(
+    _ info: DeviceInfo, _ control: ControlDevice, _ options: DeviceOptions
+  ) throws(UblkError) {
+    self.info = info
+    self.control = control
+    self.options = options
+    id = info.id
+    usesZeroCopy = info.features.contains(.autoBufferRegistration)
+    ends = EndSignal(workers: info.queues)
+  }
+
+  // MARK: Creation
+
+  /// Makes a device and serves it; returns when /dev/ublkbN exists and its partitions are known.
+  ///
+  /// - Parameters:
+  ///   - target: What is served; made for `options.queues` workers with `options.depth` slots.
+  package static func create(
+    _ target: any BlockTarget, _ options: DeviceOptions
+  ) throws(UblkError) -> UblkDevice {
+    try check(options)
+    let control = try ControlDevice(deadline: options.deadline)
+    let features = try control.features()
+    let wantsZeroCopy = try zeroCopy(options.zeroCopy, features)
+    guard wantsZeroCopy, options.zeroCopy == .automatic else {
+      return try create(target, options, control, features, wantsZeroCopy)
+    }
+    do throws(UblkError) {
+      return try create(target, options, control, features, true)
+    } catch {
+      // A driver that offers zero copy and then refuses it at the fetch still does copies.
+      guard case .worker(_, let stage, _) = error, stage == .fetch || stage == .tables else {
+        throw error
+      }
+      return try create(target, options, control, features, false)
+    }
+  }
+
+  private static func create(
+    _ target: any BlockTarget, _ options: DeviceOptions, _ control: ControlDevice,
+    _ features: DeviceFeatures, _ usesZeroCopy: Bool
+  ) throws(UblkError) -> UblkDevice {
+    let wanted = try requestedFeatures(options, features, usesZeroCopy)
+    let info = try control.add(
+      id: options.id, queues: options.queues, depth: options.depth,
+      maxIOBytes: options.maxIOBytes, features: wanted)
+    let device = try UblkDevice(info, control, options)
+    do throws(UblkError) {
+      try device.bringUp(target, wanted)
+      return device
+    } catch {
+      device.tearDown()
+      throw error
+    }
+  }
+
+  /// From ADD_DEV to START_DEV.
+  private func bringUp(
+    _ target: any BlockTarget, _ wanted: DeviceFeatures
+  ) throws(UblkError) {
+    guard info.queues == options.queues, info.depth == options.depth else {
+      throw .driverLimits(queues: info.queues, depth: info.depth)
+    }
+    // The driver drops flags that it does not know without a word.
+    guard info.features.isSuperset(of: wanted) else {
+      throw .lacks(wanted.subtracting(info.features))
+    }
+    try control.setParameters(id, options.parameters.encoded(maxIOBytes: info.maxIOBytes))
+    try files.open(id, zeroCopy: usesZeroCopy, deadline: options.deadline)
+    for queue in 0..<info.queues { try startWorker(queue, target) }
+    for thread in threads { try thread.waitUntilServing(milliseconds: options.deadline) }
+    try control.start(id, server: getpid())
+  }
+
+  private func startWorker(_ queue: Int, _ target: any BlockTarget) throws(UblkError) {
+    let affinity = options.pinsThreads ? try? control.queueAffinity(id, queue: queue) : nil
+    let counters = QueueCounters()
+    let setup = QueueSetup(
+      queue: queue, depth: info.depth, maxIOBytes: info.maxIOBytes, usesZeroCopy: usesZeroCopy,
+      slowPathData: options.slowPathData,
+      registeredBuffers: max(1, min(info.depth, options.registeredBuffers ?? info.depth)),
+      characterDevice: files.character,
+      imageDescriptor: options.imageDescriptor, zeroDescriptor: files.zero, affinity: affinity,
+      target: target, counters: counters, maintenance: queue == 0 ? options.maintenance : nil)
+    threads.append(try QueueThread(setup) { [ends] in ends.workerEnded() })
+    self.counters.append(counters)
+  }
+
+  // MARK: End
+
+  /// Stops and deletes the device; requests in flight are finished first.
+  ///
+  /// A device that another process has stopped or deleted meanwhile is no error.
+  ///
+  /// - Parameters:
+  ///   - deadline: The milliseconds that stopping may take; nil for the usual ones.
+  ///   - waitsForUsers: Whether to wait until nobody has the disk open any more. Without, the
+  ///     nodes vanish at once, and the driver forgets the device when its last user has left.
+  /// - Throws: On ``UblkError/timedOut(_:milliseconds:)`` of the stop, the device still serves.
+  package func stop(deadline: Int? = nil, waitsForUsers: Bool = true) throws(UblkError) {
+    try unlessGone { () throws(UblkError) in try control.stop(id, deadline: deadline) }
+    for thread in threads { thread.join() }
+    threads = []
+    files.close()
+    try unlessGone { () throws(UblkError) in
+      try control.delete(id, asynchronously: !waitsForUsers)
+    }
+  }
+
+  private func unlessGone(_ command: () throws(UblkError) -> Void) throws(UblkError) {
+    do throws(UblkError) { try command() } catch {
+      guard case .refused(_, .noDevice) = error else { throw error }
+    }
+  }
+
+  /// The way back from a failed creation: nothing of the device stays.
+  private func tearDown() {
+    try? control.stop(id)
+    for thread in threads { thread.abandon() }
+    for thread in threads { thread.join() }
+    threads = []
+    files.close()
+    try? control.delete(id)
+  }
+}
+
+/// The descriptors that the workers of a device share.
+private struct DeviceFiles {
+  private(set) var character: Int32 = -1
+  private(set) var zero: Int32 = -1
+
+  /// Opens /dev/ublkcN, which may appear a moment after ADD_DEV, and what zero copy needs.
+  mutating func open(_ id: UInt32, zeroCopy: Bool, deadline: Int) throws(UblkError) {
+    let end = qublk_monotonic_milliseconds() + UInt64(deadline)
+    repeat {
+      character = Glibc.open("/dev/ublkc\(id)", O_RDWR | O_CLOEXEC)
+      if character >= 0 { break }
+      let error = Errno(errno)
+      let mayAppear = error == .noEntry || error == .busy || error == .accessDenied
+      if !mayAppear || qublk_monotonic_milliseconds() >= end {
+        throw .noCharacterDevice(id: id, error)
+      }
+      usleep(5000)
+    } while true
+    guard zeroCopy else { return }
+    zero = Glibc.open("/dev/zero", O_RDONLY | O_CLOEXEC)
+    if zero < 0 { throw .worker(queue: 0, .tables, Errno(errno)) }
+  }
+
+  mutating func close() {
+    if character >= 0 { Glibc.close(character) }
+    if zero >= 0 { Glibc.close(zero) }
+    (character, zero) = (-1, -1)
+  }
+}
+
+/// Says when the last worker has ended.
+private final class EndSignal: Sendable {
+  let descriptor: Int32
+  private let running: Atomic<Int>
+
+  init(workers: Int) {
+    descriptor = qublk_eventfd()
+    running = Atomic(workers)
+  }
+
+  deinit { if descriptor >= 0 { close(descriptor) } }
+
+  func workerEnded() {
+    guard running.subtract(1, ordering: .acquiringAndReleasing).newValue == 0 else { return }
+    var one: UInt64 = 1
+    _ = write(descriptor, &one, 8)
+  }
+}

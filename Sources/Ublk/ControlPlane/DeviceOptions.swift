@@ -1,0 +1,61 @@
+/// How the data of requests travels.
+package enum ZeroCopyChoice: Sendable {
+  /// Zero copy where the driver has it, copies elsewhere.
+  case automatic
+  /// Zero copy or no device.
+  case required
+  /// Copies, through a buffer for each tag.
+  case off
+}
+
+/// What the slow path finds in a request's `data` under zero copy.
+package enum SlowPathData: Sendable {
+  /// Plain memory: the data plane copies to and from the request's pages.
+  case memory
+  /// The registered buffer itself, which only ring transfers can reach; see ``UserCopy``.
+  case registered
+}
+
+/// What happens to the device when its server dies.
+package enum RecoveryChoice: Sendable {
+  /// It goes away.
+  case none
+  /// It stays; requests in flight are sent again to the next server.
+  case reissue
+  /// It stays; requests fail until there is a next server.
+  case failIO
+}
+
+/// How a device is made and served.
+package struct DeviceOptions: Sendable {
+  /// The number wanted; nil lets the driver choose.
+  package var id: UInt32?
+  /// The number of queues, each with a thread; the driver allows at most one per CPU.
+  package var queues = 1
+  /// The number of requests in flight per queue, at most 4096.
+  package var depth = 128
+  /// The most bytes of one request, a multiple of 4096.
+  package var maxIOBytes = 1 << 20
+  package var zeroCopy = ZeroCopyChoice.automatic
+  package var slowPathData = SlowPathData.registered
+  /// The slots of each ring's buffer table, under zero copy; nil for one per tag. Requests of tags
+  /// beyond them take the slow path and are copied.
+  package var registeredBuffers: Int?
+  package var parameters: DeviceParameters
+  /// The file that the transfers of a plan go to; stays the caller's, open until after `stop`.
+  package var imageDescriptor: Int32
+  package var recovery = RecoveryChoice.none
+  /// Keep the kernel from looking for partitions, where it can be told so.
+  package var skipsPartitionScan = false
+  /// Bind each worker to the CPUs whose requests its queue gets.
+  package var pinsThreads = true
+  /// The milliseconds that a control command, and the start of the workers, may take.
+  package var deadline = 30_000
+  /// Runs as a task on worker 0 from before the start; ends once `WorkerLoop.sleep` returns false.
+  package var maintenance: (@Sendable () async -> Void)?
+
+  package init(parameters: DeviceParameters, imageDescriptor: Int32) {
+    self.parameters = parameters
+    self.imageDescriptor = imageDescriptor
+  }
+}

@@ -1,0 +1,38 @@
+package import BlockCore
+
+/// Why something about a ublk device failed.
+package enum UblkError: Error, Equatable {
+  /// /dev/ublk-control cannot be opened.
+  case noControlDevice(Errno)
+  /// The ring for control commands, or its thread, cannot be made.
+  case noControlRing(Errno)
+  /// The driver refused a command.
+  case refused(ControlCommand, Errno)
+  /// The driver did not answer in time; the command may still take effect.
+  case timedOut(ControlCommand, milliseconds: Int)
+  /// The parameters break a rule of the driver.
+  case parameters(ParameterError)
+  /// The number of queues or their depth is out of the driver's bounds.
+  case queues(Int, depth: Int)
+  /// The driver would make fewer or shallower queues than asked for.
+  case driverLimits(queues: Int, depth: Int)
+  /// The driver cannot do what an option demands.
+  case lacks(DeviceFeatures)
+  /// /dev/ublkcN cannot be opened.
+  case noCharacterDevice(id: UInt32, Errno)
+  /// A worker did not get as far as serving.
+  case worker(queue: Int, WorkerStage, Errno)
+}
+
+/// How far a worker came; for reports.
+package enum WorkerStage: UInt8, Sendable {
+  case thread, ring, tables, memory, fetch, readiness
+}
+
+/// What went wrong without stopping a device from being made.
+package enum DeviceWarning: Equatable, Sendable {
+  /// The thread could not be bound to its queue's CPUs.
+  case affinity(queue: Int, Errno)
+  /// PR_SET_IO_FLUSHER failed or had no effect: memory reclaim could wait for the device itself.
+  case ioFlusher(queue: Int, Errno)
+}

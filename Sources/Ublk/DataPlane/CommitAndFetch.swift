@@ -1,0 +1,50 @@
+import BlockCore
+import CUblk
+import Uring
+
+/// The two commands of the data plane.
+///
+/// Source: Linux Documentation/block/ublk.rst; drivers/block/ublk_drv.c, `__ublk_complete_rq`.
+extension QueueWorker {
+  /// Offers `tag` to the driver for its first request.
+  func fetch(_ tag: Int) { send(UBLK_IO_FETCH, tag, result: 0) }
+
+  /// Completes the request in `tag`: in full, or with the errno `failure` if that is not 0.
+  ///
+  /// The driver fails a READ of 0 bytes and requeues a WRITE of 0 for ever, so a success always
+  /// reports the whole length. Other operations report 0.
+  func commit(_ tag: Int, outcome failure: Int32) {
+    if failure == 0 {
+      let request = tags[tag].request
+      let transfers = request.operation == .read || request.operation == .write
+      commit(tag, result: transfers ? Int32(truncatingIfNeeded: request.length) : 0)
+    } else {
+      // EAGAIN would make the block layer try again by itself, out of our sight.
+      commit(tag, result: failure == Errno.again.code ? -Errno.io.code : -failure)
+    }
+  }
+
+  /// Hands `result` and the tag to the driver; its descriptor and buffer are not ours any more.
+  func commit(_ tag: Int, result: Int32) {
+    if result < 0 { setup.counters.failures.add() }
+    send(UBLK_IO_COMMIT_AND_FETCH, tag, result: result)
+  }
+
+  private func send(_ opcode: UInt32, _ tag: Int, result: Int32) {
+    tags[tag].phase = .fetching
+    let head =
+      UInt64(UInt16(setup.queue)) | UInt64(UInt16(tag)) << 16
+      | UInt64(UInt32(bitPattern: result)) << 32
+    var buffer: UInt64 = 0
+    var registration: UInt64 = 0
+    if let buffers = memory.buffers {
+      buffer = UInt64(UInt(bitPattern: buffers + tag * memory.bufferBytes))
+    } else {
+      registration = UInt64(tag) | UInt64(UBLK_AUTO_BUF_REG_FALLBACK) << 16
+    }
+    var entry = SubmissionEntry.command(
+      opcode, Self.characterSlot, payload: (head, buffer), address: registration)
+    entry.userData = UserData(.fetch, slot: tag).word
+    loop.ring.push(entry)
+  }
+}

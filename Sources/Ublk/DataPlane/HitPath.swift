@@ -1,0 +1,93 @@
+import BlockCore
+import Uring
+
+/// The synchronous path: a plan's transfers straight into the ring, then the commit.
+extension QueueWorker {
+  /// Starts the first `count` transfers of the tag's plan; commits at once if there is nothing to do.
+  func startTransfers(_ tag: Int, _ count: Int) {
+    tags[tag].phase = .transferring
+    tags[tag].failure = 0
+    tags[tag].retries = 0
+    tags[tag].pending = UInt16(count)
+    for part in 0..<count { startTransfer(tag, part) }
+    if count == 0 { finishTransfers(tag) }
+  }
+
+  private func startTransfer(_ tag: Int, _ part: Int) {
+    let transfer = plans[tag * Self.planCapacity + part]
+    let request = tags[tag].request
+    let data = request.data.slice(Int(transfer.dataOffset), Int(transfer.length))
+    var entry: SubmissionEntry
+    switch transfer.kind {
+    case .zeroes:
+      if let memory = data.memory {
+        memory.initializeMemory(as: UInt8.self, repeating: 0, count: data.count)
+        return endTransfer(tag)
+      }
+      entry = .read(Self.zeroSlot, into: data, at: 0)
+    case .image where request.operation == .read:
+      entry = .read(Self.imageSlot, into: data, at: transfer.hostOffset.bytes)
+    case .image:
+      entry = .write(Self.imageSlot, from: data, at: transfer.hostOffset.bytes)
+    }
+    entry.userData = UserData(.transfer, slot: tag, part: part).word
+    loop.ring.push(entry)
+  }
+
+  /// One transfer has come back.
+  func transferred(_ tag: Int, part: Int, result: Int32) {
+    if result == Int32(bitPattern: plans[tag * Self.planCapacity + part].length) {
+      endTransfer(tag)
+    } else {
+      continueTransfer(tag, part, result)
+    }
+  }
+
+  private func endTransfer(_ tag: Int) {
+    tags[tag].pending -= 1
+    if tags[tag].pending == 0 { finishTransfers(tag) }
+  }
+
+  private func finishTransfers(_ tag: Int) {
+    target.finish(worker: setup.queue, slot: tag)
+    commit(tag, outcome: tags[tag].failure)
+  }
+
+  // MARK: Partial transfers
+
+  /// Carries on after a transfer that failed or did less than it was asked for.
+  private func continueTransfer(_ tag: Int, _ part: Int, _ result: Int32) {
+    let place = tag * Self.planCapacity + part
+    if result < 0 {
+      retryOrFail(tag, part, Errno(-result))
+    } else if result > 0, result % 512 == 0 || plans[place].kind == .zeroes {
+      advance(place, by: result)
+      startTransfer(tag, part)
+    } else if tags[tag].request.operation == .read, plans[place].kind == .image {
+      // The end of the host file: what lies beyond reads as zeros.
+      advance(place, by: result)
+      plans[place].kind = .zeroes
+      startTransfer(tag, part)
+    } else {
+      fail(tag, .io)
+    }
+  }
+
+  private func advance(_ place: Int, by count: Int32) {
+    plans[place].length -= UInt32(count)
+    plans[place].dataOffset += UInt32(count)
+    plans[place].hostOffset = plans[place].hostOffset + UInt64(count)
+  }
+
+  private func retryOrFail(_ tag: Int, _ part: Int, _ error: Errno) {
+    guard error == .again || error == .interrupted else { return fail(tag, error) }
+    guard tags[tag].retries < 64 else { return fail(tag, .io) }
+    tags[tag].retries += 1
+    startTransfer(tag, part)
+  }
+
+  private func fail(_ tag: Int, _ error: Errno) {
+    if tags[tag].failure == 0 { tags[tag].failure = error.code }
+    endTransfer(tag)
+  }
+}

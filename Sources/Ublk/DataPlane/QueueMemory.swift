@@ -1,0 +1,55 @@
+import BlockCore
+import CPlatform
+import CUblk
+import Glibc
+
+/// The mappings of a queue: the driver's descriptors and, in copy mode, a buffer for each tag.
+///
+/// Buffers are touched by the requests that use them and not before.
+struct QueueMemory: ~Copyable {
+  let descriptors: UnsafePointer<ublk_io_descriptor>
+  /// The first tag's buffer; the others follow at a distance of `bufferBytes`. Nil in zero copy.
+  let buffers: UnsafeMutableRawPointer?
+  let bufferBytes: Int
+  private let descriptorBytes: Int
+  private let depth: Int
+
+  /// Maps the descriptors of `queue` and, if `bufferBytes` is not 0, the buffers.
+  init(characterDevice: Int32, queue: Int, depth: Int, bufferBytes: Int) throws(Errno) {
+    let page = Int(sysconf(Int32(_SC_PAGESIZE)))
+    let stride = MemoryLayout<ublk_io_descriptor>.stride
+    let bytes = Self.roundUp(depth * stride, page)
+    let offset = queue * Self.roundUp(Int(UBLK_MAX_QUEUE_DEPTH) * stride, page)
+    let mapped = mmap(
+      nil, bytes, PROT_READ, MAP_SHARED | MAP_POPULATE, characterDevice, off_t(offset))
+    guard let mapped, mapped != MAP_FAILED else { throw Errno(errno) }
+    let memory: UnsafeMutableRawPointer?
+    do throws(Errno) { memory = try Self.mapBuffers(depth * bufferBytes) } catch {
+      munmap(mapped, bytes)
+      throw error
+    }
+    descriptors = UnsafePointer(mapped.assumingMemoryBound(to: ublk_io_descriptor.self))
+    buffers = memory
+    descriptorBytes = bytes
+    self.bufferBytes = bufferBytes
+    self.depth = depth
+  }
+
+  private static func mapBuffers(_ bytes: Int) throws(Errno) -> UnsafeMutableRawPointer? {
+    guard bytes > 0 else { return nil }
+    let memory = mmap(
+      nil, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    guard let memory, memory != MAP_FAILED else { throw Errno(errno) }
+    _ = qublk_advise_small_pages(memory, bytes)  // a kernel without huge pages says EINVAL
+    return memory
+  }
+
+  deinit {
+    munmap(UnsafeMutableRawPointer(mutating: descriptors), descriptorBytes)
+    if let buffers { munmap(buffers, depth * bufferBytes) }
+  }
+
+  private static func roundUp(_ value: Int, _ unit: Int) -> Int {
+    (value + unit - 1) / unit * unit
+  }
+}

@@ -1,0 +1,21 @@
+import BlockCore
+
+/// What a worker needs to know to serve one queue.
+struct QueueSetup: Sendable {
+  let queue: Int
+  let depth: Int
+  let maxIOBytes: Int
+  let usesZeroCopy: Bool
+  let slowPathData: SlowPathData
+  /// The slots of the ring's buffer table; at least 1.
+  let registeredBuffers: Int
+  let characterDevice: Int32
+  let imageDescriptor: Int32
+  /// /dev/zero, for the zeros of reads under zero copy; -1 in copy mode.
+  let zeroDescriptor: Int32
+  /// The bytes of a CPU mask; nil leaves the thread where it is.
+  let affinity: [UInt8]?
+  let target: any BlockTarget
+  let counters: QueueCounters
+  let maintenance: (@Sendable () async -> Void)?
+}

@@ -1,0 +1,154 @@
+import BlockCore
+import CUblk
+import Uring
+
+/// Serves one queue: fetches requests, carries them out, commits the results.
+///
+/// Made, run and released on its own thread. A tag is always in exactly one ``TagState/Phase``;
+/// its descriptor and buffer are touched only while the driver does not own it.
+final class QueueWorker: CompletionHandler, @unchecked Sendable {
+  // why: confined to its thread; tasks made here run on this thread's executor.
+
+  /// The most host transfers of one plan.
+  static let planCapacity = 32
+  /// Slots of the ring's table of files.
+  static let characterSlot = RingFile.registered(0)
+  static let imageSlot = RingFile.registered(1)
+  static let zeroSlot = RingFile.registered(2)
+
+  let setup: QueueSetup
+  let loop: WorkerLoop
+  let memory: QueueMemory
+  let tags: UnsafeMutablePointer<TagState>
+  let plans: UnsafeMutablePointer<HostTransfer>
+  let target: any BlockTarget
+  let userCopy: UserCopy
+  var bounceBuffers = BouncePool()
+  /// Tags that the driver may still send requests for.
+  var openTags = 0
+  /// Tasks made by this worker that have not ended.
+  var liveTasks = 0
+  /// The driver has taken all tags back; tasks are on their way out.
+  var isEnding = false
+  /// Leave, whatever the driver still holds.
+  let abandoned: AbandonFlag
+  /// The first fetch that failed otherwise than by the device's end.
+  var fetchFailure: Errno?
+
+  init(
+    _ setup: QueueSetup, _ abandoned: AbandonFlag, _ stage: inout WorkerStage
+  ) throws(Errno) {
+    self.setup = setup
+    self.abandoned = abandoned
+    target = setup.target
+    userCopy = UserCopy(characterDevice: setup.characterDevice, queue: setup.queue)
+    tags = .allocate(capacity: setup.depth)
+    tags.initialize(repeating: TagState(), count: setup.depth)
+    plans = .allocate(capacity: setup.depth * Self.planCapacity)
+    plans.initialize(
+      repeating: HostTransfer(kind: .zeroes, length: 0, dataOffset: 0, hostOffset: HostOffset(0)),
+      count: setup.depth * Self.planCapacity)
+    stage = .ring
+    loop = try Self.makeLoop(setup.depth)
+    stage = .memory
+    memory = try QueueMemory(
+      characterDevice: setup.characterDevice, queue: setup.queue, depth: setup.depth,
+      bufferBytes: setup.usesZeroCopy ? 0 : setup.maxIOBytes)
+    stage = .tables
+    try registerTables()
+  }
+
+  deinit {
+    tags.deallocate()
+    plans.deallocate()
+  }
+
+  private static func makeLoop(_ depth: Int) throws(Errno) -> WorkerLoop {
+    let entries = max(256, powerOfTwo(depth * 2))
+    let completions = min(65536, powerOfTwo(depth * (planCapacity + 2) + 1024))
+    return try WorkerLoop(entries: entries, completions: completions)
+  }
+
+  private static func powerOfTwo(_ value: Int) -> Int {
+    1 << (Int.bitWidth - (value - 1).leadingZeroBitCount)
+  }
+
+  private func registerTables() throws(Errno) {
+    var files = [setup.characterDevice, setup.imageDescriptor]
+    if setup.zeroDescriptor >= 0 { files.append(setup.zeroDescriptor) }
+    try loop.registerFiles(files)
+    guard setup.usesZeroCopy else { return }
+    loop.zeroFile = Self.zeroSlot
+    try loop.ring.registerSparseBuffers(setup.registeredBuffers)
+  }
+
+  // MARK: Life
+
+  /// Fetches all tags. On return the driver owns every tag, or `fetchFailure` says why not.
+  func fetchAll() {
+    for tag in 0..<setup.depth {
+      openTags += 1
+      fetch(tag)
+    }
+    loop.turnWithoutWaiting(self)
+  }
+
+  /// Serves until the driver has taken all tags back and all tasks have ended.
+  func serve() {
+    if let maintenance = setup.maintenance { spawn { await maintenance() } }
+    loop.run(self)
+  }
+
+  /// Gives back what keeps the character device busy.
+  func release() {
+    if setup.usesZeroCopy { loop.ring.unregisterBuffers() }
+    loop.unregisterFiles()
+    loop.leaveThread()
+  }
+
+  var isFinished: Bool {
+    if openTags > 0 && !abandoned.isSet { return false }
+    if !isEnding { beginEnding() }
+    return liveTasks == 0
+  }
+
+  private func beginEnding() {
+    isEnding = true
+    loop.endSleeps()
+    for tag in 0..<setup.depth {
+      let parked = tags[tag].parked
+      tags[tag].parked = nil
+      parked?.resume(returning: false)
+    }
+  }
+
+  /// Runs `body` as a task on this thread; the worker stays until it has ended.
+  func spawn(_ body: @escaping @Sendable () async -> Void) {
+    liveTasks += 1
+    Task(executorPreference: loop.executor) {
+      await body()
+      self.liveTasks -= 1
+    }
+  }
+
+  // MARK: Completions
+
+  func complete(_ userData: UserData, result: Int32) {
+    if userData.kind == .fetch {
+      arrive(userData.slot, result: result)
+    } else {
+      transferred(userData.slot, part: userData.part, result: result)
+    }
+  }
+
+  /// The driver has handed over the request in `tag`, or taken the tag back.
+  private func arrive(_ tag: Int, result: Int32) {
+    guard result == 0 else {
+      tags[tag].phase = .idle
+      openTags -= 1
+      if result != -Errno.noDevice.code, fetchFailure == nil { fetchFailure = Errno(-result) }
+      return
+    }
+    dispatch(tag, IODescriptor(memory.descriptors[tag]))
+  }
+}

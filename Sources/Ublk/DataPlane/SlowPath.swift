@@ -1,0 +1,77 @@
+import BlockCore
+import Uring
+
+/// The asynchronous path: one long-lived task for each tag that ever needed it.
+extension QueueWorker {
+  /// Hands the request in `tag` to the tag's task.
+  func startServing(_ tag: Int) {
+    setup.counters.slowRequests.add()
+    tags[tag].phase = .serving
+    if let parked = tags[tag].parked {
+      tags[tag].parked = nil
+      parked.resume(returning: true)
+    } else {
+      assert(!tags[tag].hasTask)
+      tags[tag].hasTask = true
+      spawn { [self] in await serveTag(tag) }
+    }
+  }
+
+  private func serveTag(_ tag: Int) async {
+    repeat {
+      let failure = await serveRequest(tag)
+      commit(tag, outcome: failure?.code ?? 0)
+    } while await nextRequest(tag)
+    tags[tag].hasTask = false
+  }
+
+  /// Parks the tag's task until there is a request; false when the worker ends.
+  private func nextRequest(_ tag: Int) async -> Bool {
+    if isEnding { return false }
+    return await withUnsafeContinuation { tags[tag].parked = $0 }
+  }
+
+  private func serveRequest(_ tag: Int) async -> Errno? {
+    let request = tags[tag].request
+    let copies =
+      setup.usesZeroCopy && (tags[tag].needsUserCopy || setup.slowPathData == .memory)
+    if copies && (request.operation == .read || request.operation == .write) {
+      return await serveThroughMemory(tag, request)
+    }
+    return await target.serve(request, worker: setup.queue, slot: tag)
+  }
+
+  /// Serves with plain memory in place of the request's own pages.
+  private func serveThroughMemory(_ tag: Int, _ request: BlockRequest) async -> Errno? {
+    let buffer = bounceBuffers.take(setup.maxIOBytes)
+    defer { bounceBuffers.give(buffer) }
+    let count = Int(request.length)
+    var request = request
+    request.data = buffer.data.slice(0, count)
+    do throws(Errno) {
+      if request.operation == .write {
+        try userCopy.load(tag: tag, into: buffer.base, count: count)
+      }
+      if let failure = await target.serve(request, worker: setup.queue, slot: tag) {
+        return failure
+      }
+      if request.operation == .read {
+        try userCopy.store(tag: tag, from: buffer.base, count: count)
+      }
+      return nil
+    } catch { return error }
+  }
+}
+
+/// Memory for slow-path requests under zero copy; kept for the next ones, within bounds.
+struct BouncePool {
+  private static let kept = 64
+  private var free: [IOBuffer] = []
+
+  /// A buffer of `count` bytes; the same count in every call.
+  mutating func take(_ count: Int) -> IOBuffer { free.popLast() ?? IOBuffer(count: count) }
+
+  mutating func give(_ buffer: IOBuffer) {
+    if free.count < Self.kept { free.append(buffer) }
+  }
+}

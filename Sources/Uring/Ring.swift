@@ -1,0 +1,103 @@
+package import BlockCore
+package import CUring
+
+/// An io_uring with its queues: submits entries and hands out completions.
+///
+/// Made and used by one thread only (the kernel is told so, where it knows the flag).
+package struct Ring: ~Copyable {
+  @usableFromInline let raw: UnsafeMutablePointer<io_uring>
+
+  /// Sets a ring up.
+  ///
+  /// - Parameters:
+  ///   - entries: The submission queue's size, rounded up to a power of two.
+  ///   - completions: The completion queue's size: at least what can be in flight at once.
+  /// - Throws: The errno of io_uring_setup(2).
+  package init(entries: Int, completions: Int) throws(Errno) {
+    raw = .allocate(capacity: 1)
+    raw.initialize(to: io_uring())
+    let result = qublk_ring_init(raw, UInt32(entries), UInt32(completions), 0)
+    if result < 0 {
+      raw.deallocate()
+      throw Errno(-result)
+    }
+    _ = io_uring_register_ring_fd(raw)  // saves a file lookup per enter; older kernels lack it
+  }
+
+  deinit {
+    io_uring_queue_exit(raw)
+    raw.deallocate()
+  }
+
+  /// Queues `entry`; when the queue is full, submits what it holds first.
+  @inlinable package func push(_ entry: SubmissionEntry) {
+    var slot = qublk_ring_next(raw)
+    while slot == nil {
+      makeRoom()
+      slot = qublk_ring_next(raw)
+    }
+    UnsafeMutableRawPointer(slot)?.storeBytes(of: entry, as: SubmissionEntry.self)
+  }
+
+  @usableFromInline func makeRoom() {
+    let result = io_uring_submit(raw)
+    if result >= 0 || Self.isTransient(-result) { return }
+    fatalError("io_uring_enter failed with errno \(-result): the ring is unusable")
+  }
+
+  /// Submits everything queued and waits for `count` completions; with 0, only lets the kernel
+  /// post what is ready. May return early: a signal, or a transient shortage.
+  package func enter(waitingFor count: Int) {
+    let result = qublk_ring_enter(raw, UInt32(count))
+    if result >= 0 || Self.isTransient(-result) { return }
+    fatalError("io_uring_enter failed with errno \(-result): the ring is unusable")
+  }
+
+  /// EINTR, EAGAIN, EBUSY and ETIME: nothing is lost, the next enter tries again.
+  static func isTransient(_ code: Int32) -> Bool {
+    code == 4 || code == 11 || code == 16 || code == 62
+  }
+
+  /// Calls `body` for each completion that is there and returns their number. Does not wait.
+  @inlinable @discardableResult
+  package func drain(_ body: (_ userData: UserData, _ result: Int32) -> Void) -> Int {
+    var head: UInt32 = 0
+    let count = qublk_cq_available(raw, &head)
+    var index: UInt32 = 0
+    while index < count {
+      // &+: ring positions wrap at 2^32 by design.
+      if let entry = qublk_cq_at(raw, head &+ index) {
+        let (word, result) = (entry.pointee.user_data, entry.pointee.res)
+        qublk_cq_advance(raw, 1)
+        body(UserData(word: word), result)
+      }
+      index &+= 1
+    }
+    return Int(count)
+  }
+
+  /// The number of entries queued and not yet submitted.
+  package var unsubmitted: Int { Int(qublk_ring_unsubmitted(raw)) }
+
+  // MARK: Tables
+
+  /// Makes `files` known to the kernel as slots 0, 1, …
+  package func registerFiles(_ files: [Int32]) throws(Errno) {
+    let result = files.withUnsafeBufferPointer {
+      io_uring_register_files(raw, $0.baseAddress, UInt32($0.count))
+    }
+    if result < 0 { throw Errno(-result) }
+  }
+
+  /// Takes the table of files back, and with it the references that the ring holds.
+  package func unregisterFiles() { _ = io_uring_unregister_files(raw) }
+
+  /// Makes a table of `count` empty buffer slots, for buffers that a driver registers.
+  package func registerSparseBuffers(_ count: Int) throws(Errno) {
+    let result = io_uring_register_buffers_sparse(raw, UInt32(count))
+    if result < 0 { throw Errno(-result) }
+  }
+
+  /// Takes the table of buffers back.
+  package func unregisterBuffers() { _ = io_uring_unregister_buffers(raw) }
+}

@@ -1,0 +1,52 @@
+/// One 64-byte submission queue entry, field by field as the kernel lays it out.
+package struct SubmissionEntry: BitwiseCopyable, Sendable {
+  package var opcode: UInt8
+  package var flags: UInt8 = 0
+  package var priority: UInt16 = 0
+  package var fd: Int32
+  package var offset: UInt64 = 0
+  package var address: UInt64 = 0
+  package var length: UInt32 = 0
+  package var operationFlags: UInt32 = 0
+  package var userData: UInt64 = 0
+  package var bufferIndex: UInt16 = 0
+  package var personality: UInt16 = 0
+  package var fileIndex: UInt32 = 0
+  package var command: (UInt64, UInt64) = (0, 0)
+
+  @inlinable package init(_ opcode: Opcode, file: RingFile) {
+    self.opcode = opcode.rawValue
+    switch file {
+    case .descriptor(let fd): self.fd = fd
+    case .registered(let slot):
+      self.fd = slot
+      self.flags = SubmissionFlags.fixedFile
+    }
+  }
+}
+
+/// A file as an entry names it: a descriptor, or a slot in the ring's table of registered files.
+package enum RingFile: Sendable {
+  case descriptor(Int32)
+  case registered(Int32)
+}
+
+/// The io_uring operations in use; numbers of the kernel's ABI.
+package enum Opcode: UInt8, Sendable {
+  case nop = 0
+  case fsync = 3
+  case readFixed = 4
+  case writeFixed = 5
+  case timeout = 11
+  case timeoutRemove = 12
+  case fallocate = 17
+  case read = 22
+  case write = 23
+  case uringCommand = 46
+  case ftruncate = 55
+}
+
+/// Bits of ``SubmissionEntry/flags``.
+package enum SubmissionFlags {
+  package static let fixedFile: UInt8 = 1 << 0
+}

@@ -1,0 +1,35 @@
+/// The 64 bits that travel with every submission and come back with its completion.
+///
+/// Bits 0–31: slot (a tag, or an index into ``OperationSlots``); bits 32–47: part of a plan;
+/// bits 56–63: kind.
+package struct UserData: Equatable, Sendable {
+  /// What a completion is about.
+  package enum Kind: UInt8, Sendable {
+    /// Nobody waits for it.
+    case ignored = 0
+    /// The executor's eventfd was written to.
+    case wake
+    /// An asynchronous operation; the slot is its place in ``OperationSlots``.
+    case operation
+    /// A fetch of the ublk driver; the slot is the tag.
+    case fetch
+    /// One host transfer of a planned request; the slot is the tag.
+    case transfer
+  }
+
+  /// The value as the kernel keeps it.
+  package let word: UInt64
+
+  @inlinable package init(word: UInt64) { self.word = word }
+
+  @inlinable package init(_ kind: Kind, slot: Int = 0, part: Int = 0) {
+    assert(slot >= 0 && slot <= Int(UInt32.max) && part >= 0 && part <= Int(UInt16.max))
+    word =
+      UInt64(kind.rawValue) << 56 | UInt64(UInt16(truncatingIfNeeded: part)) << 32
+      | UInt64(UInt32(truncatingIfNeeded: slot))
+  }
+
+  @inlinable package var kind: Kind { Kind(rawValue: UInt8(word >> 56)) ?? .ignored }
+  @inlinable package var slot: Int { Int(UInt32(truncatingIfNeeded: word)) }
+  @inlinable package var part: Int { Int(UInt16(truncatingIfNeeded: word >> 32)) }
+}

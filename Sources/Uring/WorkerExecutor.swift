@@ -1,0 +1,87 @@
+import BlockCore
+import CPlatform
+import Glibc
+import Synchronization
+
+/// Runs Swift jobs on one worker's thread, between two turns of its ring.
+///
+/// Jobs enqueued on the worker's own thread go to a plain queue; from elsewhere to a locked queue
+/// that the loop empties each turn, with a write to the eventfd only if the loop may be asleep.
+/// After the loop has ended, jobs are kept and never run: end the tasks first.
+package final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
+  // why: `local` is touched by the owner thread only, `remote` under `lock`.
+
+  /// Readable when a job from another thread waits; the loop keeps a read armed on it.
+  let wakeDescriptor: Int32
+  private let owner: UnsafeMutableRawPointer
+  private var local = JobQueue()
+  private let lock = FutexLock(.leaf)
+  private var remote = JobQueue()
+  private let remoteCount = Atomic<Int>(0)
+  private let mayBeAsleep = Atomic<Bool>(false)
+
+  /// - Parameter owner: The thread context of the thread that runs the jobs.
+  init(owner: UnsafeMutableRawPointer) throws(Errno) {
+    self.owner = owner
+    wakeDescriptor = qublk_eventfd()
+    if wakeDescriptor < 0 { throw Errno(-wakeDescriptor) }
+  }
+
+  deinit { if wakeDescriptor >= 0 { close(wakeDescriptor) } }
+
+  package func enqueue(_ job: consuming ExecutorJob) {
+    let job = UnownedJob(job)
+    if qublk_thread_context() == owner {
+      local.push(job)
+      return
+    }
+    lock.withLock {
+      remote.push(job)
+      remoteCount.store(remote.count, ordering: .sequentiallyConsistent)
+    }
+    if mayBeAsleep.exchange(false, ordering: .sequentiallyConsistent) { wake() }
+  }
+
+  /// Makes the loop take another turn, whatever it does now; callable from every thread.
+  package func wake() {
+    var one: UInt64 = 1
+    _ = write(wakeDescriptor, &one, 8)
+  }
+
+  // MARK: The owner's side
+
+  /// Runs the jobs that wait now; what they enqueue in turn waits for the next call.
+  @usableFromInline func runReadyJobs() {
+    if remoteCount.load(ordering: .acquiring) > 0 { takeRemoteJobs() }
+    var budget = local.count
+    while budget > 0, let job = local.pop() {
+      run(job)
+      budget -= 1
+    }
+  }
+
+  private func run(_ job: UnownedJob) {
+    job.runSynchronously(on: asUnownedTaskExecutor())
+  }
+
+  private func takeRemoteJobs() {
+    lock.withLock {
+      while let job = remote.pop() { local.push(job) }
+      remoteCount.store(0, ordering: .relaxed)
+    }
+  }
+
+  /// Announces that the loop is about to sleep; false if a job waits and it must not.
+  ///
+  /// The announcement and the poster's increment are both sequentially consistent: one of the two
+  /// threads sees the other.
+  func prepareToSleep() -> Bool {
+    if local.count > 0 { return false }
+    mayBeAsleep.store(true, ordering: .sequentiallyConsistent)
+    if remoteCount.load(ordering: .sequentiallyConsistent) == 0 { return true }
+    mayBeAsleep.store(false, ordering: .relaxed)
+    return false
+  }
+
+  func didWake() { mayBeAsleep.store(false, ordering: .relaxed) }
+}

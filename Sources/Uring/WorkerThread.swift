@@ -1,0 +1,54 @@
+package import BlockCore
+import CPlatform
+import Glibc
+
+/// A joinable POSIX thread that runs a closure.
+package final class WorkerThread: @unchecked Sendable {
+  // why: `handle` is written once, before anyone else sees the object; join is called by the owner.
+  private var handle = pthread_t()
+
+  /// Starts the thread.
+  ///
+  /// - Parameters:
+  ///   - name: At most 15 bytes, as tools show it.
+  ///   - stackBytes: The stack's size.
+  ///   - body: What the thread does; it ends when this returns.
+  package init(
+    name: String, stackBytes: Int = 1 << 20, _ body: @escaping @Sendable () -> Void
+  ) throws(Errno) {
+    var attributes = pthread_attr_t()
+    pthread_attr_init(&attributes)
+    defer { pthread_attr_destroy(&attributes) }
+    pthread_attr_setstacksize(&attributes, stackBytes)
+    let start = Unmanaged.passRetained(ThreadStart(name, body))
+    let code = pthread_create(
+      &handle, &attributes,
+      { argument in
+        guard let argument else { return nil }
+        let start = Unmanaged<ThreadStart>.fromOpaque(argument).takeRetainedValue()
+        qublk_name_thread(start.name)
+        start.body()
+        return nil
+      }, start.toOpaque())
+    if code != 0 {
+      start.release()
+      throw Errno(code)
+    }
+  }
+
+  /// Waits for the thread's end. Call once at most.
+  package func join() { pthread_join(handle, nil) }
+
+  /// Lets the thread go its own way. Instead of ``join()``.
+  package func detach() { pthread_detach(handle) }
+}
+
+private final class ThreadStart {
+  let name: String
+  let body: @Sendable () -> Void
+
+  init(_ name: String, _ body: @escaping @Sendable () -> Void) {
+    self.name = name
+    self.body = body
+  }
+}

@@ -1,0 +1,106 @@
+import ArgumentParser
+import BlockCore
+import Glibc
+
+/// `qublk add`: attaches an image and leaves a daemon that serves it.
+struct AddCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "add", abstract: "Attach a qcow2 image as a block device.",
+    discussion: """
+      Prints the path of the device, for dev=$(qublk add IMAGE), once it can be used. A daemon \
+      serves it until "qublk del", or until it gets SIGTERM while nobody uses the device.
+      """)
+
+  @Argument(help: "The image: a file or a block device.", completion: .file())
+  var image: String
+
+  @Flag(help: "Stay in the foreground, with messages on standard error.")
+  var foreground = false
+
+  @Option(
+    name: [.customShort("n"), .long],
+    help: "The number of the device; the first free one by default.")
+  var id: UInt32?
+
+  @Option(
+    name: .shortAndLong,
+    help: "Queues, each with a thread. (default: the number of processors, at most 4)")
+  var queues: Int?
+
+  @Option(name: .shortAndLong, help: "Requests in flight per queue.")
+  var depth = 128
+
+  @Flag(help: "Never write, neither to the device nor to the image.")
+  var readOnly = false
+
+  @Option(help: "Memory for metadata, with suffix K, M or G. (default: by the image's size)")
+  var cacheSize: ByteSize?
+
+  @Option(help: "The logical block size: 512 or 4096.")
+  var blockSize = 512
+
+  @Option(help: "Let the kernel move the data: auto, on or off.")
+  var zeroCopy = Switch.auto
+
+  @Option(help: "Milliseconds until metadata without a flush is written back.")
+  var dirtyAge = 1000
+
+  @Option(help: "The host's page cache: none (direct I/O, where possible) or writeback.")
+  var cache = HostCache.none
+
+  @Flag(help: "Print a JSON object instead of the path.")
+  var json = false
+
+  /// A choice that may be left to qublk.
+  enum Switch: String, ExpressibleByArgument, CaseIterable {
+    case auto, on, off
+  }
+
+  /// What lies between the daemon and the image.
+  enum HostCache: String, ExpressibleByArgument, CaseIterable {
+    case none, writeback
+  }
+
+  static let queueLimit = 64
+  /// `UBLK_MAX_QUEUE_DEPTH`.
+  static let depthLimit = 4096
+  static let cacheMinimum: UInt64 = 64 << 10
+
+  func validate() throws {
+    if image.isEmpty { throw ValidationError("the image's path is empty") }
+    if let id, id >= DeviceName.idLimit {
+      throw ValidationError("--id is \(id), expected 0 to \(DeviceName.idLimit - 1)")
+    }
+    if let queues { try check("--queues", queues, in: 1...Self.queueLimit) }
+    try check("--depth", depth, in: 1...Self.depthLimit)
+    try check("--dirty-age", dirtyAge, in: 1...3_600_000)
+    if blockSize != 512, blockSize != 4096 {
+      throw ValidationError("--block-size is \(blockSize), expected 512 or 4096")
+    }
+    if let cacheSize, cacheSize.bytes < Self.cacheMinimum {
+      throw ValidationError(
+        "--cache-size is \(cacheSize.bytes) bytes, expected at least \(Self.cacheMinimum)")
+    }
+  }
+
+  private func check(_ name: String, _ value: Int, in allowed: ClosedRange<Int>) throws {
+    if !allowed.contains(value) {
+      throw ValidationError(
+        "\(name) is \(value), expected \(allowed.lowerBound) to \(allowed.upperBound)")
+    }
+  }
+
+  func run() throws {
+    let request = try AttachRequest(self)
+    guard !foreground else {
+      try DeviceServer.run(request, ReadySignal())
+      return
+    }
+    let output = try Launch.detached { ready throws(CommandError) in
+      try DeviceServer.run(request, ready)
+    }
+    guard writeAll(STDOUT_FILENO, output + "\n") else {
+      throw CommandError.untold(Errno(errno))
+    }
+  }
+}

@@ -1,0 +1,35 @@
+import BlockCore
+import CPlatform
+import Glibc
+import Ublk
+
+/// /dev/ublk-control, for the commands: devices by name, errors as commands report them.
+struct Control {
+  private let device: ControlDevice
+
+  /// Finds out whether the driver is there and may be used, before anything is changed for it.
+  static func checkDriver() throws(CommandError) {
+    let descriptor = qublk_open_file("/dev/ublk-control", O_RDWR, 0)
+    if descriptor < 0 { throw .device(.noControlDevice(Errno(errno))) }
+    close(descriptor)
+  }
+
+  init() throws(CommandError) {
+    do throws(UblkError) { device = try ControlDevice() } catch { throw .device(error) }
+  }
+
+  func info(_ name: DeviceName) throws(CommandError) -> DeviceInfo {
+    do throws(UblkError) { return try device.info(name.id) } catch { throw .device(error) }
+  }
+
+  /// Stops and deletes a device whose server is gone or is not asked; `waitsForUsers` until nobody
+  /// has the disk open any more.
+  func end(_ name: DeviceName, waitsForUsers: Bool) throws(CommandError) {
+    do throws(UblkError) {
+      try device.stop(name.id)
+      try device.delete(name.id, asynchronously: !waitsForUsers)
+    } catch {
+      throw .device(error)
+    }
+  }
+}

@@ -1,0 +1,93 @@
+import BlockCore
+import CPlatform
+import Glibc
+
+/// What `qublk del` asks of a daemon, over /run/qublk/ID/control: one line a connection.
+enum ControlRequest: String {
+  case stop
+  case stopForced = "stop --force"
+}
+
+/// What the daemon answers; then the connection ends.
+enum ControlReply: Equatable {
+  /// All is written, the device is gone.
+  case done
+  /// Nothing has changed, for this reason.
+  case refused(String)
+  /// The device is gone, but something went wrong on the way: data may be lost.
+  case failed(String)
+
+  var text: String {
+    switch self {
+    case .done: "done"
+    case .refused(let text): "refused \(text)"
+    case .failed(let text): "failed \(text)"
+    }
+  }
+
+  init?(_ line: String) {
+    if line == "done" {
+      self = .done
+    } else if line.hasPrefix("refused ") {
+      self = .refused(String(line.dropFirst("refused ".count)))
+    } else if line.hasPrefix("failed ") {
+      self = .failed(String(line.dropFirst("failed ".count)))
+    } else {
+      return nil
+    }
+  }
+}
+
+/// The daemon's side of a connection: a request that waits for its reply.
+struct ControlConnection: ~Copyable {
+  let request: ControlRequest
+  private let descriptor: Int32
+
+  /// The next connection of a listening socket; nil if it brought no request that is understood.
+  init?(listener: Int32) {
+    let descriptor = qublk_unix_accept(listener, 5)
+    guard descriptor >= 0 else { return nil }
+    guard let request = readLine(descriptor).flatMap(ControlRequest.init) else {
+      close(descriptor)
+      return nil
+    }
+    self.descriptor = descriptor
+    self.request = request
+  }
+
+  /// Answers and ends the connection.
+  ///
+  /// Whoever asked may be gone; nobody minds.
+  consuming func reply(_ reply: ControlReply) {
+    _ = writeAll(descriptor, reply.text + "\n")
+  }
+
+  deinit { close(descriptor) }
+}
+
+/// The commands' side.
+enum ControlClient {
+  /// Sends a request and waits, however long the last flush takes.
+  ///
+  /// - Returns: nil if the daemon could not be reached or ended without an answer.
+  static func ask(_ request: ControlRequest, socket: String) -> ControlReply? {
+    let descriptor = qublk_unix_connect(socket)
+    guard descriptor >= 0 else { return nil }
+    defer { close(descriptor) }
+    guard writeAll(descriptor, request.rawValue + "\n"), let answer = readAll(descriptor) else {
+      return nil
+    }
+    return ControlReply(String(answer.dropLast()))
+  }
+}
+
+/// One line of at most 100 bytes, without its newline.
+private func readLine(_ descriptor: Int32) -> String? {
+  var bytes: [UInt8] = []
+  var byte: UInt8 = 0
+  while bytes.count < 100, read(descriptor, &byte, 1) == 1 {
+    if byte == UInt8(ascii: "\n") { return String(decoding: bytes, as: UTF8.self) }
+    bytes.append(byte)
+  }
+  return nil
+}

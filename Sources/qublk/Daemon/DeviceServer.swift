@@ -1,0 +1,39 @@
+import BlockCore
+import CPlatform
+import Glibc
+import HostFiles
+import Uring
+
+/// The life of a daemon, in order: image, lock, engine, device, state, ready.
+///
+/// Then it waits, and then all that is undone backwards. Runs on the control thread, which never
+/// serves I/O.
+enum DeviceServer {
+  /// Serves `request` until it is told to stop.
+  ///
+  /// - Throws: Whatever kept it from serving, or went wrong at the end.
+  static func run(
+    _ request: AttachRequest, _ ready: ReadySignal
+  ) throws(CommandError) {
+    var loop = try ControlLoop()
+    let unprotected = Hygiene.protectMemory()
+    let image = try AttachedImage(request)
+    try prepare(image)
+    let device = try ServedDevice(image, request, &loop)
+    try device.announce(ready, request)
+    for failure in unprotected { Log.warning(failure) }
+    try device.serve(loop)
+  }
+
+  /// What has to be in order before there is a device.
+  private static func prepare(_ image: AttachedImage) throws(CommandError) {
+    do throws(CommandError) {
+      try Control.checkDriver()
+      try Hygiene.enterPrivateMounts()
+      try Hygiene.setIOFlusher()
+    } catch {
+      try? image.close()  // nothing has been written: the reason for failing is the one to tell
+      throw error
+    }
+  }
+}

@@ -1,0 +1,54 @@
+import BlockCore
+import CPlatform
+import Glibc
+import HostFiles
+
+/// What makes a process fit to serve a block device (DESIGN.md section 7).
+enum Hygiene {
+  /// Leaves the user's mount namespace for one of its own, with nothing mounted that a server does
+  /// not need [UBLK-2].
+  ///
+  /// A server that died inside a namespace in which its own device is mounted would have to serve
+  /// the unmount of its own file system on the way out. And a copy of the user's mounts would keep
+  /// alive what the user unmounts later, a file system on another qublk device for one, which
+  /// then could never be detached. Files that are open stay usable. Namespaces belong to threads:
+  /// to be called while there is one only.
+  static func enterPrivateMounts() throws(CommandError) {
+    precondition(directoryEntries("/proc/self/task").count <= 1, "a thread too early")
+    if qublk_process_private_mounts() < 0 { throw .hygiene(.mountNamespace, Errno(errno)) }
+    let needed: Set = ["/", "/dev", "/proc", "/sys", "/run"]
+    for place in MountTable.places().reversed() where !needed.contains(place) {
+      _ = qublk_detach_mount(place)  // gone already, or below one that is
+    }
+  }
+
+  /// Marks the control thread as part of the I/O path: its allocations never wait for write-back
+  /// to its own device [UBLK-1].
+  ///
+  /// Set, and seen in the kernel's flags of the thread; workers set and check their own.
+  static func setIOFlusher() throws(CommandError) {
+    let result = qublk_set_io_flusher(1)
+    if result < 0 { throw .hygiene(.flusher, Errno(-result)) }
+    var flags: UInt32 = 0
+    let wanted = UInt32(QUBLK_IO_FLUSHER_FLAGS)
+    guard qublk_thread_flags(&flags) == 0, flags & wanted == wanted else { throw .flusherNotSet }
+  }
+
+  /// Keeps what is touched in memory, and the process from being chosen when memory runs out.
+  ///
+  /// Best effort: both need rights that a container may not give, and a device works without.
+  ///
+  /// - Returns: What did not work, for the log.
+  static func protectMemory() -> [String] {
+    var failures: [String] = []
+    let result = qublk_lock_memory_on_fault()
+    if result < 0 { failures.append("cannot lock memory: \(Errno(-result))") }
+    let file = "/proc/self/oom_score_adj"
+    let descriptor = qublk_open_file(file, O_WRONLY, 0)
+    if descriptor < 0 || !writeAll(descriptor, "-1000") {
+      failures.append("\(file): cannot write: \(Errno(errno))")
+    }
+    if descriptor >= 0 { close(descriptor) }
+    return failures
+  }
+}

@@ -1,0 +1,139 @@
+import BlockCore
+import CPlatform
+import Glibc
+import HostFiles
+import QCOW2Engine
+import Ublk
+
+/// A device and everything that has to go with it when it goes.
+final class ServedDevice {
+  private let image: AttachedImage
+  private let device: UblkDevice
+  private let directory: StateDirectory
+  /// Held as long as the process lives.
+  private let stateLock: Int32
+  private let name: DeviceName
+
+  /// Creates the device and leaves its state; on failure neither is left, and the image is closed.
+  init(
+    _ image: AttachedImage, _ request: AttachRequest, _ loop: inout ControlLoop
+  ) throws(CommandError) {
+    self.image = image
+    do throws(UblkError) {
+      device = try UblkDevice.create(image.engine, request.deviceOptions(image))
+    } catch {
+      try? image.close()  // the reason for failing is already known
+      throw .device(error)
+    }
+    name = DeviceName(id: device.id)
+    directory = StateDirectory(id: device.id)
+    do throws(CommandError) {
+      stateLock = try directory.claim(within: 30)
+      try directory.write(Self.state(device, image, request))
+      try loop.listen(at: directory.controlSocket)
+    } catch {
+      try? device.stop()
+      try? image.close()
+      directory.remove()
+      throw error
+    }
+  }
+
+  private static func state(
+    _ device: UblkDevice, _ image: AttachedImage, _ request: AttachRequest
+  ) -> DeviceState {
+    DeviceState(
+      id: device.id, image: request.path, imageDevice: image.identity.device,
+      imageInode: image.identity.inode, process: getpid(), boot: Boot.id,
+      version: Qublk.version, queues: request.queues, depth: request.depth,
+      size: image.engine.size, isReadOnly: request.isReadOnly, started: Int64(time(nil)))
+  }
+
+  /// Tells the user that the device can be used, and moves messages to the log.
+  func announce(
+    _ ready: ReadySignal, _ request: AttachRequest
+  ) throws(CommandError) {
+    do throws(CommandError) {
+      let appeared = wait(seconds: 10) { isBlockDevice(name.path) }
+      guard appeared else { throw .noNode(name) }
+      if !ready.isForeground { try Log.redirect(orTo: directory.log) }
+      try ready.give(request.printsJSON ? description(request).text : name.path)
+    } catch {
+      _ = stop()
+      directory.remove()
+      throw error
+    }
+  }
+
+  private func description(_ request: AttachRequest) -> JSONValue {
+    .object([
+      .init("device", .string(name.path)),
+      .init("id", .integer(Int64(device.id))),
+      .init("image", .string(request.path)),
+      .init("size", .integer(Int64(clamping: image.engine.size))),
+      .init("queues", .integer(Int64(request.queues))),
+      .init("depth", .integer(Int64(request.depth))),
+      .init("read-only", .bool(request.isReadOnly)),
+      .init("zero-copy", .bool(device.usesZeroCopy)),
+      .init("pid", .integer(Int64(getpid()))),
+    ])
+  }
+}
+
+// MARK: Waiting, and the end
+
+extension ServedDevice {
+  /// Waits for a reason to stop, and stops.
+  ///
+  /// A signal while the device is in use does not stop it: a file system on it would lose what
+  /// it has not written, so it is served until it is released [UBLK-25]; a second signal insists.
+  func serve(_ loop: borrowing ControlLoop) throws(CommandError) {
+    var isLeaving = false
+    while true {
+      switch loop.next(ended: device.endedDescriptor, milliseconds: isLeaving ? 200 : -1) {
+      case .ended: return try stopAfterSignal()
+      case .signal(let number):
+        guard let use = DeviceUse.findLasting(name) else { return try stopAfterSignal() }
+        if isLeaving { return try stopAfterSignal(isForced: true) }
+        isLeaving = true
+        Log.warning(
+          "\(name.path): \(use.text): serving until that ends; signal \(number) again to insist")
+      case .timeout:
+        if DeviceUse.find(name) == nil { return try stopAfterSignal() }
+      case .request(let connection):
+        let isForced = connection.request == .stopForced
+        guard !isForced, let use = DeviceUse.findLasting(name) else {
+          return connection.reply(stopAfterRequest(isForced: isForced))
+        }
+        connection.reply(.refused(CommandError.busy(name, use).text))
+      }
+    }
+  }
+
+  private func stopAfterSignal(isForced: Bool = false) throws(CommandError) {
+    let errors = stop(isForced: isForced)
+    directory.remove(keepingLog: !errors.isEmpty)
+    if !errors.isEmpty { throw .notStopped(errors) }
+  }
+
+  private func stopAfterRequest(isForced: Bool) -> ControlReply {
+    let errors = stop(isForced: isForced)
+    directory.remove()
+    return errors.isEmpty ? .done : .failed(errors.map(\.text).joined(separator: "; "))
+  }
+
+  /// Ends the device, then closes the image: every request the driver still had is in by then.
+  ///
+  /// - Parameter isForced: Does not wait for those who still have the disk open.
+  /// - Returns: What went wrong; the image is closed all the same.
+  private func stop(isForced: Bool = false) -> [CommandError] {
+    var errors: [CommandError] = []
+    do throws(UblkError) {
+      try device.stop(waitsForUsers: !isForced)
+    } catch {
+      errors.append(.device(error))
+    }
+    do throws(CommandError) { try image.close() } catch { errors.append(error) }
+    return errors
+  }
+}

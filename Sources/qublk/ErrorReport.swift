@@ -1,0 +1,128 @@
+import BlockCore
+import CPlatform
+import HostFiles
+import QCOW2Engine
+import Ublk
+
+/// Whatever ends a command.
+///
+/// Made where it happens, put into words here alone.
+enum CommandError: Error {
+  enum FileStep { case open, create, write, stat }
+
+  case file(String, FileStep, Errno)
+  case notAnImageFile(String)
+  case directNotSupported(String)
+  case lock(String, ImageLockError)
+  case image(String, ImageError)
+  case device(UblkError)
+  /// A step that makes the process fit to serve a device failed.
+  case hygiene(HygieneStep, Errno)
+  case flusherNotSet
+  case stateTaken(String)
+  case controlSocket(String, Errno)
+  case fork(Errno)
+  case startSilent(status: Int32)
+  case startFailed(String)
+  case startAbandoned
+  case output(Errno)
+  /// The device is made, but its path could not be printed.
+  case untold(Errno)
+  case noNode(DeviceName)
+  case noDevice(DeviceName)
+  case busy(DeviceName, DeviceUse)
+  case foreign(DeviceName, server: Int32)
+  case lastFlush(DeviceName, Errno)
+  case daemonRefused(DeviceName, String)
+  case daemonLost(DeviceName)
+  case leftBehind(DeviceName)
+  case notStopped([CommandError])
+
+  enum HygieneStep { case signals, mountNamespace, flusher }
+}
+
+extension CommandError {
+  /// The message after "qublk: ", in the form of STYLE.md section 7.
+  var text: String {
+    switch self {
+    case .file(let path, let step, let errno): "\(path): cannot \(step.verb): \(errno)"
+    case .notAnImageFile(let path): "\(path): neither a regular file nor a block device"
+    case .directNotSupported(let path):
+      "\(path): the file system has no direct I/O: add it with --cache writeback"
+    case .lock(let path, let error): "\(path): \(error.text)"
+    case .image(let path, let error): "\(path): \(error.message)"
+    case .device(let error): error.text
+    case .hygiene(let step, let errno): "\(step.text): \(errno)"
+    case .flusherNotSet:
+      "the kernel did not keep PR_SET_IO_FLUSHER: it needs Linux 5.6 and CAP_SYS_RESOURCE"
+    case .stateTaken(let path): "\(path): in use by another daemon"
+    case .controlSocket(let path, let errno): "\(path): cannot listen: \(errno)"
+    case .fork(let errno): "cannot start the daemon: \(errno)"
+    case .startSilent(let status): "the daemon ended before it was ready: \(Self.ending(status))"
+    case .startFailed(let text): text
+    case .startAbandoned: "nobody waits for the device any more: it was removed again"
+    case .output(let errno): "standard output: cannot write: \(errno)"
+    case .untold(let errno):
+      "standard output: cannot write: \(errno): the device is there, \"qublk list\" shows it"
+    case .noNode(let device): "\(device.path): the node did not appear"
+    case .noDevice(let device): "\(device.disk): no such device"
+    case .busy(let device, let use):
+      "\(device.path): in use: \(use.text): stop that first, or add --force"
+    case .foreign(let device, let server):
+      "\(device.disk): served by process \(server), which is not qublk: add --force to delete it"
+    case .lastFlush(let device, let errno):
+      "\(device.path): cannot write back what is cached: \(errno): add --force to lose it"
+    case .daemonRefused(let device, let text): "\(device.disk): \(text)"
+    case .daemonLost(let device): "\(device.disk): the daemon ended without an answer"
+    case .leftBehind(let device): "\(device.disk): the device is still there after it was deleted"
+    case .notStopped(let errors): errors.map(\.text).joined(separator: "\nqublk: ")
+    }
+  }
+
+  /// How a child ended, from its wait status.
+  private static func ending(_ status: Int32) -> String {
+    let signal = qublk_wait_signal(status)
+    guard signal != 0 else { return "exit status \(qublk_wait_exit(status))" }
+    guard let name = qublk_signal_name(signal) else { return "signal \(signal)" }
+    return "killed by SIG\(String(cString: name))"
+  }
+}
+
+extension CommandError.FileStep {
+  fileprivate var verb: String {
+    switch self {
+    case .open: "open"
+    case .create: "create"
+    case .write: "write"
+    case .stat: "read its status"
+    }
+  }
+}
+
+extension CommandError.HygieneStep {
+  fileprivate var text: String {
+    switch self {
+    case .signals: "cannot take over the signals"
+    case .mountNamespace: "cannot make a mount namespace (needs CAP_SYS_ADMIN)"
+    case .flusher: "cannot set PR_SET_IO_FLUSHER (needs CAP_SYS_RESOURCE)"
+    }
+  }
+}
+
+extension ImageLockError {
+  /// What is in the way, after "IMAGE: ".
+  var text: String {
+    switch self {
+    case .inUse(let permission, let holder):
+      "image is in use: \(Self.name(holder)) has its \"\(permission.name)\" lock"
+    case .refused(let permission, let holder):
+      "image is in use: \(Self.name(holder)) does not share \"\(permission.name)\""
+    case .system(let errno): "cannot lock the image: \(errno)"
+    }
+  }
+
+  private static func name(_ holder: LockHolder?) -> String {
+    guard let holder else { return "another process" }
+    return "\(holder.name) (process \(holder.process))"
+  }
+}

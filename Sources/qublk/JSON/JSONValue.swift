@@ -1,0 +1,90 @@
+/// A JSON value: what `--json` prints and what a state file holds.
+///
+/// Members keep their order.
+enum JSONValue: Equatable {
+  case null
+  case bool(Bool)
+  case integer(Int64)
+  case string(String)
+  case array([JSONValue])
+  case object([Member])
+
+  /// One name and value of an object.
+  struct Member: Equatable {
+    let name: String
+    let value: JSONValue
+
+    init(_ name: String, _ value: JSONValue) {
+      self.name = name
+      self.value = value
+    }
+  }
+
+  /// The value of the first member with this name; nil for other values and unknown names.
+  subscript(name: String) -> JSONValue? {
+    guard case .object(let members) = self else { return nil }
+    return members.first { $0.name == name }?.value
+  }
+
+  var string: String? {
+    guard case .string(let value) = self else { return nil }
+    return value
+  }
+
+  var integer: Int64? {
+    guard case .integer(let value) = self else { return nil }
+    return value
+  }
+
+  var bool: Bool? {
+    guard case .bool(let value) = self else { return nil }
+    return value
+  }
+}
+
+extension JSONValue {
+  /// The value as text over several lines, indented by 4 as qemu-img's, without a last newline.
+  var text: String { text(indent: "") }
+
+  private func text(indent: String) -> String {
+    switch self {
+    case .null: "null"
+    case .bool(let value): value ? "true" : "false"
+    case .integer(let value): String(value)
+    case .string(let value): Self.quoted(value)
+    case .array(let values):
+      Self.block("[", values.map { $0.text(indent: indent + "    ") }, "]", indent)
+    case .object(let members):
+      Self.block(
+        "{",
+        members.map { "\(Self.quoted($0.name)): \($0.value.text(indent: indent + "    "))" },
+        "}", indent)
+    }
+  }
+
+  private static func block(
+    _ open: String, _ parts: [String], _ close: String, _ indent: String
+  ) -> String {
+    guard !parts.isEmpty else { return open + close }
+    let inner = parts.map { "\(indent)    \($0)" }.joined(separator: ",\n")
+    return "\(open)\n\(inner)\n\(indent)\(close)"
+  }
+
+  private static func quoted(_ value: String) -> String {
+    var text = "\""
+    for scalar in value.unicodeScalars {
+      switch scalar {
+      case "\"": text += "\\\""
+      case "\\": text += "\\\\"
+      case "\n": text += "\\n"
+      case "\t": text += "\\t"
+      case "\r": text += "\\r"
+      case _ where scalar.value < 0x20:
+        let digits = String(scalar.value, radix: 16)
+        text += "\\u" + String(repeating: "0", count: 4 - digits.count) + digits
+      default: text.unicodeScalars.append(scalar)
+      }
+    }
+    return text + "\""
+  }
+}

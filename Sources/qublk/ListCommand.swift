@@ -1,0 +1,74 @@
+import ArgumentParser
+import BlockCore
+import Glibc
+import QCOW2Tools
+
+/// `qublk list`: every ublk device there is.
+struct ListCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "list", abstract: "List devices.",
+    discussion: """
+      States: live; dead or fail-io (the daemon is gone, requests fail); quiesced (it is gone, \
+      requests wait); stale (only files in /run/qublk are left). "qublk del" removes each of \
+      them. A device of another program has no image.
+      """,
+    aliases: ["ls"])
+
+  @Flag(help: "Print a JSON array.")
+  var json = false
+
+  func run() throws {
+    let devices = try DeviceList.read()
+    let text = json ? JSONValue.array(devices.map(\.json)).text + "\n" : Self.table(devices)
+    guard writeAll(STDOUT_FILENO, text) else { throw CommandError.output(Errno(errno)) }
+  }
+
+  /// Columns as wide as their widest text; nothing at all for no devices.
+  static func table(_ devices: [ListedDevice]) -> String {
+    guard !devices.isEmpty else { return "" }
+    let rows = [["ID", "DEVICE", "STATE", "SIZE", "QUEUES", "PID", "IMAGE"]] + devices.map(\.row)
+    let widths = rows[0].indices.map { column in rows.map { $0[column].count }.max() ?? 0 }
+    return rows.map { row in
+      let cells = zip(row, widths).map { text, width in
+        text + String(repeating: " ", count: width - text.count)
+      }
+      return cells.joined(separator: "  ").trimmingEnd() + "\n"
+    }.joined()
+  }
+}
+
+extension ListedDevice {
+  fileprivate var row: [String] {
+    let shape = queues.flatMap { queues in depth.map { "\(queues)x\($0)" } }
+    return [
+      String(name.id), name.path, state.rawValue, size.map(SizeText.short) ?? "-", shape ?? "-",
+      process.map { String($0) } ?? "-", qublk?.image ?? "-",
+    ]
+  }
+
+  fileprivate var json: JSONValue {
+    .object([
+      .init("id", .integer(Int64(name.id))),
+      .init("device", .string(name.path)),
+      .init("state", .string(state.rawValue)),
+      .init("size", Self.number(size)),
+      .init("image", qublk.map { .string($0.image) } ?? .null),
+      .init("read-only", qublk.map { .bool($0.isReadOnly) } ?? .null),
+      .init("queues", Self.number(queues)),
+      .init("depth", Self.number(depth)),
+      .init("pid", Self.number(process)),
+      .init("version", qublk.map { .string($0.version) } ?? .null),
+      .init("started", Self.number(qublk?.started)),
+    ])
+  }
+
+  private static func number(_ value: (some BinaryInteger)?) -> JSONValue {
+    value.map { .integer(Int64(clamping: $0)) } ?? .null
+  }
+}
+
+extension String {
+  fileprivate func trimmingEnd() -> String {
+    String(self[..<(lastIndex { $0 != " " }.map { index(after: $0) } ?? startIndex)])
+  }
+}

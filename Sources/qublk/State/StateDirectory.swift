@@ -1,0 +1,95 @@
+import BlockCore
+import CPlatform
+import Glibc
+import HostFiles
+
+/// The files of one device, /run/qublk/ID: `state.json`, `control` (socket), `log` and `lock`.
+///
+/// The daemon holds `lock` as long as it lives, however it ends, so whether a device has its daemon
+/// is never a question about process numbers.
+struct StateDirectory {
+  static let root = "/run/qublk"
+
+  let id: UInt32
+
+  var path: String { "\(Self.root)/\(id)" }
+  var controlSocket: String { "\(path)/control" }
+  var log: String { "\(path)/log" }
+  private var state: String { "\(path)/state.json" }
+  private var lock: String { "\(path)/lock" }
+
+  /// The ids that have a directory.
+  static func known() -> [UInt32] { directoryEntries(root).compactMap { UInt32($0) }.sorted() }
+
+  /// The state file; nil if there is none that can be understood.
+  func read() -> DeviceState? { JSONParser.parse(smallFile(state)).flatMap(DeviceState.init) }
+
+  /// Whether the daemon that made this directory is alive; takes nothing that another would miss.
+  var hasDaemon: Bool {
+    let descriptor = qublk_open_file(lock, O_RDONLY, 0)
+    guard descriptor >= 0 else { return false }
+    defer { close(descriptor) }
+    return qublk_flock(descriptor, 0) < 0 && errno == EWOULDBLOCK
+  }
+
+  /// Makes the directory this process's, clearing what a former owner left.
+  ///
+  /// A former daemon may be in its last steps with the same id, so a taken lock is waited for.
+  ///
+  /// - Returns: The lock, to be kept open for the life of the process.
+  func claim(within seconds: Double) throws(CommandError) -> Int32 {
+    let deadline = Deadline(seconds: seconds)
+    while true {
+      try makeDirectory(Self.root)
+      try makeDirectory(path)
+      let descriptor = qublk_open_file(lock, O_RDWR, 1)
+      guard descriptor >= 0 else { throw .file(lock, .open, Errno(errno)) }
+      if qublk_flock(descriptor, 1) == 0, isStill(descriptor, at: lock) {
+        clear()
+        return descriptor
+      }
+      close(descriptor)
+      guard !deadline.hasPassed else { throw .stateTaken(path) }
+      usleep(10_000)
+    }
+  }
+
+  /// Writes the state file in one step: a reader sees the old file, the new one or none.
+  func write(_ value: DeviceState) throws(CommandError) {
+    let draft = "\(path)/state.new"
+    let descriptor = qublk_open_file(draft, O_WRONLY | O_TRUNC, 1)
+    guard descriptor >= 0 else { throw .file(draft, .create, Errno(errno)) }
+    defer { close(descriptor) }
+    guard writeAll(descriptor, value.json.text + "\n") else {
+      throw .file(draft, .write, Errno(errno))
+    }
+    guard rename(draft, state) == 0 else { throw .file(state, .create, Errno(errno)) }
+  }
+
+  /// Removes everything, the lock last: from then on the id can be claimed anew.
+  ///
+  /// - Parameter keepingLog: Leaves the log, for a stop that went wrong and told nobody.
+  func remove(keepingLog: Bool = false) {
+    clear(keepingLog: keepingLog)
+    unlink(lock)
+    rmdir(path)
+  }
+
+  private func clear(keepingLog: Bool = false) {
+    for file in [state, "\(path)/state.new", controlSocket] + (keepingLog ? [] : [log]) {
+      unlink(file)
+    }
+  }
+
+  private func makeDirectory(_ path: String) throws(CommandError) {
+    if mkdir(path, 0o700) < 0, errno != EEXIST { throw .file(path, .create, Errno(errno)) }
+  }
+
+  /// Whether `path` still names the open file: its former owner may have removed it meanwhile.
+  private func isStill(_ descriptor: Int32, at path: String) -> Bool {
+    var opened = stat()
+    var named = stat()
+    return fstat(descriptor, &opened) == 0 && stat(path, &named) == 0
+      && opened.st_ino == named.st_ino && opened.st_dev == named.st_dev
+  }
+}

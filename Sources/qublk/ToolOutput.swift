@@ -1,0 +1,49 @@
+import ArgumentParser
+import BlockCore
+import Glibc
+import QCOW2Tools
+
+/// The forms in which `info` and `check` answer.
+enum OutputFormat: String, ExpressibleByArgument {
+  case human, json
+}
+
+/// What the image commands print and how they end.
+enum ToolOutput {
+  /// Writes `text` to standard output as it is.
+  static func write(_ text: String) throws(ExitCode) {
+    guard send(text, STDOUT_FILENO) else {
+      note("standard output", "write: \(errorText(Errno(errno)))")
+      throw ExitCode(1)
+    }
+  }
+
+  private static func send(_ text: String, _ descriptor: Int32) -> Bool {
+    var rest = Array(text.utf8)[...]
+    while !rest.isEmpty {
+      let count = rest.withUnsafeBytes { Glibc.write(descriptor, $0.baseAddress, $0.count) }
+      if count < 0 && errno == EINTR { continue }
+      guard count >= 0 else { return false }
+      rest = rest.dropFirst(count)
+    }
+    return true
+  }
+
+  /// Refuses the formats that are not qcow2.
+  static func expectQCOW2(_ format: String) throws(ToolError) {
+    guard format == "qcow2" else {
+      throw .option(.badValue(name: "-f", found: format, allowed: "qcow2"))
+    }
+  }
+
+  /// Writes one error line and ends the command with exit status 1.
+  static func fail(_ path: String, _ error: ToolError) -> ExitCode {
+    note(path, error.message)
+    return ExitCode(1)
+  }
+
+  /// Writes one line about an image to standard error.
+  static func note(_ path: String, _ text: String) {
+    _ = send("qublk: \(path): \(text)\n", STDERR_FILENO)  // nowhere left to complain
+  }
+}

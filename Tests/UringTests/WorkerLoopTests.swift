@@ -1,0 +1,172 @@
+import BlockCore
+import CPlatform
+import Glibc
+import Synchronization
+import Testing
+
+@testable import Uring
+
+/// A loop on a thread of its own that runs tasks until told to end.
+final class TestWorker: @unchecked Sendable {
+  private final class Handler: CompletionHandler {
+    let isDone: Atomic<Bool>
+    init() { isDone = Atomic(false) }
+    func complete(_ userData: UserData, result: Int32) {}
+    var isFinished: Bool { isDone.load(ordering: .acquiring) }
+  }
+
+  private let handler = Handler()
+  private let ready = Atomic<Bool>(false)
+  private var thread: WorkerThread?
+  private(set) var loop: WorkerLoop!
+  let threadID = Atomic<Int>(0)
+
+  init() throws {
+    thread = try WorkerThread(name: "test") { [self] in
+      do { loop = try WorkerLoop(entries: 64, completions: 256) } catch { fatalError("\(error)") }
+      threadID.store(Int(qublk_thread_id()), ordering: .relaxed)
+      ready.store(true, ordering: .releasing)
+      loop.run(handler)
+      loop.leaveThread()
+    }
+    while !ready.load(ordering: .acquiring) { usleep(100) }
+  }
+
+  func run<T: Sendable>(_ body: @escaping @Sendable () async -> T) async -> T {
+    await Task(executorPreference: loop.executor) { await body() }.value
+  }
+
+  func end() {
+    handler.isDone.store(true, ordering: .releasing)
+    loop.executor.wake()
+    thread?.join()
+  }
+}
+
+@Suite struct WorkerLoopTests {
+  @Test func `jobs run on the worker's thread, before and after an operation`() async throws {
+    let worker = try TestWorker()
+    defer { worker.end() }
+    let expected = Int32(worker.threadID.load(ordering: .relaxed))
+    for _ in 0..<100 {
+      let ids = await worker.run {
+        let before = qublk_thread_id()
+        let result = await WorkerLoop.current?.perform(.nop)
+        return (before, result, qublk_thread_id())
+      }
+      #expect(ids.0 == expected && ids.1 == 0 && ids.2 == expected)
+    }
+    #expect(WorkerLoop.current == nil)
+  }
+
+  @Test func `a thousand operations in flight all come back`() async throws {
+    let worker = try TestWorker()
+    defer { worker.end() }
+    let sum = await worker.run {
+      await withTaskGroup(of: Int32.self) { group in
+        for _ in 0..<1000 { group.addTask { await WorkerLoop.current?.perform(.nop) ?? -1 } }
+        return await group.reduce(0, +)
+      }
+    }
+    #expect(sum == 0)
+    #expect(worker.loop.operationsInFlight == 0)
+  }
+
+  @Test func `a resume from another thread wakes a sleeping worker`() async throws {
+    let (one, other) = (try TestWorker(), try TestWorker())
+    defer { one.end(); other.end() }
+    let home = Int32(one.threadID.load(ordering: .relaxed))
+    for round in 0..<2000 {
+      let where_ = await one.run {
+        let value = await withUnsafeContinuation { (waiter: UnsafeContinuation<Int, Never>) in
+          Task(executorPreference: other.loop.executor) { waiter.resume(returning: round) }
+        }
+        return (value, qublk_thread_id())
+      }
+      #expect(where_.0 == round && where_.1 == home)
+    }
+  }
+
+  @Test func `sleep lasts as long as asked, and ends early when sleeps end`() async throws {
+    let worker = try TestWorker()
+    defer { worker.end() }
+    let start = qublk_monotonic_milliseconds()
+    let full = await worker.run { await WorkerLoop.current?.sleep(milliseconds: 30) }
+    #expect(full == true)
+    #expect(qublk_monotonic_milliseconds() - start >= 30)
+    async let long = worker.run { await WorkerLoop.current?.sleep(milliseconds: 60_000) }
+    usleep(20_000)
+    await worker.run { WorkerLoop.current?.endSleeps() }
+    #expect(await long == false)
+    #expect(await worker.run { await WorkerLoop.current?.sleep(milliseconds: 60_000) } == false)
+    #expect(qublk_monotonic_milliseconds() - start < 30_000)
+  }
+}
+
+/// Carries a result out of a thread that is joined before it is read.
+private final class Box<T>: @unchecked Sendable { var value: T? }
+
+@Suite struct RunBlockingTests {
+  struct Refused: Error {}
+
+  /// Runs on a thread of its own: a test's thread belongs to the pool.
+  private func onThread<T>(_ body: @escaping @Sendable () -> T) throws -> T {
+    let box = Box<T>()
+    let thread = try WorkerThread(name: "blocking") { box.value = body() }
+    thread.join()
+    return try #require(box.value)
+  }
+
+  @Test func `returns what the function returns, on the same thread`() throws {
+    let same = try onThread {
+      let home = qublk_thread_id()
+      return runBlocking {
+        var all = qublk_thread_id() == home
+        for _ in 0..<100 {
+          await Task.yield()
+          all = all && qublk_thread_id() == home
+        }
+        return all
+      }
+    }
+    #expect(same)
+  }
+
+  @Test func `throws what the function throws`() throws {
+    let thrown = try onThread {
+      do throws(Refused) {
+        try runBlocking { () async throws(Refused) in throw Refused() }
+        return false
+      } catch { return true }
+    }
+    #expect(thrown)
+  }
+
+  @Test func `sleeps until another thread resumes it`() throws {
+    let value = try onThread {
+      runBlocking {
+        await withUnsafeContinuation { (waiter: UnsafeContinuation<Int, Never>) in
+          let thread = try? WorkerThread(name: "resumer") {
+            usleep(20_000)
+            waiter.resume(returning: 7)
+          }
+          thread?.detach()
+        }
+      }
+    }
+    #expect(value == 7)
+  }
+
+  @Test func `child tasks run on the same thread`() throws {
+    let same = try onThread {
+      let home = qublk_thread_id()
+      return runBlocking {
+        await withTaskGroup(of: Bool.self) { group in
+          for _ in 0..<10 { group.addTask { qublk_thread_id() == home } }
+          return await group.reduce(true) { $0 && $1 }
+        }
+      }
+    }
+    #expect(same)
+  }
+}
