@@ -17,7 +17,7 @@ import Testing
   /// the mark in the header.
   private func expectRefusal(
     _ bench: Bench, _ operation: BlockOperation, clusters: Range<Int>, plans: Bool = true,
-    keepsL1: Bool = true
+    keepsTables: Bool = true
   ) throws {
     let before = bench.bytes.copy()
     let size = 1 << bench.builder.clusterBits
@@ -43,7 +43,7 @@ import Testing
     }
     #expect(bench.bytes.be64(72) & 2 != 0, "not marked corrupt")
     bench.bytes.put64(before.be64(72), 72)
-    for cluster in metadata(before, keepsL1) {
+    for cluster in metadata(before, keepsTables) {
       for offset in stride(from: cluster * size, to: min((cluster + 1) * size, before.length), by: 8)
       where bench.bytes.be64(offset) != before.be64(offset) {
         Issue.record("metadata changed at \(offset)")
@@ -53,10 +53,9 @@ import Testing
   }
 
   /// The header, L1 table and refcount table of a small image.
-  private func metadata(_ bytes: ImageBytes, _ withL1: Bool) -> [Int] {
+  private func metadata(_ bytes: ImageBytes, _ withTables: Bool) -> [Int] {
     let bits = Int(bytes.be32(20))
-    let l1 = withL1 ? [Int(bytes.be64(40)) >> bits] : []
-    return [0, Int(bytes.be64(48)) >> bits] + l1
+    return [0] + (withTables ? [Int(bytes.be64(40)) >> bits, Int(bytes.be64(48)) >> bits] : [])
   }
 
   private func setRefcount(_ bench: Bench, _ cluster: Int, _ value: UInt16) {
@@ -129,8 +128,8 @@ import Testing
     }
     bench.bytes.put(copy, target)
     bench.bytes.put64(UInt64(target) | 1 << 63, entry)
-    // The clusters that there is room for get new L2 tables: the L1 table changes.
-    try expectRefusal(bench, .write, clusters: 3880..<4080, keepsL1: false)
+    // The clusters that there is room for get new L2 tables and refcounts.
+    try expectRefusal(bench, .write, clusters: 3880..<4080, keepsTables: false)
     for (index, byte) in copy.enumerated()
     where bench.bytes.base.load(fromByteOffset: target + index, as: UInt8.self) != byte {
       Issue.record("the table at the end was overwritten at \(index)")

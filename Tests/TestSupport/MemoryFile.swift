@@ -23,6 +23,8 @@ package final class MemoryFile: HostFile, @unchecked Sendable {  // why: `lock`,
   /// Report transfers that overlap in time and place, one of them not a read. For workloads whose
   /// guest requests never overlap: then no two host transfers may.
   package var forbidsOverlap = false
+  /// Immediate operations let other tasks of the same thread run.
+  package var yields = false
   package private(set) var violations: [String] = []
 
   package init(
@@ -67,7 +69,7 @@ package final class MemoryFile: HostFile, @unchecked Sendable {  // why: `lock`,
     if let host { await host.complete("sync") }
   }
 
-  package func length() async throws(Errno) -> UInt64 { UInt64(bytes.length) }
+  package func length() async throws(Errno) -> UInt64 { lock.withLock { UInt64(bytes.length) } }
 
   package func setLength(_ length: UInt64) async throws(Errno) { bytes.setLength(Int(length)) }
 
@@ -79,7 +81,11 @@ package final class MemoryFile: HostFile, @unchecked Sendable {  // why: `lock`,
   private func perform(
     _ kind: Kind, _ offset: HostOffset, _ length: UInt64, _ apply: () -> Void
   ) async {
-    guard let host else { return lock.withLock(apply) }
+    guard let host else {
+      lock.withLock(apply)
+      if yields { await Task.yield() }
+      return
+    }
     let number = begin(kind, offset.bytes..<(offset.bytes + length))
     let early = host.flip()
     if early { apply() }
