@@ -81,5 +81,13 @@ let package = Package(
     .testTarget(
       name: "QCOW2ToolsTests", dependencies: ["BlockCore", "QCOW2Format", "QCOW2Tools"],
       swiftSettings: settings),
+    .testTarget(
+      name: "InteropTests",
+      dependencies: ["BlockCore", "QCOW2Format", "QCOW2Engine", "HostFiles", "Uring", "CPlatform"],
+      swiftSettings: settings),
+    .testTarget(
+      name: "BadInputTests",
+      dependencies: ["BlockCore", "QCOW2Format", "QCOW2Engine", "HostFiles", "Uring"],
+      swiftSettings: settings),
   ]
 )

@@ -48,7 +48,7 @@ extension Image {
     _ storage: ImageStorage, fileLength: UInt64
   ) async throws(ImageError) -> Header {
     let buffer = IOBuffer(count: 512)
-    try await storage.read(into: buffer.data, at: HostOffset(0))
+    try await storage.read(into: buffer, at: HostOffset(0))
     let available = Int(min(fileLength, UInt64(buffer.count)))
     do {
       let header = try Header(
@@ -77,7 +77,7 @@ extension Image {
     _ storage: ImageStorage, at offset: UInt64, count: Int
   ) async throws(ImageError) -> DiskTable {
     let buffer = IOBuffer(count: (count * 8 + 511) & ~511)
-    if count > 0 { try await storage.read(into: buffer.data, at: HostOffset(offset)) }
+    if count > 0 { try await storage.read(into: buffer, at: HostOffset(offset)) }
     return DiskTable(
       offset: HostOffset(offset),
       bytes: UnsafeRawBufferPointer(start: buffer.base, count: buffer.count), count: count)
@@ -123,7 +123,7 @@ extension Image {
       let entry = L1Entry(raw: l1.load(index))
       try L2Tables.check(entry, index: index, geometry)
       guard let table = entry.l2Table else { continue }
-      try await storage.read(into: buffer.data, at: table)
+      try await storage.read(into: buffer, at: table)
       for position in 0..<Int(geometry.l2Entries)
       where L2Entry(raw: buffer.base.be64(position * 8)).kind(hasZeroFlag: true) == .compressed {
         throw .unsupported(.compression)

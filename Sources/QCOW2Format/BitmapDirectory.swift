@@ -103,7 +103,10 @@ package struct BitmapEntry: Equatable, Sendable {
 
   /// Checks the fields against the specification and QEMU's limits.
   ///
-  /// - Parameter diskSize: The virtual size, which a bitmap that is not in use must cover.
+  /// - Parameters:
+  ///   - geometry: The image's.
+  ///   - diskSize: The virtual size, which a bitmap that is not in use must fit.
+  /// - Throws: ``FormatError`` at the first field that is wrong.
   package func validate(
     _ geometry: ClusterGeometry, diskSize: UInt64
   ) throws(FormatError) {
@@ -124,10 +127,18 @@ package struct BitmapEntry: Equatable, Sendable {
     guard (1...Self.mostNameLength).contains(nameLength) else {
       throw bad("name_size of a bitmap", UInt64(nameLength), "1 to \(Self.mostNameLength)")
     }
-    // At most 2^29 * 8 << 31: fits.
-    guard flags.contains(.inUse) || diskSize <= (bytes * 8) << UInt64(granularityBits) else {
-      throw bad("bitmap_table_size", UInt64(tableSize), "enough entries for the virtual size")
+    guard flags.contains(.inUse) || UInt64(tableSize) == entriesNeeded(geometry, diskSize) else {
+      throw bad(
+        "bitmap_table_size", UInt64(tableSize),
+        "\(entriesNeeded(geometry, diskSize)) for the virtual size")
     }
+  }
+
+  /// The number of table entries for a disk: its bits, in whole 64-bit words, in whole clusters.
+  private func entriesNeeded(_ geometry: ClusterGeometry, _ diskSize: UInt64) -> UInt64 {
+    let granularity: UInt64 = 1 << UInt64(granularityBits)
+    let bits = diskSize / granularity + (diskSize % granularity == 0 ? 0 : 1)
+    return geometry.clusters(covering: (bits / 64 + (bits % 64 == 0 ? 0 : 1)) * 8)
   }
 
   private func validateTableOffset(_ geometry: ClusterGeometry) throws(FormatError) {

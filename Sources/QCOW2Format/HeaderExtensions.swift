@@ -30,6 +30,7 @@ extension HeaderExtension {
   ///   - cluster: The start of the file; the whole first cluster, or up to `end`.
   ///   - start: The length of the header.
   ///   - end: Where the area ends: the backing file name, or the end of the first cluster.
+  /// - Returns: The extensions, known and unknown.
   /// - Throws: ``FormatError/badField(name:found:allowed:)`` if an extension does not fit.
   package static func list(
     in cluster: UnsafeRawBufferPointer, from start: Int, to end: Int

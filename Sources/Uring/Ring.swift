@@ -45,8 +45,10 @@ package struct Ring: ~Copyable {
     fatalError("io_uring_enter failed with errno \(-result): the ring is unusable")
   }
 
-  /// Submits everything queued and waits for `count` completions; with 0, only lets the kernel
-  /// post what is ready. May return early: a signal, or a transient shortage.
+  /// Submits everything queued and waits for `count` completions.
+  ///
+  /// With 0, only lets the kernel post what is ready. May return early: a signal, or a transient
+  /// shortage.
   package func enter(waitingFor count: Int) {
     let result = qublk_ring_enter(raw, UInt32(count))
     if result >= 0 || Self.isTransient(-result) { return }
@@ -58,7 +60,7 @@ package struct Ring: ~Copyable {
     code == 4 || code == 11 || code == 16 || code == 62
   }
 
-  /// Calls `body` for each completion that is there and returns their number. Does not wait.
+  /// Calls `body` for each completion that is there, without waiting, and returns their number.
   @inlinable @discardableResult
   package func drain(_ body: (_ userData: UserData, _ result: Int32) -> Void) -> Int {
     var head: UInt32 = 0
@@ -81,7 +83,7 @@ package struct Ring: ~Copyable {
 
   // MARK: Tables
 
-  /// Makes `files` known to the kernel as slots 0, 1, …
+  /// Makes `files` known to the kernel, as slots 0 and up in their order.
   package func registerFiles(_ files: [Int32]) throws(Errno) {
     let result = files.withUnsafeBufferPointer {
       io_uring_register_files(raw, $0.baseAddress, UInt32($0.count))

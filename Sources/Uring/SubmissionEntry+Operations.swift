@@ -57,7 +57,7 @@ extension SubmissionEntry {
 
   /// Completes with -ETIME when the time at `timespec` has passed.
   ///
-  /// - Parameter timespec: A kernel timespec (two 64-bit words) that stays until submission.
+  /// `timespec` is the kernel's (two 64-bit words) and stays until submission.
   package static func timeout(after timespec: UnsafeRawPointer) -> SubmissionEntry {
     var entry = SubmissionEntry(.timeout, file: .descriptor(-1))
     entry.address = UInt64(UInt(bitPattern: timespec))
@@ -74,7 +74,7 @@ extension SubmissionEntry {
 
   /// A command to a driver, with 16 bytes of payload.
   ///
-  /// - Parameter address: The `addr` field of the entry, whose meaning is the driver's.
+  /// `address` is the `addr` field of the entry, whose meaning is the driver's.
   @inlinable package static func command(
     _ opcode: UInt32, _ file: RingFile, payload: (UInt64, UInt64), address: UInt64 = 0
   ) -> SubmissionEntry {

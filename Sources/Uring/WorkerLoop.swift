@@ -19,11 +19,11 @@ package final class WorkerLoop: @unchecked Sendable {
 
   @usableFromInline package let ring: Ring
   /// Runs jobs on this thread; pass it as a task's executor preference.
-  package private(set) var executor: WorkerExecutor!
+  package let executor: WorkerExecutor
   var slots = OperationSlots()
-  private var wakeCounter: UnsafeMutablePointer<UInt64>
+  private let wakeCounter: UnsafeMutablePointer<UInt64>
   private var registeredFiles: [Int32] = []
-  /// /dev/zero as this ring knows it: fills registered buffers with zeros. Nil where there are none.
+  /// /dev/zero as this ring knows it, to fill registered buffers with zeros; nil where none are.
   package var zeroFile: RingFile?
   /// Set by ``endSleeps()``: no sleep lasts any longer.
   var sleepsHaveEnded = false
@@ -39,13 +39,15 @@ package final class WorkerLoop: @unchecked Sendable {
   /// - Parameters:
   ///   - entries: The submission queue's size.
   ///   - completions: The completion queue's size: at least what can be in flight at once.
+  /// - Throws: The errno of io_uring_setup(2) or eventfd(2).
   package init(entries: Int, completions: Int) throws(Errno) {
     precondition(qublk_thread_context() == nil, "this thread already runs a loop")
     ring = try Ring(entries: entries, completions: completions)
+    executor = try WorkerExecutor()
     wakeCounter = .allocate(capacity: 1)
     wakeCounter.initialize(to: 0)
     let context = Unmanaged.passUnretained(self).toOpaque()
-    executor = try WorkerExecutor(owner: context)
+    executor.bind(to: context)
     qublk_set_thread_context(context)
     armWake()
   }
@@ -104,7 +106,7 @@ package final class WorkerLoop: @unchecked Sendable {
 
   // MARK: Files
 
-  /// Registers `files` with the ring, in this order, as slots 0, 1, …
+  /// Registers `files` with the ring, as slots 0 and up in their order.
   package func registerFiles(_ files: [Int32]) throws(Errno) {
     try ring.registerFiles(files)
     registeredFiles = files

@@ -13,6 +13,7 @@ package final class WorkerThread: @unchecked Sendable {
   ///   - name: At most 15 bytes, as tools show it.
   ///   - stackBytes: The stack's size.
   ///   - body: What the thread does; it ends when this returns.
+  /// - Throws: The errno of pthread_create(3).
   package init(
     name: String, stackBytes: Int = 1 << 20, _ body: @escaping @Sendable () -> Void
   ) throws(Errno) {
@@ -36,10 +37,10 @@ package final class WorkerThread: @unchecked Sendable {
     }
   }
 
-  /// Waits for the thread's end. Call once at most.
+  /// Waits for the thread's end; once at most.
   package func join() { pthread_join(handle, nil) }
 
-  /// Lets the thread go its own way. Instead of ``join()``.
+  /// Lets the thread go its own way, instead of ``join()``.
   package func detach() { pthread_detach(handle) }
 }
 

@@ -100,7 +100,7 @@ struct AddCommand: ParsableCommand {
       try DeviceServer.run(request, ready)
     }
     guard writeAll(STDOUT_FILENO, output + "\n") else {
-      throw CommandError.output(Errno(errno))
+      throw CommandError.untold(Errno(errno))
     }
   }
 }

@@ -23,10 +23,12 @@ struct Control {
   }
 
   /// Stops and deletes a device whose server is gone or is not asked.
-  func end(_ name: DeviceName) throws(CommandError) {
+  ///
+  /// - Parameter waitsForUsers: Whether to wait until nobody has the disk open any more.
+  func end(_ name: DeviceName, waitsForUsers: Bool) throws(CommandError) {
     do throws(UblkError) {
       try device.stop(name.id)
-      try device.delete(name.id)
+      try device.delete(name.id, asynchronously: !waitsForUsers)
     } catch {
       throw .device(error)
     }

@@ -1,11 +1,10 @@
 import Glibc
 
-/// A moment in monotonic time, after which waiting is over.
+/// A moment in monotonic time, after which waiting is over; a negative distance is now.
 struct Deadline {
   private let nanoseconds: UInt64
 
-  /// Longer than thirty years is for ever.
-  init(seconds: Double) { nanoseconds = Self.now + UInt64(max(0, min(seconds, 1e9)) * 1e9) }
+  init(seconds: Double) { nanoseconds = Self.now + UInt64(max(seconds, 0) * 1e9) }
 
   var hasPassed: Bool { Self.now >= nanoseconds }
 

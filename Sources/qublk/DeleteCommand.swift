@@ -43,9 +43,7 @@ struct DeleteCommand: ParsableCommand {
 
   private func wanted() throws(CommandError) -> [DeviceName] {
     guard all else { return devices }
-    return DeviceList.ids()
-      .filter { force || StateDirectory(id: $0).read() != nil }
-      .map(DeviceName.init)
+    return try DeviceList.read().filter { force || $0.qublk != nil }.map(\.name)
   }
 }
 
@@ -76,7 +74,7 @@ private struct Deletion {
 
   /// Refuses a device in use, and writes its page cache back while failing can still be undone.
   private func checkUnused() throws(CommandError) {
-    if let use = DeviceUse.find(device) { throw .busy(device, use) }
+    if let use = DeviceUse.findLasting(device) { throw .busy(device, use) }
     let descriptor = qublk_open_file(device.path, O_RDONLY, 0)
     guard descriptor >= 0 else { return }  // not started, or gone: the daemon knows better
     defer { close(descriptor) }
@@ -91,6 +89,7 @@ private struct Deletion {
     switch ControlClient.ask(request, socket: directory.controlSocket) {
     case .done: break
     case .refused(let text), .failed(let text): throw .daemonRefused(device, text)
+    case nil where isForced && DeviceList.kernelIDs().contains(device.id): try deleteFromKernel()
     case nil: throw .daemonLost(device)
     }
     if handle >= 0 { _ = waitReadable(handle, milliseconds: 10_000) }
@@ -111,8 +110,8 @@ private struct Deletion {
     let info = try control.info(device)
     if !isForced {
       if info.state == .live { throw .foreign(device, server: info.serverPID) }
-      if let use = DeviceUse.find(device) { throw .busy(device, use) }
+      if let use = DeviceUse.findLasting(device) { throw .busy(device, use) }
     }
-    try control.end(device)
+    try control.end(device, waitsForUsers: !isForced)
   }
 }

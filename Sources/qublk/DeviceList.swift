@@ -50,7 +50,8 @@ enum DeviceList {
       let directory = StateDirectory(id: id)
       let state = directory.read()
       if present.contains(id), let control {
-        devices.append(describe(DeviceName(id: id), try? control.info(DeviceName(id: id)), state))
+        let info = try? control.info(DeviceName(id: id))
+        devices.append(describe(DeviceName(id: id), info, directory))
       } else if let state, !directory.hasDaemon {
         devices.append(stale(state))
       }
@@ -59,13 +60,20 @@ enum DeviceList {
   }
 
   private static func describe(
-    _ name: DeviceName, _ info: DeviceInfo?, _ state: DeviceState?
+    _ name: DeviceName, _ info: DeviceInfo?, _ directory: StateDirectory
   ) -> ListedDevice {
-    let isOurs = state?.boot == Boot.id
+    let isLive = info?.state == .live
     return ListedDevice(
-      name: name, state: info.map(ListedDevice.State.init) ?? .unknown, qublk: isOurs ? state : nil,
-      size: diskSize(name), queues: info?.queues, depth: info?.depth,
-      process: info?.state == .live ? info?.serverPID : nil)
+      name: name, state: info.map(ListedDevice.State.init) ?? .unknown,
+      qublk: owner(directory, isLive: isLive), size: diskSize(name), queues: info?.queues,
+      depth: info?.depth, process: isLive ? info?.serverPID : nil)
+  }
+
+  /// The state in `directory` if it is that of the kernel's device: a live one that no daemon of
+  /// ours serves is another program's, whatever an earlier daemon left under the same number.
+  private static func owner(_ directory: StateDirectory, isLive: Bool) -> DeviceState? {
+    guard let state = directory.read(), state.boot == Boot.id else { return nil }
+    return !isLive || directory.hasDaemon ? state : nil
   }
 
   private static func stale(_ state: DeviceState) -> ListedDevice {

@@ -25,6 +25,17 @@ enum DeviceUse: Equatable {
 }
 
 extension DeviceUse {
+  /// Like ``find(_:)``, but gives a process that has the disk open two seconds to close it: udev
+  /// and others have a short look at every disk that was written.
+  static func findLasting(_ device: DeviceName) -> DeviceUse? {
+    let deadline = Deadline(seconds: 2)
+    while true {
+      let use = find(device)
+      guard case .opened = use, !deadline.hasPassed else { return use }
+      usleep(20_000)
+    }
+  }
+
   /// What uses the disk or one of its partitions now; nil if nothing does.
   ///
   /// A claim (mount, swap, device mapper) in whatever mount namespace is found by asking for one

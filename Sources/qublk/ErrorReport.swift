@@ -24,6 +24,8 @@ enum CommandError: Error {
   case startFailed(String)
   case startAbandoned
   case output(Errno)
+  /// The device is made, but its path could not be printed.
+  case untold(Errno)
   case noNode(DeviceName)
   case noDevice(DeviceName)
   case busy(DeviceName, DeviceUse)
@@ -58,6 +60,8 @@ extension CommandError {
     case .startFailed(let text): text
     case .startAbandoned: "nobody waits for the device any more: it was removed again"
     case .output(let errno): "standard output: cannot write: \(errno)"
+    case .untold(let errno):
+      "standard output: cannot write: \(errno): the device is there, \"qublk list\" shows it"
     case .noNode(let device): "\(device.path): the node did not appear"
     case .noDevice(let device): "\(device.disk): no such device"
     case .busy(let device, let use):

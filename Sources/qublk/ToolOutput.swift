@@ -47,15 +47,3 @@ enum ToolOutput {
     _ = send("qublk: \(path): \(text)\n", STDERR_FILENO)  // nowhere left to complain
   }
 }
-
-/// The image locks of the commands.
-///
-/// The hook for HostFiles' `ImageLock`: until it is wired here, nothing is locked.
-enum ToolLock {
-  /// Takes the locks of a process that rewrites the image.
-  static func writer(_ descriptor: Int32) throws(ToolError) {}
-  /// Takes the locks of a process that reads the image; nobody may change it meanwhile.
-  static func reader(_ descriptor: Int32) throws(ToolError) {}
-  /// Takes no locks (`-U`).
-  static func none(_ descriptor: Int32) throws(ToolError) {}
-}

@@ -120,7 +120,7 @@ import Testing
   @Test func manyWhoTryAtOnceNeverBothWin() async throws {
     let image = self.image
     for _ in 0..<50 {
-      let winners = await withTaskGroup(of: Int32.self) { group in
+      let winners = await withTaskGroup(of: Int32.self, returning: [Int32].self) { group in
         for _ in 0..<8 {
           group.addTask {
             let descriptor = qublk_open_file(image, O_RDWR, 0)
@@ -133,7 +133,7 @@ import Testing
             }
           }
         }
-        return await group.reduce(into: []) { if $1 >= 0 { $0.append($1) } }
+        return await group.reduce(into: [Int32]()) { if $1 >= 0 { $0.append($1) } }
       }
       #expect(winners.count <= 1)
       for winner in winners { close(winner) }

@@ -78,9 +78,23 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     if let overlap = metadata.firstOverlap(found) { throw .overlapsMetadata(cluster: overlap) }
     cursor = found.upperBound
     let isFresh = found.lowerBound >= fresh
-    if isFresh { freshFrom = found.upperBound }
+    if isFresh {
+      freshFrom = found.upperBound
+      try await extendFile(over: found)
+    }
     return ClusterRun(
       start: found.lowerBound, count: UInt64(found.count), isFresh: isFresh)
+  }
+
+  /// Grows the file over a reserved run: later writes into it then need no change of length, which
+  /// file systems serialise. One owner does this, in steps of a whole run.
+  private func extendFile(over run: Range<UInt64>) async throws(ImageError) {
+    do {
+      try await storage.setLength(geometry.start(ofHostCluster: run.upperBound).bytes)
+    } catch {
+      try? await decrement(run)
+      throw error
+    }
   }
 
   /// The first run of zero refcounts; a run never mixes fresh and used clusters.
@@ -219,13 +233,15 @@ extension ClusterAllocator {
     guard refcounts.cache.drop(from: offset, length: geometry.clusterSize) else {
       throw .overlapsMetadata(cluster: block)
     }
-    metadata.tables.insert(block)
-    table.store(RefcountTableEntry(block: offset).raw, at: Int(index))
+    // The block counts itself before the table points at it: a round that falls in between must
+    // not find an entry for a block that is not there, or that looks free.
     let order = geometry.refcountOrder
-    try await withSlice(of: block) { [refcounts] bytes in
-      RefcountWidth.set(bytes, order: order, index: refcounts.indexInSlice(block), value: 1)
+    try await refcounts.cache.withSlice(offset, storage: storage, makeRoom: makeRoom) { bytes in
+      RefcountWidth.set(bytes, order: order, index: 0, value: 1)
       return ((), true)
     }
+    metadata.tables.insert(block)
+    table.store(RefcountTableEntry(block: offset).raw, at: Int(index))
     return true
   }
 

@@ -74,10 +74,10 @@ struct RefcountTableLayout {
         RefcountWidth.set(
           buffer.base, order: geometry.refcountOrder, index: Int(index), value: 1)
       }
-      try await storage.write(from: buffer.data, at: geometry.start(ofHostCluster: block))
+      try await storage.write(from: buffer, at: geometry.start(ofHostCluster: block))
     }
     try await storage.write(
-      from: tableBytes(old: old, geometry: geometry).data,
+      from: tableBytes(old: old, geometry: geometry),
       at: geometry.start(ofHostCluster: tableStart))
   }
 }

@@ -155,7 +155,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: `lock` guards the t
   }
 
   private func write(_ sectors: [TableSector]) async throws(ImageError) {
-    for sector in sectors { try await storage.write(from: sector.buffer.data, at: sector.at) }
+    for sector in sectors { try await storage.write(from: sector.buffer, at: sector.at) }
   }
 
   private func barrier() async throws(ImageError) {

@@ -61,7 +61,7 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
     let run = try await arenas.take(upTo: 1, worker: worker)
     let table = geometry.start(ofHostCluster: run.start)
     do {
-      try await initialize(table, isFresh: run.isFresh, from: old)
+      try await initialize(table, from: old)
     } catch {
       frees.add([run])
       throw error
@@ -82,7 +82,7 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
   }
 
   private func initialize(
-    _ table: HostOffset, isFresh: Bool, from old: HostOffset?
+    _ table: HostOffset, from old: HostOffset?
   ) async throws(ImageError) {
     // Slices left over from an earlier life of this cluster must not be taken for the new table's.
     guard cache.drop(from: table, length: geometry.clusterSize) else {
@@ -91,7 +91,9 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
     if let old {
       // A shared table is never changed in place, so the host file has its current contents.
       try await copyHostBytes(from: old, to: table, length: geometry.clusterSize, storage: storage)
-    } else if !isFresh {
+    } else {
+      // A fresh cluster reads as zeros already, but may lie beyond the end of the file: nothing may
+      // point there (QEMU calls it corrupt), and no slice may be written before a crash.
       try await storage.writeZeroes(at: table, length: geometry.clusterSize)
     }
   }
@@ -102,6 +104,8 @@ func copyHostBytes(
   from source: HostOffset, to target: HostOffset, length: UInt64, storage: ImageStorage
 ) async throws(ImageError) {
   let buffer = IOBuffer(count: Int(min(length, 64 << 10)))
+  // A DataBuffer is only an address: it does not keep the memory alive.
+  defer { withExtendedLifetime(buffer) {} }
   var done: UInt64 = 0
   while done < length {
     let part = buffer.data.slice(0, Int(min(length - done, UInt64(buffer.count))))

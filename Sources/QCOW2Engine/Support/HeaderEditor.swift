@@ -49,9 +49,9 @@ final class HeaderEditor: @unchecked Sendable {  // why: `mutex` guards the head
     await mutex.acquire()
     defer { mutex.release() }
     let sector = IOBuffer(count: 512)
-    try await storage.read(into: sector.data, at: HostOffset(0))
+    try await storage.read(into: sector, at: HostOffset(0))
     change(sector.base, &header)
-    try await storage.write(from: sector.data, at: HostOffset(0))
+    try await storage.write(from: sector, at: HostOffset(0))
     try await storage.sync()
   }
 }

@@ -11,6 +11,18 @@ struct ImageStorage: Sendable {
     }
   }
 
+  /// Fills a whole buffer, which stays alive until the transfer has ended.
+  func read(into buffer: IOBuffer, at offset: HostOffset) async throws(ImageError) {
+    defer { withExtendedLifetime(buffer) {} }
+    try await read(into: buffer.data, at: offset)
+  }
+
+  /// Writes a whole buffer, which stays alive until the transfer has ended.
+  func write(from buffer: IOBuffer, at offset: HostOffset) async throws(ImageError) {
+    defer { withExtendedLifetime(buffer) {} }
+    try await write(from: buffer.data, at: offset)
+  }
+
   func fillWithZeroes(_ buffer: DataBuffer) async throws(ImageError) {
     do { try await file.fillWithZeroes(buffer) } catch {
       throw .io(.read, at: HostOffset(0), error)
@@ -21,6 +33,11 @@ struct ImageStorage: Sendable {
     do { try await file.write(from: buffer, at: offset) } catch {
       throw .io(.write, at: offset, error)
     }
+  }
+
+  /// Writes a whole buffer and keeps it alive meanwhile, which a ``DataBuffer`` of it would not.
+  func write(all buffer: IOBuffer, at offset: HostOffset) async throws(ImageError) {
+    try await write(from: buffer.data, at: offset)
   }
 
   func writeZeroes(at offset: HostOffset, length: UInt64) async throws(ImageError) {
@@ -36,6 +53,12 @@ struct ImageStorage: Sendable {
 
   func sync() async throws(ImageError) {
     do { try await file.sync() } catch { throw .io(.sync, at: HostOffset(0), error) }
+  }
+
+  func setLength(_ length: UInt64) async throws(ImageError) {
+    do { try await file.setLength(length) } catch {
+      throw .io(.resize, at: HostOffset(length), error)
+    }
   }
 
   func length() async throws(ImageError) -> UInt64 {

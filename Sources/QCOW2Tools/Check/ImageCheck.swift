@@ -25,7 +25,9 @@ package final class ImageCheck {
 
   /// Checks an image.
   ///
-  /// - Parameter report: Called with each finding, in no promised order.
+  /// - Parameters:
+  ///   - bytes: The image.
+  ///   - report: Called with each finding, in no promised order.
   /// - Returns: The counts of all findings.
   /// - Throws: ``ToolError`` if the check could not be completed: exit status 1.
   package static func run(
@@ -53,7 +55,7 @@ package final class ImageCheck {
   }
 
   private func run() throws(ToolError) {
-    result.totalClusters = geometry.clusters(covering: head.header.size)
+    result.totalClusters = geometry.clusters(covering: head.diskSize)
     add(.header, at: HostOffset(0), length: geometry.clusterSize)
     try checkMapping()
     checkRefcountTable()

@@ -13,6 +13,8 @@ final class RefcountReader {
   }
 
   private static let cacheBytes = 32 << 20
+  /// No file reaches further: the end of a block is then below 2^63.
+  private static let mostOffset = UInt64(Int64.max) - (1 << 22)
 
   private let bytes: any ImageBytes
   private let geometry: ClusterGeometry
@@ -34,7 +36,7 @@ final class RefcountReader {
   /// Where the block with number `index` lies.
   func block(_ index: UInt64) -> Block {
     guard index < UInt64(table.count), let offset = table[Int(index)].block else { return .none }
-    guard offset.bytes & geometry.clusterMask == 0, offset.bytes <= 1 << 62 else {
+    guard offset.bytes & geometry.clusterMask == 0, offset.bytes <= Self.mostOffset else {
       return .unreadable
     }
     return .at(offset)

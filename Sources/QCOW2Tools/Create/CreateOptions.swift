@@ -52,6 +52,7 @@ extension CreateOptions {
   ///   - lists: Each a comma list of `name=value`; a comma in a value is written twice, and a later
   ///     option replaces an earlier one of the same name.
   ///   - size: The argument after the file name.
+  /// - Throws: ``OptionError`` at the first option that cannot be used.
   package init(lists: [String], size: String?) throws(OptionError) {
     self.init(size: 0)
     var sizeText: String?

@@ -9,7 +9,11 @@ package enum ImageCreate {
   /// The options are judged before the file is opened. If the create fails, a file that it made is
   /// removed again.
   ///
-  /// - Parameter lock: Takes the image's locks, or throws if somebody else has it in use.
+  /// - Parameters:
+  ///   - options: What to create.
+  ///   - path: A regular file, made if it does not exist, or a block device.
+  ///   - lock: Takes the image's locks, or throws if somebody else has it in use.
+  /// - Throws: ``ToolError`` of any kind.
   package static func run(
     _ options: CreateOptions, path: String, lock: FileBytes.Locker = { _ throws(ToolError) in }
   ) throws(ToolError) {

@@ -11,7 +11,11 @@ package struct Bitmap: Equatable, Sendable {
 package enum BitmapList {
   /// Reads and checks the whole directory.
   ///
-  /// - Parameter location: Checked by the caller: at most 64 MiB long.
+  /// - Parameters:
+  ///   - bytes: The image.
+  ///   - head: Its header.
+  ///   - location: Checked by the caller: at most 64 MiB long.
+  /// - Returns: The bitmaps in the order of the directory.
   /// - Throws: ``ToolError/format(_:)`` at the first entry that is not what the format allows.
   package static func read(
     _ bytes: any ImageBytes, _ head: ImageHead, _ location: BitmapsExtension
@@ -42,7 +46,7 @@ package enum BitmapList {
       guard space >= UInt64(BitmapEntry.fixedLength) else { throw tooLong(space) }
       let entry = BitmapEntry(parsing: directory.base + Int(position))
       guard entry.length <= space else { throw tooLong(entry.length) }
-      try entry.validate(head.geometry, diskSize: head.header.size)
+      try entry.validate(head.geometry, diskSize: head.diskSize)
       let name = directory.text(
         at: Int(position + entry.namePosition), count: Int(entry.nameLength))
       found.append(Bitmap(entry: entry, name: name))

@@ -22,7 +22,7 @@ extension ImageBytes {
     try read(into: part, at: offset)
   }
 
-  /// A fresh block of `count` bytes, filled from `offset` on. The caller has bounded `count`.
+  /// Reads into a fresh block of `count` bytes; the caller has bounded `count`.
   package func block(at offset: HostOffset, count: Int) throws(ToolError) -> IOBuffer {
     let block = IOBuffer(count: count)
     try read(into: block, count: count, at: offset)

@@ -13,6 +13,8 @@ package struct ImageHead {
   package let fileLength: UInt64
 
   package var geometry: ClusterGeometry { header.geometry }
+  /// The virtual size in bytes, in whole sectors, as QEMU sees it.
+  package var diskSize: UInt64 { header.size & ~511 }
 
   /// Reads and checks the header, its extensions and the place of the backing file's name.
   package init(reading bytes: any ImageBytes) throws(ToolError) {
@@ -48,8 +50,9 @@ package struct ImageHead {
     guard header.backingFileOffset <= clusterSize else {
       throw bad("backing_file_offset", header.backingFileOffset, "at most \(clusterSize)")
     }
-    guard header.backingFileOffset == 0
-      || UInt64(header.backingFileSize) <= min(1023, clusterSize - header.backingFileOffset)
+    guard
+      header.backingFileOffset == 0
+        || UInt64(header.backingFileSize) <= min(1023, clusterSize - header.backingFileOffset)
     else {
       throw bad(
         "backing_file_size", UInt64(header.backingFileSize),
@@ -82,6 +85,10 @@ package struct ImageHead {
         hasType
           ? "1 when the compression type bit is set" : "0 when the compression type bit is clear")
     }
+    let hasDataFile = header.incompatible.contains(.externalDataFile)
+    guard hasDataFile || !header.autoclear.contains(.rawExternalData) else {
+      throw bad("autoclear_features", header.autoclear.rawValue, "bit 1 clear without a data file")
+    }
     guard !header.incompatible.contains(.extendedL2) || header.clusterBits >= 14 else {
       throw bad(
         "cluster_bits", UInt64(header.clusterBits), "at least 14 with extended L2 entries")
@@ -97,7 +104,8 @@ package struct ImageHead {
         "refcount_table_clusters", UInt64(header.refcountTableClusters),
         "at most \(FormatLimit.refcountTableBytes >> UInt64(header.clusterBits))")
     }
-    try validateOffset("refcount_table_offset", header.refcountTableOffset, geometry)
+    try validateOffset(
+      "refcount_table_offset", header.refcountTableOffset, bytes: tableBytes, geometry)
     guard UInt64(header.l1Size) * 8 <= FormatLimit.l1Bytes else {
       throw bad("l1_size", UInt64(header.l1Size), "at most \(FormatLimit.l1Bytes / 8)")
     }
@@ -105,22 +113,24 @@ package struct ImageHead {
     guard header.size <= UInt64(Int64.max), UInt64(header.l1Size) >= needed else {
       throw bad("l1_size", UInt64(header.l1Size), "at least \(needed) for the virtual size")
     }
-    try validateOffset("l1_table_offset", header.l1TableOffset, geometry)
+    try validateOffset(
+      "l1_table_offset", header.l1TableOffset, bytes: UInt64(header.l1Size) * 8, geometry)
     guard header.snapshotCount <= FormatLimit.snapshots else {
       throw bad(
         "nb_snapshots", UInt64(header.snapshotCount), "at most \(FormatLimit.snapshots)")
     }
-    guard header.snapshotCount > 0 else { return }
-    try validateOffset("snapshots_offset", header.snapshotsOffset, geometry)
+    try validateOffset(
+      "snapshots_offset", header.snapshotsOffset,
+      bytes: UInt64(header.snapshotCount) * UInt64(SnapshotEntry.fixedLength), geometry)
   }
 
   private static func validateOffset(
-    _ name: FieldName, _ offset: UInt64, _ geometry: ClusterGeometry
+    _ name: FieldName, _ offset: UInt64, bytes: UInt64, _ geometry: ClusterGeometry
   ) throws(FormatError) {
     guard offset & geometry.clusterMask == 0 else {
       throw .badOffset(name: name, offset: HostOffset(offset), problem: .unaligned)
     }
-    guard offset <= 1 << 62 else {  // the end of the longest table is then far below 2^63
+    guard offset <= UInt64(Int64.max) - bytes else {  // tables are at most 32 MiB long
       throw .badOffset(name: name, offset: HostOffset(offset), problem: .beyondLimit)
     }
   }

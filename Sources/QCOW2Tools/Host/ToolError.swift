@@ -1,8 +1,9 @@
 package import BlockCore
 package import QCOW2Format
 
-/// Why a tool could not do its work. The text is made by ``message``; the file's name is put in
-/// front of it by whoever prints.
+/// Why a tool could not do its work.
+///
+/// The text is made by ``message``; the file's name is put in front of it by whoever prints.
 package enum ToolError: Error, Equatable, Sendable {
   /// A system call on the image file failed.
   case host(HostOperation, errno: Errno)

@@ -27,9 +27,6 @@ extension ImageInfo {
     return JSONText.object(members).text() + "\n"
   }
 
-  /// The size in whole sectors, as QEMU sees it.
-  var virtualSize: UInt64 { header.size / 512 * 512 }
-
   var isDirty: Bool { header.incompatible.contains(.dirty) }
 
   /// The "format specific information".

@@ -1,7 +1,9 @@
 import BlockCore
 import QCOW2Format
 
-/// Everything that `info` shows of an image. Nothing that the image refers to is opened [SEC-1].
+/// Everything that `info` shows of an image.
+///
+/// Nothing that the image refers to is opened [SEC-1].
 package struct ImageInfo {
   /// What is shown of encryption.
   enum Encryption: Equatable {
@@ -14,6 +16,7 @@ package struct ImageInfo {
   /// Storage that the host has given to the file, in bytes.
   let diskSize: UInt64
   let header: Header
+  let virtualSize: UInt64
   let backingFile: String?
   let backingFormat: String?
   let dataFile: String?
@@ -24,8 +27,11 @@ package struct ImageInfo {
   /// Reads what is shown.
   ///
   /// - Parameters:
+  ///   - bytes: The image.
   ///   - path: The image's path, for the text and to resolve a relative backing file.
   ///   - allocatedBytes: The storage that the host has given to the file.
+  /// - Throws: ``ToolError/format(_:)`` if the image cannot be opened, ``ToolError/host(_:errno:)`` if
+  ///   it cannot be read.
   package init(
     reading bytes: any ImageBytes, path: String, allocatedBytes: UInt64
   ) throws(ToolError) {
@@ -33,6 +39,7 @@ package struct ImageInfo {
     diskSize = allocatedBytes
     let head = try ImageHead(reading: bytes)
     header = head.header
+    virtualSize = head.diskSize
     guard header.refcountTableClusters > 0 else {
       throw .format(
         .badField(name: "refcount_table_clusters", found: 0, allowed: "at least 1"))

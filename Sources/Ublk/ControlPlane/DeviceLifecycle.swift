@@ -26,8 +26,9 @@ package final class UblkDevice {
   package var blockDevicePath: String { "/dev/ublkb\(id)" }
   package var characterDevicePath: String { "/dev/ublkc\(id)" }
 
-  /// An eventfd that becomes readable when all workers have ended, as they do when anyone stops
-  /// the device. ``stop()`` is still needed then, to delete it.
+  /// An eventfd that becomes readable when all workers have ended.
+  ///
+  /// They do when anyone stops the device; ``stop(deadline:)`` is still needed then, to delete it.
   package var endedDescriptor: Int32 { ends.descriptor }
 
   /// What is not as it should be, though the device serves.
@@ -53,6 +54,9 @@ package final class UblkDevice {
   ///
   /// - Parameters:
   ///   - target: What is served; made for `options.queues` workers with `options.depth` slots.
+  ///   - options: How; checked before the driver sees them.
+  /// - Returns: The device, which serves until ``stop(deadline:)``.
+  /// - Throws: ``UblkError``; nothing of the device stays.
   package static func create(
     _ target: any BlockTarget, _ options: DeviceOptions
   ) throws(UblkError) -> UblkDevice {
@@ -128,14 +132,27 @@ package final class UblkDevice {
 
   /// Stops and deletes the device; requests in flight are finished first.
   ///
-  /// - Parameter deadline: The milliseconds that stopping may take; nil for the usual ones.
+  /// A device that another process has stopped or deleted meanwhile is no error.
+  ///
+  /// - Parameters:
+  ///   - deadline: The milliseconds that stopping may take; nil for the usual ones.
+  ///   - waitsForUsers: Whether to wait until nobody has the disk open any more. Without, the
+  ///     nodes vanish at once, and the driver forgets the device when its last user has left.
   /// - Throws: On ``UblkError/timedOut(_:milliseconds:)`` of the stop, the device still serves.
-  package func stop(deadline: Int? = nil) throws(UblkError) {
-    try control.stop(id, deadline: deadline)
+  package func stop(deadline: Int? = nil, waitsForUsers: Bool = true) throws(UblkError) {
+    try unlessGone { () throws(UblkError) in try control.stop(id, deadline: deadline) }
     for thread in threads { thread.join() }
     threads = []
     files.close()
-    try control.delete(id)
+    try unlessGone { () throws(UblkError) in
+      try control.delete(id, asynchronously: !waitsForUsers)
+    }
+  }
+
+  private func unlessGone(_ command: () throws(UblkError) -> Void) throws(UblkError) {
+    do throws(UblkError) { try command() } catch {
+      guard case .refused(_, .noDevice) = error else { throw error }
+    }
   }
 
   /// The way back from a failed creation: nothing of the device stays.

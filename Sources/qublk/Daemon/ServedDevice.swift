@@ -60,6 +60,7 @@ final class ServedDevice {
       try ready.give(request.printsJSON ? description(request).text : name.path)
     } catch {
       _ = stop()
+      directory.remove()
       throw error
     }
   }
@@ -92,38 +93,46 @@ extension ServedDevice {
       switch loop.next(ended: device.endedDescriptor, milliseconds: isLeaving ? 200 : -1) {
       case .ended: return try stopAfterSignal()
       case .signal(let number):
-        guard !isLeaving, let use = DeviceUse.find(name) else { return try stopAfterSignal() }
+        guard let use = DeviceUse.findLasting(name) else { return try stopAfterSignal() }
+        if isLeaving { return try stopAfterSignal(isForced: true) }
         isLeaving = true
         Log.warning(
           "\(name.path): \(use.text): serving until that ends; signal \(number) again to insist")
       case .timeout:
         if DeviceUse.find(name) == nil { return try stopAfterSignal() }
       case .request(let connection):
-        if connection.request == .stop, let use = DeviceUse.find(name) {
+        if connection.request == .stop, let use = DeviceUse.findLasting(name) {
           connection.reply(.refused(CommandError.busy(name, use).text))
         } else {
-          return connection.reply(stopAfterRequest())
+          let isForced = connection.request == .stopForced
+          return connection.reply(stopAfterRequest(isForced: isForced))
         }
       }
     }
   }
 
-  private func stopAfterSignal() throws(CommandError) {
-    let errors = stop()
+  private func stopAfterSignal(isForced: Bool = false) throws(CommandError) {
+    let errors = stop(isForced: isForced)
     directory.remove(keepingLog: !errors.isEmpty)
     if !errors.isEmpty { throw .notStopped(errors) }
   }
 
-  private func stopAfterRequest() -> ControlReply {
-    let errors = stop()
+  private func stopAfterRequest(isForced: Bool) -> ControlReply {
+    let errors = stop(isForced: isForced)
     directory.remove()
     return errors.isEmpty ? .done : .failed(errors.map(\.text).joined(separator: "; "))
   }
 
   /// Ends the device, then closes the image: every request the driver still had is in by then.
-  private func stop() -> [CommandError] {
+  ///
+  /// - Parameter isForced: Does not wait for those who still have the disk open.
+  private func stop(isForced: Bool = false) -> [CommandError] {
     var errors: [CommandError] = []
-    do throws(UblkError) { try device.stop() } catch { errors.append(.device(error)) }
+    do throws(UblkError) {
+      try device.stop(waitsForUsers: !isForced)
+    } catch {
+      errors.append(.device(error))
+    }
     do throws(CommandError) { try image.close() } catch { errors.append(error) }
     return errors
   }

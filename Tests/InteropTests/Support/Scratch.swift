@@ -1,0 +1,48 @@
+import Glibc
+
+/// A directory in /tmp that goes away with the object.
+final class Scratch {
+  let path: String
+
+  init() throws {
+    var template = Array("/tmp/qublk-interop-XXXXXX".utf8CString)
+    guard mkdtemp(&template) != nil else { throw POSIXFailure(code: errno) }
+    path = template.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }  // why: not empty
+  }
+
+  deinit {
+    if getenv("QUBLK_KEEP") == nil { _ = try? run(["rm", "-rf", path]) }
+  }
+
+  /// The path of a file in the directory.
+  func file(_ name: String) -> String { path + "/" + name }
+}
+
+/// All bytes of a file.
+func contents(_ path: String) throws -> [UInt8] {
+  let descriptor = open(path, O_RDONLY | O_CLOEXEC)
+  guard descriptor >= 0 else { throw POSIXFailure(code: errno) }
+  defer { close(descriptor) }
+  var info = stat()
+  guard fstat(descriptor, &info) == 0 else { throw POSIXFailure(code: errno) }
+  var bytes = [UInt8](repeating: 0, count: Int(info.st_size))
+  var done = 0
+  while done < bytes.count {
+    let count = bytes.withUnsafeMutableBytes {
+      pread(descriptor, $0.baseAddress! + done, $0.count - done, off_t(done))  // why: not empty
+    }
+    if count <= 0 { throw POSIXFailure(code: count < 0 ? errno : EIO) }
+    done += count
+  }
+  return bytes
+}
+
+/// Overwrites bytes of a file.
+func patch(_ path: String, at offset: Int, _ bytes: [UInt8]) throws {
+  let descriptor = open(path, O_WRONLY | O_CLOEXEC)
+  guard descriptor >= 0 else { throw POSIXFailure(code: errno) }
+  defer { close(descriptor) }
+  guard pwrite(descriptor, bytes, bytes.count, off_t(offset)) == bytes.count else {
+    throw POSIXFailure(code: errno)
+  }
+}

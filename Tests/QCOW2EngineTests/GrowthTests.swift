@@ -1,0 +1,93 @@
+import BlockCore
+import QCOW2Engine
+import TestSupport
+import Testing
+
+/// Growth of the refcount structures: small clusters and wide refcounts make it frequent.
+@Suite struct GrowthTests {
+  /// Writes the whole disk in order; checks the image at intervals and at each new table.
+  private func writeSequentially(
+    _ shape: ImageShape, size: Int, checkEvery: Int
+  ) throws -> (tables: Int, errors: [String]) {
+    var builder = shape.builder
+    builder.size = size
+    let bench = Bench(builder, schedule: nil, isImmediate: true)
+    let result = Box((tables: 0, errors: [String]()))
+    try bench.host.run {
+      let image = try await bench.open()
+      let driver = MiniWorker(target: image, file: bench.file, worker: 0)
+      var table = bench.bytes.be64(48)
+      let length = 16 * 512
+      let buffer = IOBuffer(count: length)
+      for step in 0..<(size / length) {
+        let sectors = (step * 16)..<(step * 16 + 16)
+        let change = bench.model.begin(sectors, isZero: false)
+        for sector in sectors {
+          SectorPattern.fill(
+            buffer.base + (sector - sectors.lowerBound) * 512, change: change, sector: sector)
+        }
+        let request = BlockRequest(
+          .write, offset: GuestOffset(UInt64(step * length)), length: UInt64(length),
+          data: buffer.data)
+        if let errno = await driver.perform(request, slot: 0) {
+          result.value.errors.append("write \(step): errno \(errno.code)")
+          return
+        }
+        bench.model.end(change)
+        let hasGrown = bench.bytes.be64(48) != table
+        if hasGrown || step % checkEvery == 0 {
+          if hasGrown { result.value.tables += 1 }
+          table = bench.bytes.be64(48)
+          try await image.flush()
+          result.value.errors += ImageVerifier(bench.bytes).check().errors
+          if !result.value.errors.isEmpty { return }
+        }
+        if step % 16 == 0 { await image.maintain() }
+      }
+      try await image.close()
+      result.value.errors += bench.problems()
+    }
+    return result.value
+  }
+
+  @Test("The refcount table grows again and again without harm", arguments: [5, 6])
+  func theRefcountTableGrowsAgainAndAgain(order: Int) throws {
+    let shape = ImageShape(clusterBits: 9, refcountOrder: order)
+    let found = try writeSequentially(shape, size: 12 << 20, checkEvery: 100)
+    #expect(found.errors.isEmpty, "\(found.errors.prefix(3))")
+    #expect(found.tables >= 2)
+  }
+
+  @Test("New refcount blocks of every width count what they must", arguments: 0...6)
+  func newRefcountBlocksOfEveryWidth(order: Int) throws {
+    let shape = ImageShape(clusterBits: 9, refcountOrder: order)
+    let found = try writeSequentially(shape, size: 3 << 20, checkEvery: 40)
+    #expect(found.errors.isEmpty, "\(found.errors.prefix(3))")
+  }
+
+  @Test("Unknown header bytes and extensions survive growth")
+  func unknownHeaderBytesSurviveGrowth() throws {
+    var builder = ImageShape.nearGrowth.builder
+    let name = Array("made by a test, unknown to the engine".utf8)
+    builder.extensions =
+      [0x12, 0x34, 0x56, 0x78, 0, 0, 0, UInt8(name.count)] + name
+      + Array(repeating: 0, count: (8 - name.count % 8) % 8) + [0, 0, 0, 0, 0, 0, 0, 0, 0xab]
+    let bench = Bench(builder, schedule: nil, isImmediate: true)
+    try bench.host.run {
+      let image = try await bench.open()
+      let driver = MiniWorker(target: image, file: bench.file, worker: 0)
+      let buffer = IOBuffer(count: 200 * 512)
+      let request = BlockRequest(
+        .write, offset: GuestOffset(3880 * 512), length: UInt64(buffer.count), data: buffer.data)
+      #expect(await driver.perform(request, slot: 0) == nil)
+      try await image.close()
+    }
+    #expect(bench.bytes.be64(48) != bench.original.be64(48))
+    for offset in 0..<512 where !(48..<60).contains(offset) {
+      let before = bench.original.base.load(fromByteOffset: offset, as: UInt8.self)
+      let after = bench.bytes.base.load(fromByteOffset: offset, as: UInt8.self)
+      #expect(before == after, "header byte \(offset)")
+    }
+    #expect(ImageVerifier(bench.bytes).check().errors.isEmpty)
+  }
+}

@@ -1,0 +1,87 @@
+import BlockCore
+import QCOW2Engine
+import TestSupport
+import Testing
+
+/// Random requests against the model of the disk, over the whole matrix of image shapes.
+@Suite struct ModelTests {
+  /// Opens, runs the workload, closes; returns everything that was wrong.
+  private func problems(
+    _ bench: Bench, _ options: WorkloadOptions, seed: UInt64
+  ) throws -> [String] {
+    let result = Box<[String]>([])
+    bench.options.workers = options.workers
+    bench.options.slotsPerWorker = options.depth
+    bench.memory.forbidsOverlap = !options.overlaps
+    try bench.host.run {
+      let image = try await bench.open()
+      let workload = Workload(
+        image: image, file: bench.file, model: bench.model, options: options, seed: seed)
+      await workload.run()
+      result.value = workload.problems
+      if result.value.isEmpty {
+        do { try await image.close() } catch { result.value.append("close: \(error)") }
+      }
+    }
+    return result.value.isEmpty ? bench.memory.violations + bench.problems() : result.value
+  }
+
+  private func run(
+    _ shape: ImageShape, seed: UInt64, schedule: UInt64?, cacheSlices: Int? = nil,
+    isImmediate: Bool = false, _ adjust: (inout WorkloadOptions) -> Void
+  ) throws {
+    let bench = Bench(shape.builder, schedule: schedule, isImmediate: isImmediate)
+    if let cacheSlices { bench.options.cacheBytes = cacheSlices * min(1 << shape.clusterBits, 4096) }
+    var options = WorkloadOptions()
+    options.regions = shape.regions
+    options.maximumLength = shape.clusterBits == 9 ? 12 : shape.clusterBits == 12 ? 24 : 200
+    adjust(&options)
+    let found = try problems(bench, options, seed: seed)
+    #expect(found.isEmpty, "\(shape.testDescription), seed \(seed): \(found.prefix(5))")
+  }
+
+  @Test("One request at a time keeps to the model", arguments: ImageShape.matrix)
+  func oneRequestAtATimeKeepsToTheModel(shape: ImageShape) throws {
+    let seed = testSeed("sequential")
+    try run(shape, seed: seed, schedule: nil, isImmediate: true) {
+      $0.operations = shape.clusterBits == 21 ? 120 : 300
+    }
+  }
+
+  @Test("Sixteen requests at once on four workers keep to the model", arguments: ImageShape.matrix)
+  func concurrentRequestsKeepToTheModel(shape: ImageShape) throws {
+    let seed = testSeed("concurrent")
+    try run(shape, seed: seed, schedule: seed &+ 77) {
+      $0.operations = shape.clusterBits == 21 ? 100 : 300
+      $0.workers = 4
+      $0.depth = 4
+    }
+  }
+
+  @Test("Overlapping requests leave one of their values", arguments: ImageShape.matrix)
+  func overlappingRequestsLeaveOneOfTheirValues(shape: ImageShape) throws {
+    let seed = testSeed("overlapping")
+    try run(shape, seed: seed, schedule: seed &+ 99) {
+      $0.operations = shape.clusterBits == 21 ? 100 : 300
+      $0.workers = 4
+      $0.depth = 4
+      $0.overlaps = true
+    }
+  }
+
+  @Test("A cache of one or two slices changes nothing", arguments: ImageShape.matrix, [1, 2])
+  func tinyCachesChangeNothing(shape: ImageShape, slices: Int) throws {
+    let seed = testSeed("tiny cache")
+    try run(shape, seed: seed, schedule: seed &+ 5, cacheSlices: slices) {
+      $0.operations = shape.clusterBits == 21 ? 60 : 250
+      $0.workers = 2
+      $0.depth = 4
+    }
+  }
+}
+
+/// A value that a simulation hands out; its one thread orders all access.
+final class Box<Value>: @unchecked Sendable {
+  var value: Value
+  init(_ value: Value) { self.value = value }
+}

@@ -1,0 +1,163 @@
+import BlockCore
+import QCOW2Engine
+import TestSupport
+import Testing
+
+/// Cuts the power at every moment of recorded workloads.
+@Suite struct PowerCutTests {
+  struct Scenario: Sendable, CustomTestStringConvertible {
+    var shape: ImageShape
+    var cacheSlices: Int?
+    var depth = 4
+    var operations = 60
+    var writesBackAlways = false
+    var overlaps = false
+    /// See ``WorkloadOptions/weights``.
+    var weights = [5, 40, 6, 10, 18, 10, 8]
+
+    var testDescription: String {
+      "\(shape.testDescription), cache \(cacheSlices.map(String.init) ?? "whole"), depth \(depth)"
+        + (writesBackAlways ? ", write-back always" : "") + (overlaps ? ", overlapping" : "")
+    }
+  }
+
+  static let scenarios: [Scenario] = {
+    var scenarios: [Scenario] = []
+    for contents in ImageShape.Contents.allCases {
+      for bits in [9, 12] {
+        let shape = ImageShape(clusterBits: bits, contents: contents)
+        scenarios.append(Scenario(shape: shape))
+        scenarios.append(Scenario(shape: shape, cacheSlices: 1, depth: 2))
+        scenarios.append(Scenario(shape: shape, cacheSlices: 2, writesBackAlways: true))
+        scenarios.append(Scenario(shape: shape, depth: 1, writesBackAlways: true))
+        scenarios.append(Scenario(shape: shape, overlaps: true))
+      }
+    }
+    let small = ImageShape(clusterBits: 9, refcountOrder: 6, contents: .prefilled)
+    scenarios.append(Scenario(shape: small, cacheSlices: 1))
+    let bits = ImageShape(clusterBits: 9, refcountOrder: 0, contents: .prefilled)
+    scenarios.append(Scenario(shape: bits, cacheSlices: 1))
+    let old = ImageShape(clusterBits: 9, version: 2, contents: .snapshot)
+    scenarios.append(Scenario(shape: old, cacheSlices: 1))
+    scenarios.append(
+      Scenario(shape: .nearGrowth, operations: 70, weights: [0, 80, 0, 6, 6, 4, 4]))
+    return scenarios
+  }()
+
+  @Test("Every crash state opens, checks clean and keeps what was flushed", arguments: scenarios)
+  func everyCrashStateKeepsWhatWasFlushed(scenario: Scenario) throws {
+    let seed = testSeed("power cut")
+    for round in 0..<UInt64(testSetting("QUBLK_POWER_CUT_ROUNDS", default: 1)) {
+      let bench = try record(scenario, seed: seed &+ round)
+      let states = try CrashCheck(bench, seed: seed &+ round).run(perCut: 2)
+      print("power cut: \(states) crash states, \(scenario.testDescription)")
+    }
+  }
+
+  /// Runs the workload and leaves the image as it is, without closing it.
+  private func record(_ scenario: Scenario, seed: UInt64) throws -> Bench {
+    let bench = Bench(scenario.shape.builder, schedule: seed)
+    bench.options.workers = 2
+    bench.options.slotsPerWorker = scenario.depth
+    bench.options.dirtyAgeMilliseconds = scenario.writesBackAlways ? 0 : 1_000_000
+    bench.options.cacheBytes = scenario.cacheSlices.map {
+      $0 * min(1 << scenario.shape.clusterBits, 4096)
+    }
+    var options = WorkloadOptions()
+    options.operations = scenario.operations
+    options.workers = 2
+    options.depth = scenario.depth
+    options.regions = scenario.shape.crashRegions
+    options.maximumLength = 12
+    options.weights = scenario.weights
+    options.overlaps = scenario.overlaps
+    options.maintainsEvery = 2
+    let workload = options
+    try bench.host.run {
+      let image = try await bench.open()
+      let workload = Workload(
+        image: image, file: bench.file, model: bench.model, options: workload, seed: seed)
+      await workload.run()
+      #expect(workload.problems.isEmpty, "\(workload.problems)")
+    }
+    return bench
+  }
+}
+
+/// Checks all crash states of one recorded run.
+struct CrashCheck {
+  private let bench: Bench
+  private let seed: UInt64
+  private let opener = SimulatedHost(seed: nil)
+
+  init(_ bench: Bench, seed: UInt64) {
+    self.bench = bench
+    self.seed = seed
+  }
+
+  /// Returns the number of states checked. Records an issue at the first bad one.
+  func run(perCut: Int) throws -> Int {
+    let crashes = CrashEnumerator(
+      original: bench.original, events: bench.recording.events, seed: seed)
+    let touched = bench.model.touched
+    let zeros = IOBuffer(count: 512)
+    var failure: String?
+    crashes.visit(perCut: perCut) { state in
+      failure = problem(state, touched, zeros) ?? continuation(of: state, crashes.count)
+      return failure == nil
+    }
+    if let failure { Issue.record("seed \(seed): \(failure)") }
+    return crashes.count
+  }
+
+  private func problem(
+    _ state: CrashEnumerator.State, _ touched: [Int], _ zeros: IOBuffer
+  ) -> String? {
+    let verifier = ImageVerifier(state.bytes)
+    let report = verifier.check()
+    if let error = report.errors.first { return "\(state.description): \(error)" }
+    let flushed = bench.model.lastFlushStart(before: state.time)
+    for sector in touched {
+      let found = verifier.sector(sector) ?? UnsafeRawPointer(zeros.base)
+      if let problem = bench.model.checkCrash(
+        found, sector: sector, crash: state.time, flushedBefore: flushed)
+      {
+        return "\(state.description), flushed before \(flushed): \(problem)"
+      }
+    }
+    return bench.snapshotProblems(verifier).first.map { "\(state.description): \($0)" }
+  }
+
+  /// Opens the image; in every 40th state also writes on, closes and checks again.
+  private func continuation(of state: CrashEnumerator.State, _ number: Int) -> String? {
+    let writesOn = number % 40 == 0
+    let bytes = writesOn ? state.bytes.copy() : state.bytes
+    let result = Box<String?>(nil)
+    do {
+      try opener.run {
+        let file = MemoryFile(bytes)
+        let image = try await Image.open(file, options: ImageOptions())
+        if writesOn { result.value = await self.writeOn(image, file) }
+      }
+    } catch { return "\(state.description): opening failed: \(error)" }
+    if writesOn, result.value == nil {
+      result.value = ImageVerifier(bytes).check().errors.first
+    }
+    return result.value.map { "\(state.description), then more writes: \($0)" }
+  }
+
+  private func writeOn(_ image: Image, _ file: MemoryFile) async -> String? {
+    let driver = MiniWorker(target: image, file: file, worker: 0)
+    let buffer = IOBuffer(count: 4096)
+    buffer.base.initializeMemory(as: UInt8.self, repeating: 0x77, count: 4096)
+    for step in 0..<12 {
+      let offset = UInt64(step * 7919 * 512) % (image.size - 4096) & ~511
+      let request = BlockRequest(
+        step % 4 == 3 ? .discard : .write, offset: GuestOffset(offset), length: 4096,
+        data: buffer.data)
+      if let errno = await driver.perform(request, slot: 0) { return "errno \(errno.code)" }
+    }
+    do { try await image.close() } catch { return "close: \(error)" }
+    return nil
+  }
+}

@@ -1,0 +1,70 @@
+import QCOW2Tools
+import Testing
+
+@Suite struct CreateOptionsTests {
+  private func problem(_ lists: [String], _ size: String? = "1M") -> OptionError? {
+    do throws(OptionError) {
+      _ = try CreateOptions(lists: lists, size: size)
+      return nil
+    } catch {
+      return error
+    }
+  }
+
+  @Test func aLaterOptionReplacesAnEarlierOne() throws {
+    let options = try CreateOptions(
+      lists: ["cluster_size=4k,size=1M", "cluster_size=2M,refcount_bits=0x20", "lazy_refcounts"],
+      size: nil)
+    #expect(options.clusterBits == 21)
+    #expect(options.refcountOrder == 5)
+    #expect(options.lazyRefcounts)
+    #expect(options.size == 1 << 20)
+  }
+
+  @Test func theSizeIsRoundedUpToSectors() throws {
+    #expect(try CreateOptions(lists: [], size: "1000").virtualSize == 1024)
+    #expect(try CreateOptions(lists: [], size: "0").virtualSize == 0)
+  }
+
+  @Test(arguments: [
+    "backing_file=x", "backing_fmt=raw", "data_file=x", "data_file_raw=on", "encryption=on",
+    "encrypt.format=luks", "extended_l2=on", "compression_type=zstd", "nocow=on",
+    "extent_size_hint=1",
+  ]) func optionsThatOnlyQEMUHasAreNamed(option: String) throws {
+    let error = try #require(problem([option]))
+    guard case .notSupportedYet(let name) = error else {
+      Issue.record("\(error)")
+      return
+    }
+    #expect(option.hasPrefix(name))
+    #expect(error.message.contains("not supported yet"))
+  }
+
+  @Test func theDefaultsOfSuchOptionsAreAccepted() {
+    #expect(problem(["extended_l2=off,compression_type=zlib"]) == nil)
+  }
+
+  @Test(arguments: [
+    "cluster_size=256", "cluster_size=4M", "cluster_size=1000", "cluster_size=x",
+    "cluster_size=0", "compat=2", "refcount_bits=3", "refcount_bits=128", "refcount_bits=1k",
+    "refcount_bits=0", "lazy_refcounts=maybe", "preallocation=some", "compression_type=lz4",
+  ]) func badValuesAreRefused(option: String) throws {
+    let error = try #require(problem([option]))
+    guard case .badValue(let name, let found, _) = error else {
+      Issue.record("\(error)")
+      return
+    }
+    #expect("\(name)=\(found)" == option)
+  }
+
+  @Test func everythingElseThatIsWrongHasItsOwnError() {
+    #expect(problem(["foo=1"]) == .unknown("foo"))
+    #expect(problem([], nil) == .sizeMissing)
+    #expect(problem(["size=1M"], "1M") == .sizeGivenTwice)
+    #expect(problem(["compat=0.10,lazy_refcounts=on"]) == .needsVersion3("lazy_refcounts=on"))
+    #expect(problem(["compat=v2,refcount_bits=8"]) == .needsVersion3("refcount_bits=8"))
+    #expect(problem([], "9E") != nil)
+    #expect(problem([], "-5") != nil)
+    #expect(problem(["size=1,,k"], nil) != nil)
+  }
+}

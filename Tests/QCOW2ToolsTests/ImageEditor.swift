@@ -1,0 +1,63 @@
+import QCOW2Tools
+
+/// An image in memory that is edited by hand: knows where the tables are, checks nothing.
+struct ImageEditor {
+  var bytes: [UInt8]
+
+  init(_ bytes: [UInt8]) { self.bytes = bytes }
+
+  func get(_ offset: Int, _ count: Int) -> UInt64 {
+    bytes[offset..<offset + count].reduce(0) { $0 << 8 | UInt64($1) }
+  }
+
+  mutating func set(_ offset: Int, _ count: Int, _ value: UInt64) {
+    for index in 0..<count {
+      bytes[offset + index] = UInt8(truncatingIfNeeded: value >> UInt64(8 * (count - 1 - index)))
+    }
+  }
+
+  static let offsetMask: UInt64 = 0x00ff_ffff_ffff_fe00
+  static let copied: UInt64 = 1 << 63
+
+  var clusterSize: Int { 1 << Int(get(20, 4)) }
+  var l1: Int { Int(get(40, 8)) }
+  var refcountTable: Int { Int(get(48, 8)) }
+  var snapshots: Int { Int(get(64, 8)) }
+  func l2(_ index: Int) -> Int { Int(get(l1 + index * 8, 8) & Self.offsetMask) }
+  func refcountBlock(_ index: Int) -> Int { Int(get(refcountTable + index * 8, 8)) }
+
+  /// The place of the 16-bit refcount of the cluster at a host offset, in the first block.
+  func refcountPlace(_ host: Int) -> Int { refcountBlock(0) + host / clusterSize * 2 }
+  func refcount(_ host: Int) -> UInt64 { get(refcountPlace(host), 2) }
+  mutating func setRefcount(_ host: Int, _ value: UInt64) { set(refcountPlace(host), 2, value) }
+
+  mutating func change(_ offset: Int, _ edit: (UInt64) -> UInt64) {
+    set(offset, 8, edit(get(offset, 8)))
+  }
+
+  /// The place of the first entry of an L2 table that `test` holds for.
+  func l2Entry(_ table: Int, step: Int = 8, where test: (UInt64) -> Bool) -> Int {
+    stride(from: table, to: table + clusterSize, by: step).first { test(get($0, 8)) } ?? table
+  }
+  /// An allocated entry whose cluster has the refcount `count`.
+  func dataEntry(refcount count: UInt64 = 1, in table: Int = 0) -> Int {
+    l2Entry(l2(table)) { entry in
+      let host = Int(entry & Self.offsetMask)
+      return entry >> 62 & 1 == 0 && entry & 1 == 0 && host > 0 && refcount(host) == count
+    }
+  }
+  func host(_ entry: Int) -> Int { Int(get(entry, 8) & Self.offsetMask) }
+
+  /// The place of an extension's data; 0 if there is none.
+  func ext(_ kind: UInt64) -> Int {
+    var position = Int(get(100, 4))
+    while get(position, 4) != 0 {
+      if get(position, 4) == kind { return position + 8 }
+      position += 8 + (Int(get(position + 4, 4)) + 7) & ~7
+    }
+    return 0
+  }
+  var bitmaps: Int { ext(0x2385_2875) }
+  var bitmapDirectory: Int { Int(get(bitmaps + 16, 8)) }
+  var bitmapTable: Int { Int(get(bitmapDirectory, 8)) }
+}

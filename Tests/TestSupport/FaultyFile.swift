@@ -1,0 +1,87 @@
+package import BlockCore
+
+/// Which host operation fails, how and how often.
+package struct Fault: Sendable {
+  package enum Kind: String, Sendable, CaseIterable { case read, write, zero, punch, sync }
+  /// nil counts operations of every kind.
+  package var kind: Kind?
+  /// The first to fail, from 1.
+  package var number: Int
+  package var errno: Errno
+  /// All from the n-th on fail, instead of one.
+  package var isPermanent = false
+  /// The operation takes effect and then reports the error.
+  package var takesEffect = false
+
+  package init(
+    _ kind: Kind? = nil, number: Int, errno: Errno, isPermanent: Bool = false,
+    takesEffect: Bool = false
+  ) {
+    self.kind = kind
+    self.number = number
+    self.errno = errno
+    self.isPermanent = isPermanent
+    self.takesEffect = takesEffect
+  }
+}
+
+/// A layer that makes chosen operations fail.
+package final class FaultyFile: HostFile, @unchecked Sendable {  // why: one thread per simulation
+  private let file: any HostFile
+  /// Armed with nil, everything works and is counted.
+  package var fault: Fault? { didSet { counts = [:] } }
+  /// Operations since the fault was set, by kind; `nil` counts all.
+  package private(set) var counts: [Fault.Kind?: Int] = [:]
+  /// What failed so far.
+  package private(set) var failures: [Fault.Kind] = []
+
+  package init(_ file: any HostFile) { self.file = file }
+
+  package var traits: HostFileTraits { file.traits }
+
+  private func fails(_ kind: Fault.Kind) -> Fault? {
+    counts[kind, default: 0] += 1
+    counts[nil, default: 0] += 1
+    guard let fault, fault.kind == nil || fault.kind == kind else { return nil }
+    let count = counts[fault.kind, default: 0]
+    guard count == fault.number || fault.isPermanent && count > fault.number else { return nil }
+    failures.append(kind)
+    return fault
+  }
+
+  package func read(into buffer: DataBuffer, at offset: HostOffset) async throws(Errno) {
+    if let fault = fails(.read) { throw fault.errno }
+    try await file.read(into: buffer, at: offset)
+  }
+
+  package func write(from buffer: DataBuffer, at offset: HostOffset) async throws(Errno) {
+    let fault = fails(.write)
+    if fault == nil || fault?.takesEffect == true {
+      try await file.write(from: buffer, at: offset)
+    }
+    if let fault { throw fault.errno }
+  }
+
+  package func writeZeroes(at offset: HostOffset, length: UInt64) async throws(Errno) {
+    let fault = fails(.zero)
+    if fault == nil || fault?.takesEffect == true {
+      try await file.writeZeroes(at: offset, length: length)
+    }
+    if let fault { throw fault.errno }
+  }
+
+  package func punchHole(at offset: HostOffset, length: UInt64) async throws(Errno) {
+    if let fault = fails(.punch) { throw fault.errno }
+    try await file.punchHole(at: offset, length: length)
+  }
+
+  package func sync() async throws(Errno) {
+    if let fault = fails(.sync) { throw fault.errno }
+    try await file.sync()
+  }
+
+  package func length() async throws(Errno) -> UInt64 { try await file.length() }
+  package func setLength(_ length: UInt64) async throws(Errno) {
+    try await file.setLength(length)
+  }
+}

@@ -1,0 +1,102 @@
+package import BlockCore
+
+/// A host file in memory: immediate (and safe to use from many threads), or simulated.
+///
+/// Simulated, each operation suspends once; its effect falls at its issue or at its completion, as
+/// the ``SimulatedHost`` decides. A punched range is filled with garbage, since its contents are
+/// undefined by contract.
+package final class MemoryFile: HostFile, @unchecked Sendable {  // why: `lock`, or one thread
+  package enum Kind: String, Sendable { case read, write, zero, punch }
+
+  private struct Active {
+    let number: UInt64
+    let kind: Kind
+    let range: Range<UInt64>
+  }
+
+  package let traits: HostFileTraits
+  package let bytes: ImageBytes
+  private let host: SimulatedHost?
+  private let lock = FutexLock(.leaf)
+  private var active: [Active] = []
+  private var number: UInt64 = 0
+  /// Report transfers that overlap in time and place, one of them not a read. For workloads whose
+  /// guest requests never overlap: then no two host transfers may.
+  package var forbidsOverlap = false
+  package private(set) var violations: [String] = []
+
+  package init(
+    _ bytes: ImageBytes, host: SimulatedHost? = nil, traits: HostFileTraits = HostFileTraits()
+  ) {
+    self.bytes = bytes
+    self.host = host
+    self.traits = traits
+  }
+
+  package func read(into buffer: DataBuffer, at offset: HostOffset) async throws(Errno) {
+    guard let memory = buffer.memory else { throw .invalid }
+    await perform(.read, offset, UInt64(buffer.count)) {
+      bytes.read(into: memory, count: buffer.count, at: Int(offset.bytes))
+    }
+  }
+
+  package func write(from buffer: DataBuffer, at offset: HostOffset) async throws(Errno) {
+    guard let memory = buffer.memory else { throw .invalid }
+    try requireSpace(offset, UInt64(buffer.count))
+    await perform(.write, offset, UInt64(buffer.count)) {
+      bytes.write(memory, count: buffer.count, at: Int(offset.bytes))
+    }
+  }
+
+  package func writeZeroes(at offset: HostOffset, length: UInt64) async throws(Errno) {
+    try requireSpace(offset, length)
+    await perform(.zero, offset, length) {
+      bytes.fill(0, count: Int(length), at: Int(offset.bytes))
+    }
+  }
+
+  package func punchHole(at offset: HostOffset, length: UInt64) async throws(Errno) {
+    await perform(.punch, offset, length) {
+      let start = Int(offset.bytes)
+      let count = min(Int(length), bytes.length - start)
+      if count > 0 { bytes.fill(0xdd, count: count, at: start) }
+    }
+  }
+
+  package func sync() async throws(Errno) {
+    if let host { await host.complete("sync") }
+  }
+
+  package func length() async throws(Errno) -> UInt64 { UInt64(bytes.length) }
+
+  package func setLength(_ length: UInt64) async throws(Errno) { bytes.setLength(Int(length)) }
+
+  private func requireSpace(_ offset: HostOffset, _ length: UInt64) throws(Errno) {
+    if offset.bytes > 1 << 56 || !bytes.fits(Int(offset.bytes), Int(length)) { throw .fileTooBig }
+    if traits.isBlockDevice && Int(offset.bytes) + Int(length) > bytes.length { throw .noSpace }
+  }
+
+  private func perform(
+    _ kind: Kind, _ offset: HostOffset, _ length: UInt64, _ apply: () -> Void
+  ) async {
+    guard let host else { return lock.withLock(apply) }
+    let number = begin(kind, offset.bytes..<(offset.bytes + length))
+    let early = host.flip()
+    if early { apply() }
+    await host.complete("\(kind.rawValue) at \(offset.bytes)+\(length)")
+    if !early { apply() }
+    active.removeAll { $0.number == number }
+  }
+
+  private func begin(_ kind: Kind, _ range: Range<UInt64>) -> UInt64 {
+    number += 1
+    if forbidsOverlap {
+      for other in active where other.range.overlaps(range) {
+        if kind == .read && other.kind == .read { continue }
+        violations.append("\(kind) \(range) during \(other.kind) \(other.range)")
+      }
+    }
+    active.append(Active(number: number, kind: kind, range: range))
+    return number
+  }
+}

@@ -1,0 +1,45 @@
+package import BlockCore
+import QCOW2Engine
+
+/// Carries out requests as the data plane does: `plan` → host transfers → `finish`, else `serve`.
+package struct MiniWorker: Sendable {
+  package let target: any BlockTarget
+  package let file: any HostFile
+  package let worker: Int
+
+  package init(target: any BlockTarget, file: any HostFile, worker: Int) {
+    self.target = target
+    self.file = file
+    self.worker = worker
+  }
+
+  /// - Parameter plans: try the hit path first.
+  package func perform(_ request: BlockRequest, slot: Int, plans: Bool = true) async -> Errno? {
+    if plans, let transfers = plan(request, slot) {
+      defer { target.finish(worker: worker, slot: slot) }
+      for transfer in transfers {
+        do { try await carryOut(transfer, request) } catch { return error }
+      }
+      return nil
+    }
+    return await target.serve(request, worker: worker, slot: slot)
+  }
+
+  private func plan(_ request: BlockRequest, _ slot: Int) -> [HostTransfer]? {
+    withUnsafeTemporaryAllocation(of: HostTransfer.self, capacity: 8) { plan in
+      switch target.plan(request, worker: worker, slot: slot, into: plan) {
+      case .needsService: nil
+      case .transfers(let count): Array(plan[0..<count])
+      }
+    }
+  }
+
+  private func carryOut(_ transfer: HostTransfer, _ request: BlockRequest) async throws(Errno) {
+    let data = request.data.slice(Int(transfer.dataOffset), Int(transfer.length))
+    switch (transfer.kind, request.operation) {
+    case (.zeroes, _): try await file.fillWithZeroes(data)
+    case (.image, .read): try await file.read(into: data, at: transfer.hostOffset)
+    case (.image, _): try await file.write(from: data, at: transfer.hostOffset)
+    }
+  }
+}

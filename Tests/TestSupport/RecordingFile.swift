@@ -1,0 +1,90 @@
+package import BlockCore
+
+/// One change of a host file, or barrier, as seen from above it.
+package struct HostEvent: Sendable {
+  package enum Kind: String, Sendable { case write, zero, punch, setLength, sync }
+  package let kind: Kind
+  package let offset: UInt64
+  package let length: UInt64
+  /// What was written; empty for all else.
+  package let data: [UInt8]
+  package let start: UInt64
+  /// When it ended; UInt64.max while it runs.
+  package var end: UInt64 = .max
+  /// It ended with an error.
+  package var failed = false
+
+  package var isChange: Bool { kind != .sync }
+  package var range: Range<UInt64> { offset..<(offset + length) }
+}
+
+/// A layer that keeps a log of every change and barrier, with the order of starts and ends.
+package final class RecordingFile: HostFile, @unchecked Sendable {  // why: one thread per simulation
+  private let file: any HostFile
+  private let clock: LogicalClock
+  package private(set) var events: [HostEvent] = []
+
+  package init(_ file: any HostFile, clock: LogicalClock) {
+    self.file = file
+    self.clock = clock
+  }
+
+  package var traits: HostFileTraits { file.traits }
+
+  package func read(into buffer: DataBuffer, at offset: HostOffset) async throws(Errno) {
+    try await file.read(into: buffer, at: offset)
+  }
+
+  package func write(from buffer: DataBuffer, at offset: HostOffset) async throws(Errno) {
+    let data = buffer.memory.map {
+      Array(UnsafeRawBufferPointer(start: $0, count: buffer.count))
+    }
+    let index = begin(.write, offset.bytes, UInt64(buffer.count), data ?? [])
+    do { try await file.write(from: buffer, at: offset) } catch { throw fail(index, error) }
+    end(index)
+  }
+
+  package func writeZeroes(at offset: HostOffset, length: UInt64) async throws(Errno) {
+    let index = begin(.zero, offset.bytes, length)
+    do { try await file.writeZeroes(at: offset, length: length) } catch {
+      throw fail(index, error)
+    }
+    end(index)
+  }
+
+  package func punchHole(at offset: HostOffset, length: UInt64) async throws(Errno) {
+    let index = begin(.punch, offset.bytes, length)
+    do { try await file.punchHole(at: offset, length: length) } catch { throw fail(index, error) }
+    end(index)
+  }
+
+  package func sync() async throws(Errno) {
+    let index = begin(.sync, 0, 0)
+    do { try await file.sync() } catch { throw fail(index, error) }
+    end(index)
+  }
+
+  package func length() async throws(Errno) -> UInt64 { try await file.length() }
+
+  package func setLength(_ length: UInt64) async throws(Errno) {
+    let index = begin(.setLength, length, 0)
+    do { try await file.setLength(length) } catch { throw fail(index, error) }
+    end(index)
+  }
+
+  private func begin(
+    _ kind: HostEvent.Kind, _ offset: UInt64, _ length: UInt64, _ data: [UInt8] = []
+  ) -> Int {
+    events.append(
+      HostEvent(kind: kind, offset: offset, length: length, data: data, start: clock.tick()))
+    return events.count - 1
+  }
+
+  private func end(_ index: Int) { events[index].end = clock.tick() }
+
+  private func fail(_ index: Int, _ error: Errno) -> Errno {
+    events[index].failed = true
+    end(index)
+    return error
+  }
+}
