@@ -87,7 +87,9 @@ let package = Package(
       swiftSettings: settings),
     .testTarget(
       name: "BadInputTests",
-      dependencies: ["BlockCore", "QCOW2Format", "QCOW2Engine", "HostFiles", "Uring"],
+      dependencies: [
+        "BlockCore", "QCOW2Format", "QCOW2Engine", "QCOW2Tools", "HostFiles", "Uring",
+      ],
       swiftSettings: settings),
   ]
 )

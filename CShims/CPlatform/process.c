@@ -7,9 +7,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/mman.h>
 #include <sys/mount.h>
-#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -20,21 +18,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#ifndef PR_SET_IO_FLUSHER
-#define PR_SET_IO_FLUSHER 57
-#define PR_GET_IO_FLUSHER 58
-#endif
-
 pid_t qublk_process_fork(void) { return fork(); }
 
 int qublk_pipe_cloexec(int fds[2]) { return pipe2(fds, O_CLOEXEC); }
-
-int qublk_process_set_io_flusher(void) {
-  if (prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) < 0) return -1;
-  return prctl(PR_GET_IO_FLUSHER, 0, 0, 0, 0);
-}
-
-int qublk_process_lock_memory(void) { return mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT); }
 
 int qublk_process_private_mounts(void) {
   if (unshare(CLONE_NEWNS) < 0) return -1;

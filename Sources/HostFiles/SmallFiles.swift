@@ -15,7 +15,7 @@ package func directoryEntries(_ path: String) -> [String] {
   return names
 }
 
-/// The text of a small file of /proc, /sys or /run; empty if it cannot be read. At most 1 MiB.
+/// The text of a small file of /proc, /sys or /run, up to 1 MiB; empty if it cannot be read.
 package func smallFile(_ path: String) -> String {
   let descriptor = qublk_open_file(path, O_RDONLY, 0)
   guard descriptor >= 0 else { return "" }

@@ -24,7 +24,7 @@ extension Image {
   package static func open(
     _ file: any HostFile, options: ImageOptions
   ) async throws(ImageError) -> Image {
-    let storage = ImageStorage(file: file)
+    let storage = ImageStorage(file: file, health: ImageHealth())
     let length = try await storage.length()
     let header = try await readHeader(storage, fileLength: length)
     try requireSupported(header, options)
@@ -33,8 +33,8 @@ extension Image {
     let refcountTable = try await readTable(
       storage, at: header.refcountTableOffset,
       count: Int(header.refcountTableClusters) << Int(header.clusterBits) / 8)
-    let metadata = makeMetadataMap(header, l1, refcountTable)
-    try await requireNoCompression(header, l1, storage)
+    let metadata = try await survey(
+      header, l1, refcountTable, storage, fileLength: length, forWriting: !options.readOnly)
     let parts = assemble(
       header, options, storage, l1: l1, refcountTable: refcountTable, metadata: metadata,
       fileLength: length)
@@ -81,54 +81,6 @@ extension Image {
     return DiskTable(
       offset: HostOffset(offset),
       bytes: UnsafeRawBufferPointer(start: buffer.base, count: buffer.count), count: count)
-  }
-
-  private static func makeMetadataMap(
-    _ header: Header, _ l1: DiskTable, _ refcountTable: DiskTable
-  ) -> MetadataMap {
-    let geometry = header.geometry
-    func clusters(_ offset: UInt64, _ bytes: UInt64) -> Range<UInt64> {
-      let first = offset >> UInt64(geometry.clusterBits)
-      return first..<(first + geometry.clusters(covering: bytes))
-    }
-    var fixed: [Range<UInt64>] = [0..<1]
-    if header.l1Size > 0 {
-      fixed.append(clusters(header.l1TableOffset, UInt64(header.l1Size) * 8))
-    }
-    if header.snapshotCount > 0 { fixed.append(clusters(header.snapshotsOffset, 1)) }
-    let map = MetadataMap(
-      fixed: fixed,
-      refcountTable: clusters(header.refcountTableOffset, UInt64(refcountTable.count) * 8),
-      expectedTables: l1.count + 64)
-    for index in 0..<l1.count {
-      if let table = L1Entry(raw: l1.load(index)).l2Table {
-        map.tables.insert(geometry.hostCluster(of: table))
-      }
-    }
-    for index in 0..<refcountTable.count {
-      if let block = RefcountTableEntry(raw: refcountTable.load(index)).block {
-        map.tables.insert(geometry.hostCluster(of: block))
-      }
-    }
-    return map
-  }
-
-  /// Refuses an image with compressed clusters; also finds L2 tables that cannot be read.
-  private static func requireNoCompression(
-    _ header: Header, _ l1: DiskTable, _ storage: ImageStorage
-  ) async throws(ImageError) {
-    let geometry = header.geometry
-    let buffer = IOBuffer(count: Int(geometry.clusterSize))
-    for index in 0..<l1.count {
-      let entry = L1Entry(raw: l1.load(index))
-      try L2Tables.check(entry, index: index, geometry)
-      guard let table = entry.l2Table else { continue }
-      try await storage.read(into: buffer, at: table)
-      for position in 0..<Int(geometry.l2Entries)
-      where L2Entry(raw: buffer.base.be64(position * 8)).kind(hasZeroFlag: true) == .compressed {
-        throw .unsupported(.compression)
-      }
-    }
   }
 
   private static func assemble(

@@ -43,7 +43,7 @@ package final class Image: BlockTarget {
     metadata = parts.metadata
     frees = parts.frees
     headerEditor = parts.headerEditor
-    health = ImageHealth()
+    health = parts.storage.health
     stamps = RequestStamps(
       workers: options.workers, slotsPerWorker: options.slotsPerWorker)
     arenas = WorkerArenas(

@@ -22,9 +22,8 @@ struct Control {
     do throws(UblkError) { return try device.info(name.id) } catch { throw .device(error) }
   }
 
-  /// Stops and deletes a device whose server is gone or is not asked.
-  ///
-  /// - Parameter waitsForUsers: Whether to wait until nobody has the disk open any more.
+  /// Stops and deletes a device whose server is gone or is not asked; `waitsForUsers` until nobody
+  /// has the disk open any more.
   func end(_ name: DeviceName, waitsForUsers: Bool) throws(CommandError) {
     do throws(UblkError) {
       try device.stop(name.id)

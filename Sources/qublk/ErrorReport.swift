@@ -4,7 +4,9 @@ import HostFiles
 import QCOW2Engine
 import Ublk
 
-/// Whatever ends a command. Made where it happens, put into words here alone.
+/// Whatever ends a command.
+///
+/// Made where it happens, put into words here alone.
 enum CommandError: Error {
   enum FileStep { case open, create, write, stat }
 

@@ -8,7 +8,9 @@ import Testing
     #expect(DeviceName(argument: name)?.id == 3)
   }
 
-  @Test(arguments: ["", "x", "-1", "+1", "ublkb", "/dev/sda", "1048576", "٣", "3p1", "/dev/ublkb3/"])
+  @Test(arguments: [
+    "", "x", "-1", "+1", "ublkb", "/dev/sda", "1048576", "٣", "3p1", "/dev/ublkb3/",
+  ])
   func otherNamesAreNone(_ name: String) { #expect(DeviceName(argument: name) == nil) }
 
   @Test func stateSurvivesTheWayThroughText() throws {
@@ -21,7 +23,8 @@ import Testing
   }
 
   @Test(arguments: [
-    "", "{", "{\"a\"", "{\"a\":}", "[1,", "[1 2]", "\"\\u12", "\"\\", "nul", "1 2", "99999999999999999999",
+    "", "{", "{\"a\"", "{\"a\":}", "[1,", "[1 2]", "\"\\u12", "\"\\", "nul", "1 2",
+    "99999999999999999999",
     String(repeating: "[", count: 100_000),
   ])
   func brokenJSONIsNoValue(_ text: String) { #expect(JSONParser.parse(text) == nil) }

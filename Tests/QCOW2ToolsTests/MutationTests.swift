@@ -96,7 +96,8 @@ import Testing
     let opensNothing = theirs.err.contains("Could not open")
     let says = theirs.status
     // We never look for the data file.
-    if ["'data-file'", "'broken': Could not open '", "'file'"].contains(where: theirs.err.contains) {
+    if ["'data-file'", "'broken': Could not open '", "'file'"].contains(where: theirs.err.contains)
+    {
       return true
     }
     return findings.contains { finding in

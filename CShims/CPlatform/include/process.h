@@ -12,10 +12,6 @@ int qublk_process_fork(void);
 // pipe2(fds, O_CLOEXEC).
 int qublk_pipe_cloexec(int fds[2]);
 
-// Sets PR_SET_IO_FLUSHER and returns PR_GET_IO_FLUSHER's verdict: 1 if it holds, 0 if not.
-int qublk_process_set_io_flusher(void);
-// Locks memory as it is touched: MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT.
-int qublk_process_lock_memory(void);
 // Leaves the caller's mount namespace for a private copy of it.
 int qublk_process_private_mounts(void);
 // umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW).

@@ -123,7 +123,13 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
 
   /// Lowers by one the refcounts of clusters whose pointer's removal is durable and that no request
   /// can still reach; punches those that nothing refers to any more, before they become free.
+  ///
+  /// - Throws: ``ImageError/overlapsMetadata(cluster:)`` before anything is done to clusters that
+  ///   metadata uses, whatever else referred to them.
   func release(_ run: ClusterRun, punch: Bool) async throws(ImageError) {
+    if let overlap = metadata.firstOverlap(run.start..<run.end) {
+      throw .overlapsMetadata(cluster: overlap)
+    }
     var next = run.start
     while next < run.end {
       let part = next..<min(refcounts.sliceRange(of: next).upperBound, run.end)
@@ -133,6 +139,8 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   }
 
   private func releaseInSlice(_ part: Range<UInt64>, punch: Bool) async throws(ImageError) {
+    // A broken entry may have led into metadata: that is neither freed nor punched.
+    if let overlap = metadata.firstOverlap(part) { throw .overlapsMetadata(cluster: overlap) }
     if punch {
       for run in try await lastReferences(part) {
         await storage.punchHole(
@@ -257,6 +265,9 @@ extension ClusterAllocator {
     let layout = try RefcountTableLayout(
       growing: old, toCover: index, geometry: geometry)
     if let limit, layout.end > limit { throw .noSpace }
+    if let overlap = metadata.firstOverlap(layout.first..<layout.end) {
+      throw .overlapsMetadata(cluster: overlap)
+    }
     try await layout.write(old: old, storage: storage, geometry: geometry)
     try await storage.sync()
     try await headerEditor.setRefcountTable(

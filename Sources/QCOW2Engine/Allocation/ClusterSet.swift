@@ -62,10 +62,14 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
     }
   }
 
-  func insert(_ cluster: UInt64) {
+  /// - Returns: whether the cluster was not in the set before.
+  @discardableResult
+  func insert(_ cluster: UInt64) -> Bool {
     lock.withLock {
+      if contains(cluster) { return false }
       if (used + 1) * 2 > table.mask { grow() }
-      if !contains(cluster) { place(cluster, in: table) }
+      place(cluster, in: table)
+      return true
     }
   }
 

@@ -20,13 +20,14 @@ final class MetadataMap: @unchecked Sendable {  // why: constants, atomics and a
 
   /// Whether the host cluster holds metadata.
   @inline(__always) func contains(_ cluster: UInt64) -> Bool {
+    fixedContains(cluster) || tables.contains(cluster)
+  }
+
+  /// Whether the host cluster belongs to an area that the header points at, or to the header.
+  @inline(__always) func fixedContains(_ cluster: UInt64) -> Bool {
     for range in fixed where range.contains(cluster) { return true }
-    if cluster >= refcountTableStart.load(ordering: .relaxed)
+    return cluster >= refcountTableStart.load(ordering: .relaxed)
       && cluster < refcountTableEnd.load(ordering: .relaxed)
-    {
-      return true
-    }
-    return tables.contains(cluster)
   }
 
   /// The first cluster of `clusters` that holds metadata; nil if there is none.

@@ -45,6 +45,13 @@ final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
 
   @inline(__always) func load(_ index: Int) -> UInt64 { entries[index].load(ordering: .acquiring) }
 
+  /// The number of entries that are not zero.
+  func countUsed() -> Int {
+    var used = 0
+    for index in 0..<count where load(index) != 0 { used += 1 }
+    return used
+  }
+
   /// Changes an entry and marks its sector dirty, in that order.
   func store(_ value: UInt64, at index: Int) {
     entries[index].store(value, ordering: .releasing)

@@ -58,6 +58,7 @@ extension Image {
     noteDirty()
     if let bad {
       try check(bad.entry, cluster: part.clusters.lowerBound + UInt64(bad.index))
+      throw .overlapsMetadata(cluster: bad.entry.hostCluster.map(geometry.hostCluster) ?? 0)
     }
   }
 
@@ -68,7 +69,10 @@ extension Image {
     var freed: [ClusterRun] = []
     for index in 0..<entries.count {
       let old = entries[index]
-      let isBad = (old.hostCluster?.bytes ?? 0) & geometry.clusterMask != 0
+      let host = old.hostCluster ?? HostOffset(0)
+      let isBad =
+        host.bytes & geometry.clusterMask != 0
+        || host.bytes != 0 && metadata.contains(geometry.hostCluster(of: host))
       if isBad || old.kind(hasZeroFlag: header.hasZeroFlag) == .compressed {
         return (freed, (old, index))
       }

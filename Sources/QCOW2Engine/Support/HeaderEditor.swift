@@ -43,6 +43,17 @@ final class HeaderEditor: @unchecked Sendable {  // why: `mutex` guards the head
     }
   }
 
+  /// Whether a write that failed took effect all the same. If that cannot be told, writing stops.
+  private func isOnHostFile(_ sector: IOBuffer) async throws(ImageError) -> Bool {
+    let found = IOBuffer(count: sector.count)
+    do { try await storage.read(into: found, at: HostOffset(0)) } catch {
+      storage.health.noteSyncFailure()
+      throw error
+    }
+    return UnsafeRawBufferPointer(start: found.base, count: found.count)
+      .elementsEqual(UnsafeRawBufferPointer(start: sector.base, count: sector.count))
+  }
+
   private func edit(
     _ change: (UnsafeMutableRawPointer, inout Header) -> Void
   ) async throws(ImageError) {
@@ -50,8 +61,13 @@ final class HeaderEditor: @unchecked Sendable {  // why: `mutex` guards the head
     defer { mutex.release() }
     let sector = IOBuffer(count: 512)
     try await storage.read(into: sector, at: HostOffset(0))
-    change(sector.base, &header)
-    try await storage.write(from: sector, at: HostOffset(0))
+    var edited = header
+    change(sector.base, &edited)
+    do { try await storage.write(from: sector, at: HostOffset(0)) } catch {
+      // Old or new header: whoever goes on must know which one is in force.
+      guard try await isOnHostFile(sector) else { throw error }
+    }
+    header = edited
     try await storage.sync()
   }
 }

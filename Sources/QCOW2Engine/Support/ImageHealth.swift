@@ -12,6 +12,9 @@ final class ImageHealth: Sendable {
   /// Metadata was found that breaks the format.
   var isCorrupt: Bool { flags.load(ordering: .acquiring) & Self.corrupt != 0 }
 
+  /// A barrier failed.
+  var hasLostSync: Bool { flags.load(ordering: .acquiring) & Self.syncFailed != 0 }
+
   /// Notes corruption. Returns true the first time.
   func noteCorruption() -> Bool {
     flags.bitwiseOr(Self.corrupt, ordering: .acquiringAndReleasing).oldValue & Self.corrupt == 0

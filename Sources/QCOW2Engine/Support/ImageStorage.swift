@@ -4,6 +4,7 @@ import QCOW2Format
 /// The host file of an image, with errors that say what was done where.
 struct ImageStorage: Sendable {
   let file: any HostFile
+  let health: ImageHealth
 
   func read(into buffer: DataBuffer, at offset: HostOffset) async throws(ImageError) {
     do { try await file.read(into: buffer, at: offset) } catch {
@@ -51,8 +52,14 @@ struct ImageStorage: Sendable {
     try? await file.punchHole(at: offset, length: length)
   }
 
+  /// The barrier. A failure sticks: it may have dropped writes that a second sync, finding nothing
+  /// left to do, would call durable [ORD-9].
   func sync() async throws(ImageError) {
-    do { try await file.sync() } catch { throw .io(.sync, at: HostOffset(0), error) }
+    if health.hasLostSync { throw .writesStopped }
+    do { try await file.sync() } catch {
+      health.noteSyncFailure()
+      throw .io(.sync, at: HostOffset(0), error)
+    }
   }
 
   func setLength(_ length: UInt64) async throws(ImageError) {

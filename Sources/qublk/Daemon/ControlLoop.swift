@@ -16,7 +16,9 @@ struct ControlLoop: ~Copyable {
   private let signals: Int32
   private var listener: Int32 = -1
 
-  /// Takes the signals over. To be called while there is one thread: others inherit the mask.
+  /// Takes the signals over.
+  ///
+  /// To be called while there is one thread: others inherit the mask.
   init() throws(CommandError) {
     signals = qublk_signals_open()
     if signals < 0 { throw .hygiene(.signals, Errno(errno)) }
@@ -38,6 +40,7 @@ struct ControlLoop: ~Copyable {
   /// - Parameters:
   ///   - ended: A descriptor that becomes readable when the workers have ended.
   ///   - milliseconds: How long to wait; -1 for ever.
+  /// - Returns: The end first, then signals, then requests.
   func next(ended: Int32, milliseconds: Int32) -> Event {
     let deadline = Deadline(seconds: Double(milliseconds) / 1000)
     while true {

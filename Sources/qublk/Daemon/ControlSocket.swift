@@ -55,7 +55,9 @@ struct ControlConnection: ~Copyable {
     self.request = request
   }
 
-  /// Answers and ends the connection. Whoever asked may be gone; nobody minds.
+  /// Answers and ends the connection.
+  ///
+  /// Whoever asked may be gone; nobody minds.
   consuming func reply(_ reply: ControlReply) {
     _ = writeAll(descriptor, reply.text + "\n")
   }

@@ -4,8 +4,10 @@ import Glibc
 import HostFiles
 import Uring
 
-/// The life of a daemon, in order: image, lock, engine, device, state, ready; then waiting; then
-/// the same backwards. Runs on the control thread, which never serves I/O.
+/// The life of a daemon, in order: image, lock, engine, device, state, ready.
+///
+/// Then it waits, and then all that is undone backwards. Runs on the control thread, which never
+/// serves I/O.
 enum DeviceServer {
   /// Serves `request` until it is told to stop.
   ///

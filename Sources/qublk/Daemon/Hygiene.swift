@@ -22,12 +22,16 @@ enum Hygiene {
     }
   }
 
-  /// Marks the process as part of the I/O path, so that its allocations never wait for write-back
-  /// to its own device [UBLK-1]. Threads started later inherit it; workers set and check their own.
+  /// Marks the control thread as part of the I/O path: its allocations never wait for write-back
+  /// to its own device [UBLK-1].
+  ///
+  /// Set, and seen in the kernel's flags of the thread; workers set and check their own.
   static func setIOFlusher() throws(CommandError) {
-    let answer = qublk_process_set_io_flusher()
-    if answer < 0 { throw .hygiene(.flusher, Errno(errno)) }
-    if answer != 1 { throw .flusherNotSet }
+    let result = qublk_set_io_flusher(1)
+    if result < 0 { throw .hygiene(.flusher, Errno(-result)) }
+    var flags: UInt32 = 0
+    let wanted = UInt32(QUBLK_IO_FLUSHER_FLAGS)
+    guard qublk_thread_flags(&flags) == 0, flags & wanted == wanted else { throw .flusherNotSet }
   }
 
   /// Keeps what is touched in memory, and the process from being chosen when memory runs out.
@@ -37,7 +41,8 @@ enum Hygiene {
   /// - Returns: What did not work, for the log.
   static func protectMemory() -> [String] {
     var failures: [String] = []
-    if qublk_process_lock_memory() < 0 { failures.append("cannot lock memory: \(Errno(errno))") }
+    let result = qublk_lock_memory_on_fault()
+    if result < 0 { failures.append("cannot lock memory: \(Errno(-result))") }
     let file = "/proc/self/oom_score_adj"
     let descriptor = qublk_open_file(file, O_WRONLY, 0)
     if descriptor < 0 || !writeAll(descriptor, "-1000") {

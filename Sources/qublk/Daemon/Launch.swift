@@ -82,7 +82,9 @@ final class ReadySignal {
     self.pipe = pipe
   }
 
-  /// Has `text` printed for the user. To be called once.
+  /// Has `text` printed for the user.
+  ///
+  /// To be called once.
   ///
   /// - Throws: If nobody is there to read it: a device that nobody knows of must not stay.
   func give(_ text: String) throws(CommandError) {
@@ -94,7 +96,7 @@ final class ReadySignal {
     endPipe()
   }
 
-  /// Before ``give(_:)``: tells the parent why not. After it: the log.
+  /// Tells the parent why there will be no device, or after ``give(_:)`` the log what went wrong.
   func fail(_ error: CommandError) {
     guard pipe >= 0, writeAll(pipe, "E" + error.text) else {
       Log.error(error.text)

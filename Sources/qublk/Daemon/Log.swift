@@ -3,8 +3,10 @@ import CPlatform
 import Glibc
 import Synchronization
 
-/// What a daemon has to say after its start: lines on standard error, which is the terminal with
-/// `--foreground`, else the journal or the log file. The traps of the Swift runtime go there too.
+/// What a daemon has to say after its start: lines on standard error.
+///
+/// That is the terminal with `--foreground`, else the journal or the log file. The traps of the
+/// Swift runtime go there too.
 enum Log {
   private static let journalSocket = "/run/systemd/journal/stdout"
 
@@ -25,8 +27,10 @@ enum Log {
     marksLevels.store(stream >= 0, ordering: .relaxed)
   }
 
-  /// A stream to the journal, or -1. The seven lines are identifier, unit, priority, whether
-  /// lines carry a level, and whether to forward to syslog, kmsg and console.
+  /// A stream to the journal, or -1.
+  ///
+  /// The seven lines are identifier, unit, priority, whether lines carry a level, and whether to
+  /// forward to syslog, kmsg and console.
   private static func journalStream() -> Int32 {
     let descriptor = qublk_unix_connect(journalSocket)
     guard descriptor >= 0 else { return -1 }

@@ -101,12 +101,11 @@ extension ServedDevice {
       case .timeout:
         if DeviceUse.find(name) == nil { return try stopAfterSignal() }
       case .request(let connection):
-        if connection.request == .stop, let use = DeviceUse.findLasting(name) {
-          connection.reply(.refused(CommandError.busy(name, use).text))
-        } else {
-          let isForced = connection.request == .stopForced
+        let isForced = connection.request == .stopForced
+        guard !isForced, let use = DeviceUse.findLasting(name) else {
           return connection.reply(stopAfterRequest(isForced: isForced))
         }
+        connection.reply(.refused(CommandError.busy(name, use).text))
       }
     }
   }
@@ -126,6 +125,7 @@ extension ServedDevice {
   /// Ends the device, then closes the image: every request the driver still had is in by then.
   ///
   /// - Parameter isForced: Does not wait for those who still have the disk open.
+  /// - Returns: What went wrong; the image is closed all the same.
   private func stop(isForced: Bool = false) -> [CommandError] {
     var errors: [CommandError] = []
     do throws(UblkError) {

@@ -1,5 +1,6 @@
-/// Reads the JSON that qublk itself writes: state files. Nothing else is parsed with it, so numbers
-/// are 64-bit integers; anything else is an error, never a trap.
+/// Reads the JSON that qublk itself writes: state files.
+///
+/// Numbers are 64-bit integers; anything else is no value, and nothing traps.
 struct JSONParser {
   private var rest: Substring.UnicodeScalarView
   private var depth = 0

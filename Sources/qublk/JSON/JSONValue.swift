@@ -1,4 +1,6 @@
-/// A JSON value: what `--json` prints and what a state file holds. Members keep their order.
+/// A JSON value: what `--json` prints and what a state file holds.
+///
+/// Members keep their order.
 enum JSONValue: Equatable {
   case null
   case bool(Bool)

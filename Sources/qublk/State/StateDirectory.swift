@@ -24,7 +24,7 @@ struct StateDirectory {
   /// The state file; nil if there is none that can be understood.
   func read() -> DeviceState? { JSONParser.parse(smallFile(state)).flatMap(DeviceState.init) }
 
-  /// Whether the daemon that made this directory is alive. Takes nothing that another would miss.
+  /// Whether the daemon that made this directory is alive; takes nothing that another would miss.
   var hasDaemon: Bool {
     let descriptor = qublk_open_file(lock, O_RDONLY, 0)
     guard descriptor >= 0 else { return false }

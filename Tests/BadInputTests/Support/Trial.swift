@@ -1,5 +1,6 @@
 import BlockCore
 import QCOW2Engine
+import QCOW2Format
 import Testing
 import Uring
 
@@ -109,26 +110,27 @@ struct Trial {
   }
 
   /// Compares what is read now with what a reader got before, leaving out what was written since;
-  /// there, every byte must be `byte` if that is given.
+  /// there, every byte must be `byte` if that is given. All ranges are whole sectors.
   private func compare(
     _ now: Exercise.Answers, _ before: Exercise.Answers, _ when: String,
     _ written: [Range<UInt64>] = [], _ byte: UInt8? = nil
   ) {
+    guard keepsOtherData else { return }
     for (place, answer) in now {
       guard case .success(let bytes) = answer, case .success(let old)? = before[place] else {
         continue
       }
-      let wrong = bytes.indices.first { index in
-        let offset = place + UInt64(index)
-        if written.contains(where: { $0.contains(offset) }) {
-          return keepsOtherData && byte != nil && bytes[index] != byte
+      if bytes == old { continue }
+      for start in stride(from: 0, to: bytes.count, by: 512) {
+        let sector = bytes[start..<(start + 512)]
+        let isWritten = written.contains { $0.contains(place + UInt64(start)) }
+        let isRight =
+          isWritten
+          ? byte == nil || sector.allSatisfy { $0 == byte } : sector == old[start..<(start + 512)]
+        if !isRight {
+          Issue.record("\(name): wrong data at guest offset \(place + UInt64(start)) \(when)")
+          return
         }
-        return keepsOtherData && bytes[index] != old[index]
-      }
-      if let wrong {
-        Issue.record(
-          "\(name): wrong data at guest offset \(place + UInt64(wrong)) \(when)")
-        return
       }
     }
   }

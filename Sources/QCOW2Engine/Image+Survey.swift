@@ -1,0 +1,131 @@
+import BlockCore
+import QCOW2Format
+
+/// What `open` looks at to know where metadata lies, and to refuse what it could not serve.
+extension Image {
+  /// Maps all metadata of the active disk and reads every L2 table once.
+  ///
+  /// Whatever the L1 table holds, each table inside the file is read once and those beyond its end,
+  /// which read as zeros, not at all: the work is bounded by the size of the file.
+  ///
+  /// - Throws: ``ImageError/format(_:)`` for L1 entries that break the format and, if the image is to
+  ///   be written, for metadata that lies inside other metadata;
+  ///   ``ImageError/unsupported(_:)`` for compressed clusters.
+  static func survey(
+    _ header: Header, _ l1: DiskTable, _ refcountTable: DiskTable, _ storage: ImageStorage,
+    fileLength: UInt64, forWriting: Bool
+  ) async throws(ImageError) -> MetadataMap {
+    let areas = FixedAreas(header, refcountTable)
+    if forWriting { try areas.requireDisjoint() }
+    let map = MetadataMap(
+      fixed: areas.unmovable, refcountTable: areas.refcountTable,
+      expectedTables: l1.countUsed() + refcountTable.countUsed() + 64)
+    let tables = try addL2Tables(header.geometry, l1, to: map, fileLength, forWriting)
+    try addRefcountBlocks(header.geometry, refcountTable, to: map, forWriting)
+    for table in tables { try await surveyL2Table(table, header, map, storage, forWriting) }
+    return map
+  }
+
+  /// A writer takes no table that two entries share: what one of them frees, the other would lose.
+  ///
+  /// - Returns: the L2 tables inside the file, each once.
+  private static func addL2Tables(
+    _ geometry: ClusterGeometry, _ l1: DiskTable, to map: MetadataMap, _ fileLength: UInt64,
+    _ forWriting: Bool
+  ) throws(ImageError) -> [HostOffset] {
+    var tables: [HostOffset] = []
+    for index in 0..<l1.count {
+      let raw = l1.load(index)
+      if raw == 0 { continue }
+      let entry = L1Entry(raw: raw)
+      try L2Tables.check(entry, index: index, geometry)
+      guard let table = entry.l2Table else { continue }
+      let cluster = geometry.hostCluster(of: table)
+      let isFirst = map.tables.insert(cluster)
+      if forWriting && (!isFirst || map.fixedContains(cluster)) {
+        throw overlap("L1 entry", index, raw)
+      }
+      if isFirst && table.bytes < fileLength { tables.append(table) }
+    }
+    return tables
+  }
+
+  private static func addRefcountBlocks(
+    _ geometry: ClusterGeometry, _ table: DiskTable, to map: MetadataMap, _ forWriting: Bool
+  ) throws(ImageError) {
+    for index in 0..<table.count {
+      let entry = RefcountTableEntry(raw: table.load(index))
+      guard let block = entry.block else { continue }
+      let cluster = geometry.hostCluster(of: block)
+      let isAlone = map.tables.insert(cluster)
+      if forWriting && (!isAlone || map.fixedContains(cluster)) {
+        throw overlap("refcount table entry", index, entry.raw)
+      }
+    }
+  }
+
+  /// Refuses compressed clusters and, for a writer, data that lies inside metadata.
+  private static func surveyL2Table(
+    _ table: HostOffset, _ header: Header, _ map: MetadataMap, _ storage: ImageStorage,
+    _ forWriting: Bool
+  ) async throws(ImageError) {
+    let geometry = header.geometry
+    let buffer = IOBuffer(count: Int(geometry.clusterSize))
+    try await storage.read(into: buffer.data, at: table)
+    for position in 0..<Int(geometry.l2Entries) {
+      let raw = buffer.base.be64(position * 8)
+      if raw == 0 { continue }
+      let entry = L2Entry(raw: raw)
+      if entry.kind(hasZeroFlag: true) == .compressed { throw .unsupported(.compression) }
+      if forWriting, let host = entry.hostCluster,
+        map.contains(geometry.hostCluster(of: host))
+      {
+        throw overlap("L2 entry", position, raw)
+      }
+    }
+  }
+
+  private static func overlap(_ name: FieldName, _ index: Int, _ value: UInt64) -> ImageError {
+    .format(
+      .badEntry(name: name, index: UInt64(index), value: value, problem: .overlapsMetadata))
+  }
+}
+
+/// The areas that the header points at, as host clusters.
+private struct FixedAreas {
+  private let named: [(name: FieldName, offset: UInt64, clusters: Range<UInt64>)]
+  let refcountTable: Range<UInt64>
+
+  init(_ header: Header, _ table: DiskTable) {
+    let geometry = header.geometry
+    func clusters(_ offset: UInt64, _ bytes: UInt64) -> Range<UInt64> {
+      let first = offset >> UInt64(geometry.clusterBits)
+      return first..<(first + geometry.clusters(covering: bytes))
+    }
+    var named: [(FieldName, UInt64, Range<UInt64>)] = [("header", 0, 0..<1)]
+    if header.l1Size > 0 {
+      let area = clusters(header.l1TableOffset, UInt64(header.l1Size) * 8)
+      named.append(("l1_table_offset", header.l1TableOffset, area))
+    }
+    if header.snapshotCount > 0 {
+      let area = clusters(header.snapshotsOffset, 1)
+      named.append(("snapshots_offset", header.snapshotsOffset, area))
+    }
+    refcountTable = clusters(header.refcountTableOffset, UInt64(table.count) * 8)
+    named.append(("refcount_table_offset", header.refcountTableOffset, refcountTable))
+    self.named = named
+  }
+
+  /// All but the refcount table, which moves when it grows.
+  var unmovable: [Range<UInt64>] { named.dropLast().map(\.clusters) }
+
+  func requireDisjoint() throws(ImageError) {
+    for (index, area) in named.enumerated() {
+      if named[..<index].contains(where: { $0.clusters.overlaps(area.clusters) }) {
+        throw .format(
+          .badOffset(
+            name: area.name, offset: HostOffset(area.offset), problem: .overlapsMetadata))
+      }
+    }
+  }
+}

@@ -1,0 +1,140 @@
+import BlockCore
+import QCOW2Engine
+import TestSupport
+import Testing
+
+/// Broken images: nothing may be overwritten, and the image is marked [ALLOC-1, CHK-7].
+@Suite struct CorruptionTests {
+  private func bench(_ clusterBits: Int = 9) -> Bench {
+    var builder = ImageBuilder()
+    builder.clusterBits = clusterBits
+    builder.size = 512 << 10
+    for cluster in 0..<10 { builder.mappings[cluster] = .data }
+    return Bench(builder, schedule: nil, isImmediate: true)
+  }
+
+  /// Carries out `operation` on the guest clusters; everything that existed must stay as it is, save
+  /// the mark in the header.
+  private func expectRefusal(
+    _ bench: Bench, _ operation: BlockOperation, clusters: Range<Int>, plans: Bool = true,
+    keepsL1: Bool = true
+  ) throws {
+    let before = bench.bytes.copy()
+    let size = 1 << bench.builder.clusterBits
+    try bench.host.run {
+      let image = try await bench.open()
+      let driver = MiniWorker(target: image, file: bench.file, worker: 0)
+      let buffer = IOBuffer(count: clusters.count * size)
+      buffer.base.initializeMemory(as: UInt8.self, repeating: 0x99, count: buffer.count)
+      let request = BlockRequest(
+        operation, offset: GuestOffset(UInt64(clusters.lowerBound * size)),
+        length: UInt64(buffer.count), data: operation == .write ? buffer.data : .none)
+      var errno = await driver.perform(request, slot: 0, plans: plans)
+      if errno == nil {
+        // A discard may only be found out when its clusters are let go.
+        _ = try? await image.flush()
+        await image.maintain()
+        errno = await driver.perform(BlockRequest(.flush), slot: 0)
+      }
+      #expect(errno == .io)
+      // Writing has stopped.
+      #expect(await driver.perform(request, slot: 0) == .io)
+      _ = try? await image.close()
+    }
+    #expect(bench.bytes.be64(72) & 2 != 0, "not marked corrupt")
+    bench.bytes.put64(before.be64(72), 72)
+    for cluster in metadata(before, keepsL1) {
+      for offset in stride(from: cluster * size, to: min((cluster + 1) * size, before.length), by: 8)
+      where bench.bytes.be64(offset) != before.be64(offset) {
+        Issue.record("metadata changed at \(offset)")
+        return
+      }
+    }
+  }
+
+  /// The header, L1 table and refcount table of a small image.
+  private func metadata(_ bytes: ImageBytes, _ withL1: Bool) -> [Int] {
+    let bits = Int(bytes.be32(20))
+    let l1 = withL1 ? [Int(bytes.be64(40)) >> bits] : []
+    return [0, Int(bytes.be64(48)) >> bits] + l1
+  }
+
+  private func setRefcount(_ bench: Bench, _ cluster: Int, _ value: UInt16) {
+    let block = Int(bench.bytes.be64(Int(bench.bytes.be64(48))))
+    bench.bytes.put16(value, block + cluster * 2)
+  }
+
+  private func firstTable(_ bench: Bench) -> Int {
+    Int(bench.bytes.be64(Int(bench.bytes.be64(40))) & 0x00ff_ffff_ffff_fe00)
+  }
+
+  enum Structure: String, CaseIterable, Sendable {
+    case header, l1, l2, refcountTable, refcountBlock
+  }
+
+  private func offset(_ structure: Structure, _ bench: Bench) -> Int {
+    switch structure {
+    case .header: 0
+    case .l1: Int(bench.bytes.be64(40))
+    case .l2: firstTable(bench)
+    case .refcountTable: Int(bench.bytes.be64(48))
+    case .refcountBlock: Int(bench.bytes.be64(Int(bench.bytes.be64(48))))
+    }
+  }
+
+  @Test("Metadata that looks free is not handed out", arguments: Structure.allCases, [9, 12])
+  func metadataThatLooksFreeIsNotHandedOut(structure: Structure, bits: Int) throws {
+    let bench = bench(bits)
+    setRefcount(bench, offset(structure, bench) >> bits, 0)
+    try expectRefusal(bench, .write, clusters: 20..<24)
+  }
+
+  @Test(
+    "A data pointer into metadata is never written through",
+    arguments: [Structure.l1, .l2, .refcountTable, .refcountBlock], [true, false])
+  func aDataPointerIntoMetadataIsNotWrittenThrough(structure: Structure, plans: Bool) throws {
+    let bench = bench()
+    bench.bytes.put64(UInt64(offset(structure, bench)) | 1 << 63, firstTable(bench) + 5 * 8)
+    try expectRefusal(bench, .write, clusters: 5..<6, plans: plans)
+  }
+
+  @Test(
+    "A discard or write through a data pointer into metadata does not free or punch the metadata",
+    arguments: [Structure.l1, .l2, .refcountTable, .refcountBlock],
+    [BlockOperation.discard, .writeZeroes, .write])
+  func aDataPointerIntoMetadataIsNotFreed(structure: Structure, operation: BlockOperation) throws {
+    let bench = bench()
+    // Not COPIED: a write goes elsewhere and lets the old cluster go.
+    bench.bytes.put64(UInt64(offset(structure, bench)), firstTable(bench) + 5 * 8)
+    try expectRefusal(bench, operation, clusters: 5..<6)
+  }
+
+  @Test("An unaligned pointer is found, whatever is asked", arguments: [BlockOperation.write, .discard, .writeZeroes])
+  func anUnalignedPointerIsFound(operation: BlockOperation) throws {
+    let bench = bench(12)
+    bench.bytes.put64(bench.bytes.be64(firstTable(bench) + 40) | 512, firstTable(bench) + 40)
+    try expectRefusal(bench, operation, clusters: 5..<6)
+  }
+
+  @Test("Growth of the refcount table does not overwrite what lies where it would go")
+  func growthDoesNotOverwrite() throws {
+    let bench = Bench(ImageShape.nearGrowth.builder, schedule: nil, isImmediate: true)
+    // An L2 table moved to the first cluster that the refcount table cannot count.
+    let target = 4096 * 512
+    let entry = Int(bench.bytes.be64(40)) + 8
+    let table = Int(bench.bytes.be64(entry) & 0x00ff_ffff_ffff_fe00)
+    var copy = [UInt8](repeating: 0, count: 512)
+    copy.withUnsafeMutableBytes { bytes in
+      if let base = bytes.baseAddress { bench.bytes.read(into: base, count: 512, at: table) }
+    }
+    bench.bytes.put(copy, target)
+    bench.bytes.put64(UInt64(target) | 1 << 63, entry)
+    // The clusters that there is room for get new L2 tables: the L1 table changes.
+    try expectRefusal(bench, .write, clusters: 3880..<4080, keepsL1: false)
+    for (index, byte) in copy.enumerated()
+    where bench.bytes.base.load(fromByteOffset: target + index, as: UInt8.self) != byte {
+      Issue.record("the table at the end was overwritten at \(index)")
+      return
+    }
+  }
+}

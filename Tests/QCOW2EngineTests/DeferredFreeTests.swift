@@ -1,0 +1,133 @@
+import BlockCore
+import TestSupport
+import Testing
+
+@testable import QCOW2Engine
+
+/// A freed cluster on its way: not punched and not reused too early [RACE-2, RACE-3, RACE-4].
+@Suite struct DeferredFreeTests {
+  private func bench() -> Bench {
+    var builder = ImageBuilder()
+    builder.clusterBits = 12
+    builder.size = 1 << 20
+    for cluster in 0..<8 { builder.mappings[cluster] = .data }
+    let bench = Bench(builder, schedule: nil, isImmediate: true)
+    bench.options.dirtyAgeMilliseconds = 1_000_000
+    return bench
+  }
+
+  private func discard(_ image: Image, _ cluster: Int) async {
+    let request = BlockRequest(
+      .discard, offset: GuestOffset(UInt64(cluster) << 12), length: 4096)
+    #expect(await image.serve(request, worker: 0, slot: 1) == nil)
+  }
+
+  private func punches(_ bench: Bench) -> [HostEvent] {
+    bench.recording.events.filter { $0.kind == .punch }
+  }
+
+  /// Plans a request on guest cluster 2 and leaves it in flight.
+  private func leaveInFlight(_ image: Image, _ operation: BlockOperation, _ data: IOBuffer) -> UInt64 {
+    let request = BlockRequest(
+      operation, offset: GuestOffset(2 << 12), length: 4096, data: data.data)
+    return withUnsafeTemporaryAllocation(of: HostTransfer.self, capacity: 4) { plan in
+      guard case .transfers(1) = image.plan(request, worker: 0, slot: 0, into: plan) else {
+        Issue.record("the hit path did not take the request")
+        return 0
+      }
+      return plan[0].hostOffset.bytes
+    }
+  }
+
+  @Test("A freed cluster is not punched before its removal is durable")
+  func notPunchedBeforeDurable() throws {
+    let bench = bench()
+    try bench.host.run {
+      let image = try await bench.open()
+      await self.discard(image, 2)
+      await image.maintain()
+      #expect(self.punches(bench).isEmpty)
+      try await image.flush()
+      await image.maintain()
+      #expect(self.punches(bench).count == 1)
+      try await image.close()
+    }
+    #expect(ImageVerifier(bench.bytes).check().errors.isEmpty)
+  }
+
+  @Test(
+    "A freed cluster is neither punched nor reused while an older transfer may run",
+    arguments: [BlockOperation.read, .write])
+  func notReusedUnderAnOlderTransfer(operation: BlockOperation) throws {
+    let bench = bench()
+    try bench.host.run {
+      let image = try await bench.open()
+      let data = IOBuffer(count: 4096)
+      // Make the slice resident: the hit path loads nothing.
+      #expect(
+        await image.serve(
+          BlockRequest(.read, offset: GuestOffset(2 << 12), length: 4096, data: data.data),
+          worker: 0, slot: 0) == nil)
+      let host = self.leaveInFlight(image, operation, data)
+      await self.discard(image, 2)
+      for _ in 0..<3 {
+        try await image.flush()
+        await image.maintain()
+      }
+      #expect(self.punches(bench).isEmpty)
+      let before = bench.recording.events.count
+      let buffer = IOBuffer(count: 200 << 12)
+      let request = BlockRequest(
+        .write, offset: GuestOffset(10 << 12), length: UInt64(buffer.count), data: buffer.data)
+      #expect(await image.serve(request, worker: 0, slot: 1) == nil)
+      for event in bench.recording.events[before...] where event.isChange {
+        #expect(!event.range.contains(host), "\(event.kind) at \(event.offset)")
+      }
+      image.finish(worker: 0, slot: 0)
+      await image.maintain()
+      #expect(self.punches(bench).map(\.offset) == [host])
+      try await image.close()
+    }
+    #expect(ImageVerifier(bench.bytes).check().errors.isEmpty)
+  }
+
+  @Test("A request that began after the removal does not hold a cluster back")
+  func laterRequestsDoNotHoldBack() throws {
+    let bench = bench()
+    try bench.host.run {
+      let image = try await bench.open()
+      await self.discard(image, 5)
+      try await image.flush()
+      let data = IOBuffer(count: 4096)
+      _ = self.leaveInFlight(image, .read, data)
+      await image.maintain()
+      #expect(self.punches(bench).count == 1)
+      image.finish(worker: 0, slot: 0)
+    }
+  }
+
+  @Test("Space freed by discards is used again, so the file does not grow")
+  func freedSpaceIsUsedAgain() throws {
+    let bench = bench()
+    try bench.host.run {
+      let image = try await bench.open()
+      let driver = MiniWorker(target: image, file: bench.file, worker: 0)
+      let buffer = IOBuffer(count: 256 << 10)
+      var longest = 0
+      for round in 0..<20 {
+        let offset = GuestOffset(UInt64(round % 4) << 18)
+        let write = BlockRequest(
+          .write, offset: offset, length: UInt64(buffer.count), data: buffer.data)
+        #expect(await driver.perform(write, slot: 0) == nil)
+        let discard = BlockRequest(.discard, offset: offset, length: UInt64(buffer.count))
+        #expect(await driver.perform(discard, slot: 0) == nil)
+        try await image.flush()
+        await image.maintain()
+        if round == 4 { longest = bench.bytes.length }
+      }
+      #expect(bench.bytes.length <= longest + (512 << 10))
+      try await image.close()
+    }
+    #expect(ImageVerifier(bench.bytes).check().leaks == 0)
+  }
+}

@@ -1,0 +1,145 @@
+import BlockCore
+import QCOW2Format
+import TestSupport
+import Testing
+
+@testable import QCOW2Engine
+
+@Suite struct SliceCacheTests {
+  /// A file whose slices each hold their own offset, and a cache over it.
+  private func make(slots: Int) -> (SimulatedHost, FaultyFile, ImageStorage, SliceCache) {
+    let host = SimulatedHost(seed: 3)
+    let bytes = ImageBytes(capacity: 1 << 20)
+    for slice in 0..<64 { bytes.put64(UInt64(slice), slice * 512) }
+    let file = FaultyFile(MemoryFile(bytes, host: host))
+    let storage = ImageStorage(file: file, health: ImageHealth())
+    return (host, file, storage, SliceCache(sliceSize: 512, slots: slots))
+  }
+
+  private func increment(
+    _ cache: SliceCache, _ slice: Int, _ storage: ImageStorage
+  ) async throws -> UInt64 {
+    try await cache.withSlice(
+      HostOffset(UInt64(slice * 512)), storage: storage, makeRoom: {}
+    ) { bytes in
+      bytes.storeBE64(bytes.be64(0) + 1000, 0)
+      return (bytes.be64(0), true)
+    }
+  }
+
+  @Test("Misses on one slice at the same time load it once and keep every change")
+  func missesLoadOnce() throws {
+    let (host, file, storage, cache) = make(slots: 4)
+    try host.run {
+      try await withThrowingTaskGroup(of: Void.self) { group in
+        for _ in 0..<10 { group.addTask { _ = try await self.increment(cache, 7, storage) } }
+        try await group.waitForAll()
+      }
+      let value = try await self.increment(cache, 7, storage)
+      #expect(value == 7 + 11_000)
+    }
+    #expect(file.counts[.read] == 1)
+    #expect(cache.dirtyCount == 1)
+  }
+
+  @Test("A failed load fails its own request; those who waited try again")
+  func aFailedLoadIsTriedAgain() throws {
+    let (host, file, storage, cache) = make(slots: 2)
+    file.fault = Fault(.read, number: 1, errno: .io)
+    let failures = Box(0)
+    try host.run {
+      await withTaskGroup(of: Void.self) { group in
+        for _ in 0..<5 {
+          group.addTask {
+            do { _ = try await self.increment(cache, 3, storage) } catch { failures.value += 1 }
+          }
+        }
+      }
+      let value = try await self.increment(cache, 3, storage)
+      #expect(value == 3 + 5000)
+    }
+    #expect(failures.value == 1)
+  }
+
+  @Test("Eviction takes clean slices only; when all are dirty the caller must make room")
+  func evictionNeverDropsDirty() throws {
+    let (host, _, storage, cache) = make(slots: 3)
+    let madeRoom = Box(0)
+    try host.run {
+      for slice in [1, 2] { _ = try await self.increment(cache, slice, storage) }
+      for slice in 10..<30 {
+        let value = try await cache.withSlice(
+          HostOffset(UInt64(slice * 512)), storage: storage, makeRoom: {}
+        ) { ($0.be64(0), false) }
+        #expect(value == UInt64(slice))
+      }
+      for slice in [1, 2] {
+        let value = cache.withResident(HostOffset(UInt64(slice * 512))) { $0.be64(0) }
+        #expect(value == UInt64(slice + 1000))
+      }
+      _ = try await self.increment(cache, 3, storage)
+      let makeRoom = { () async throws(ImageError) in
+        madeRoom.value += 1
+        var dirty = cache.dirtyKeys()[...]
+        let batch = WriteBackBatch(cache: cache)
+        batch.take(from: &dirty)
+        try await batch.write(to: storage)
+      }
+      let value = try await cache.withSlice(
+        HostOffset(40 * 512), storage: storage, makeRoom: makeRoom
+      ) { ($0.be64(0), false) }
+      #expect(value == 40)
+      #expect(madeRoom.value == 1)
+      #expect(cache.dirtyCount == 0)
+    }
+  }
+
+  @Test("A change made while its slice is being written back stays dirty")
+  func aChangeDuringWriteBackStaysDirty() throws {
+    let (host, _, storage, cache) = make(slots: 4)
+    try host.run {
+      _ = try await self.increment(cache, 5, storage)
+      var dirty = cache.dirtyKeys()[...]
+      let batch = WriteBackBatch(cache: cache)
+      batch.take(from: &dirty)
+      _ = try await self.increment(cache, 5, storage)
+      try await batch.write(to: storage)
+      #expect(cache.dirtyCount == 1)
+      #expect(cache.dirtyKeys().map(\.key) == [5 * 512])
+    }
+  }
+
+  @Test("The index finds every slice after any order of claims and removals")
+  func theIndexSurvivesDeletion() {
+    var random = SeededGenerator(seed: testSeed("index"))
+    // Few home positions, so that probe sequences overlap.
+    let hashOf = { (key: UInt64) -> UInt64 in key / 512 % 3 }
+    var stripe = CacheStripe(firstSlot: 0, slotCount: 8)
+    var model: [UInt64: Int] = [:]
+    for _ in 0..<5000 {
+      let key = UInt64(random.below(20)) * 512
+      if let slot = model[key] {
+        if random.chance(50) {
+          stripe.remove(slot, hashOf: hashOf)
+          model[key] = nil
+        }
+      } else {
+        let slot = stripe.claim(key, hash: hashOf(key), hashOf: hashOf)
+        #expect(slot >= 0 || model.count == 8)
+        if slot >= 0 {
+          model = model.filter { $0.value != slot }
+          model[key] = slot
+          stripe.slots[slot].state = .resident
+        }
+      }
+      for key in 0..<20 {
+        let key = UInt64(key) * 512
+        let found = stripe.find(key, hash: hashOf(key))
+        if found != model[key] ?? -1 {
+          Issue.record("slice \(key): slot \(found), expected \(model[key] ?? -1)")
+          return
+        }
+      }
+    }
+  }
+}
