@@ -45,9 +45,17 @@ public struct Ring: ~Copyable {
     fatalError("io_uring_enter failed with errno \(-result): the ring is unusable")
   }
 
+<<<<<<< HEAD
   /// Submits everything queued and waits for `count` completions; with 0, only lets the kernel
   /// post what is ready. May return early: a signal, or a transient shortage.
   public func enter(waitingFor count: Int) {
+=======
+  /// Submits everything queued and waits for `count` completions.
+  ///
+  /// With 0, only lets the kernel post what is ready. May return early: a signal, or a transient
+  /// shortage.
+  package func enter(waitingFor count: Int) {
+>>>>>>> ublk
     let result = qublk_ring_enter(raw, UInt32(count))
     if result >= 0 || Self.isTransient(-result) { return }
     fatalError("io_uring_enter failed with errno \(-result): the ring is unusable")
@@ -58,7 +66,7 @@ public struct Ring: ~Copyable {
     code == 4 || code == 11 || code == 16 || code == 62
   }
 
-  /// Calls `body` for each completion that is there and returns their number. Does not wait.
+  /// Calls `body` for each completion that is there, without waiting, and returns their number.
   @inlinable @discardableResult
   public func drain(_ body: (_ userData: UserData, _ result: Int32) -> Void) -> Int {
     var head: UInt32 = 0
@@ -81,8 +89,13 @@ public struct Ring: ~Copyable {
 
   // MARK: Tables
 
+<<<<<<< HEAD
   /// Makes `files` known to the kernel as slots 0, 1, …
   public func registerFiles(_ files: [Int32]) throws(Errno) {
+=======
+  /// Makes `files` known to the kernel, as slots 0 and up in their order.
+  package func registerFiles(_ files: [Int32]) throws(Errno) {
+>>>>>>> ublk
     let result = files.withUnsafeBufferPointer {
       io_uring_register_files(raw, $0.baseAddress, UInt32($0.count))
     }

@@ -25,8 +25,7 @@ extension WorkerLoop {
       let slot = slots[index]
       slot.pointee.isTimer = true
       slot.pointee.timespec = (Int64(milliseconds / 1000), Int64(milliseconds % 1000) * 1_000_000)
-      let timespec = UnsafeRawPointer(slot) + (MemoryLayout.offset(of: \OperationSlots.Slot.timespec) ?? 0)
-      var entry = SubmissionEntry.timeout(after: timespec)
+      var entry = SubmissionEntry.timeout(after: slots.timespec(index))
       entry.userData = UserData(.operation, slot: index).word
       ring.push(entry)
     }
