@@ -1,3 +1,5 @@
+import Glibc
+
 /// Page-aligned memory with an owner, for transfers that must satisfy O_DIRECT.
 ///
 /// The bytes are zero at first, so nothing that was not filled can reach a guest or a disk.
@@ -10,7 +12,7 @@ public final class IOBuffer: @unchecked Sendable {  // why: immutable address; u
   public init(count: Int) {
     let rounded = max(count, 1)
     base = .allocate(byteCount: rounded, alignment: 4096)
-    base.initializeMemory(as: UInt8.self, repeating: 0, count: rounded)
+    memset(base, 0, rounded)
     self.count = count
   }
 

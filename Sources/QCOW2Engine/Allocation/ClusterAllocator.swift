@@ -200,6 +200,12 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     }
   }
 
+  /// Throws if a host cluster that is about to lose a reference has none: it could have been handed
+  /// out anew by the time that the reference is taken away.
+  func requireInUse(_ cluster: UInt64) async throws(ImageError) {
+    if try await refcount(of: cluster) == 0 { throw .refcountRange(cluster: cluster) }
+  }
+
   private func withSlice<R>(
     of cluster: UInt64, _ body: (UnsafeMutableRawPointer) -> (R, changed: Bool)
   ) async throws(ImageError) -> R {

@@ -13,7 +13,7 @@ final class WorkerArenas: @unchecked Sendable {  // why: each arena belongs to o
 
   private let arenas: UnsafeMutablePointer<Arena>
   private let refillMutexes: [AsyncMutex]
-  private let allocator: ClusterAllocator
+  let allocator: ClusterAllocator
   private let largestRefill: UInt64
 
   /// - Parameters:

@@ -58,6 +58,7 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
     defer { inFlight.release(range) }
     if let table = try writableNow(index) { return table }
     let old = try entry(index).l2Table
+    if let old { try await arenas.allocator.requireInUse(geometry.hostCluster(of: old)) }
     let run = try await arenas.take(upTo: 1, worker: worker)
     let table = geometry.start(ofHostCluster: run.start)
     do {

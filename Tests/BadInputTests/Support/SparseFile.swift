@@ -1,4 +1,5 @@
 import BlockCore
+import Glibc
 
 /// A host file in memory that holds only the pages that were written, so that an image may point
 /// anywhere below 2^63 at no cost.
@@ -11,7 +12,7 @@ final class SparseFile: HostFile, @unchecked Sendable {
   static let callLimit = 400_000
 
   let traits: HostFileTraits
-  private var pages: [UInt64: [UInt8]] = [:]
+  private var pages: [UInt64: UnsafeMutableRawPointer] = [:]
   private var size: UInt64
   private(set) var calls = 0
   /// The calls that changed, or could have changed, the file.
@@ -20,17 +21,10 @@ final class SparseFile: HostFile, @unchecked Sendable {
   init(_ bytes: [UInt8], isReadOnly: Bool = false) {
     traits = HostFileTraits(isReadOnly: isReadOnly)
     size = UInt64(bytes.count)
-    var start = 0
-    while start < bytes.count {
-      let end = min(start + Self.pageSize, bytes.count)
-      var page = Array(bytes[start..<end])
-      if page.contains(where: { $0 != 0 }) {
-        page += [UInt8](repeating: 0, count: Self.pageSize - page.count)
-        pages[UInt64(start / Self.pageSize)] = page
-      }
-      start = end
-    }
+    bytes.withUnsafeBytes { store($0, at: 0) }
   }
+
+  deinit { for page in pages.values { free(page) } }
 
   /// Stores bytes without counting it as a change; the file grows as needed.
   func place(_ bytes: [UInt8], at offset: UInt64) {
@@ -49,6 +43,7 @@ final class SparseFile: HostFile, @unchecked Sendable {
     }
   }
 
+  /// Calls `body` with each page of a range: its number, the bytes in it, and how many come before.
   private func forEachPage(
     _ offset: UInt64, _ count: Int, _ body: (UInt64, Range<Int>, Int) -> Void
   ) {
@@ -63,10 +58,12 @@ final class SparseFile: HostFile, @unchecked Sendable {
   }
 
   private func store(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) {
+    guard let source = bytes.baseAddress else { return }
     forEachPage(offset, bytes.count) { number, range, start in
-      var page = pages[number] ?? [UInt8](repeating: 0, count: Self.pageSize)
-      page.replaceSubrange(range, with: bytes[start..<(start + range.count)])
-      pages[number] = page
+      let isNew = pages[number] == nil
+      guard let page = pages[number] ?? calloc(1, Self.pageSize) else { return }
+      if isNew { pages[number] = page }
+      memcpy(page + range.lowerBound, source + start, range.count)
     }
     size = max(size, offset + UInt64(bytes.count))
   }
@@ -76,12 +73,9 @@ final class SparseFile: HostFile, @unchecked Sendable {
     guard let memory = buffer.memory else { throw .invalid }
     forEachPage(offset.bytes, buffer.count) { number, range, start in
       if let page = pages[number] {
-        page.withUnsafeBytes {
-          (memory + start).copyMemory(
-            from: $0.baseAddress! + range.lowerBound, byteCount: range.count)  // why: not empty
-        }
+        memcpy(memory + start, page + range.lowerBound, range.count)
       } else {
-        (memory + start).initializeMemory(as: UInt8.self, repeating: 0, count: range.count)
+        memset(memory + start, 0, range.count)
       }
     }
   }
@@ -111,8 +105,7 @@ final class SparseFile: HostFile, @unchecked Sendable {
       let from = max(start, offset)
       let to = min(start + UInt64(Self.pageSize), end)
       if from >= to { continue }
-      let range = Int(from - start)..<Int(to - start)
-      pages[number]?.replaceSubrange(range, with: repeatElement(0, count: range.count))
+      if let page = pages[number] { memset(page + Int(from - start), 0, Int(to - from)) }
     }
   }
 
