@@ -54,7 +54,7 @@ public struct Ring: ~Copyable {
   ///
   /// With 0, only lets the kernel post what is ready. May return early: a signal, or a transient
   /// shortage.
-  package func enter(waitingFor count: Int) {
+  public func enter(waitingFor count: Int) {
 >>>>>>> ublk
     let result = qublk_ring_enter(raw, UInt32(count))
     if result >= 0 || Self.isTransient(-result) { return }
@@ -94,7 +94,7 @@ public struct Ring: ~Copyable {
   public func registerFiles(_ files: [Int32]) throws(Errno) {
 =======
   /// Makes `files` known to the kernel, as slots 0 and up in their order.
-  package func registerFiles(_ files: [Int32]) throws(Errno) {
+  public func registerFiles(_ files: [Int32]) throws(Errno) {
 >>>>>>> ublk
     let result = files.withUnsafeBufferPointer {
       io_uring_register_files(raw, $0.baseAddress, UInt32($0.count))

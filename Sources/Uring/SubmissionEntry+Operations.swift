@@ -62,7 +62,7 @@ extension SubmissionEntry {
   public static func timeout(after timespec: UnsafeRawPointer) -> SubmissionEntry {
 =======
   /// `timespec` is the kernel's (two 64-bit words) and stays until submission.
-  package static func timeout(after timespec: UnsafeRawPointer) -> SubmissionEntry {
+  public static func timeout(after timespec: UnsafeRawPointer) -> SubmissionEntry {
 >>>>>>> ublk
     var entry = SubmissionEntry(.timeout, file: .descriptor(-1))
     entry.address = UInt64(UInt(bitPattern: timespec))
@@ -84,7 +84,7 @@ extension SubmissionEntry {
   @inlinable public static func command(
 =======
   /// `address` is the `addr` field of the entry, whose meaning is the driver's.
-  @inlinable package static func command(
+  @inlinable public static func command(
 >>>>>>> ublk
     _ opcode: UInt32, _ file: RingFile, payload: (UInt64, UInt64), address: UInt64 = 0
   ) -> SubmissionEntry {

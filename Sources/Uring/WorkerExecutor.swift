@@ -12,7 +12,7 @@ import Synchronization
 public final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
   // why: `local` is touched by the owner thread only, `remote` under `lock`.
 =======
-package final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
+public final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
   // why: `owner` is set before the loop runs, `local` is touched by its thread only, `remote`
   // under `lock`.
 >>>>>>> ublk
@@ -43,7 +43,7 @@ package final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
   /// Makes the calling thread, whose context is `context`, the one that runs the jobs.
   func bind(to context: UnsafeMutableRawPointer) { owner = context }
 
-  package func enqueue(_ job: consuming ExecutorJob) {
+  public func enqueue(_ job: consuming ExecutorJob) {
 >>>>>>> ublk
     let job = UnownedJob(job)
     if qublk_thread_context() == owner {

@@ -22,7 +22,7 @@ public final class WorkerLoop: @unchecked Sendable {
 <<<<<<< HEAD
   public private(set) var executor: WorkerExecutor!
 =======
-  package let executor: WorkerExecutor
+  public let executor: WorkerExecutor
 >>>>>>> ublk
   var slots = OperationSlots()
   private let wakeCounter: UnsafeMutablePointer<UInt64>
@@ -32,7 +32,7 @@ public final class WorkerLoop: @unchecked Sendable {
   public var zeroFile: RingFile?
 =======
   /// /dev/zero as this ring knows it, to fill registered buffers with zeros; nil where none are.
-  package var zeroFile: RingFile?
+  public var zeroFile: RingFile?
 >>>>>>> ublk
   /// Set by ``endSleeps()``: no sleep lasts any longer.
   var sleepsHaveEnded = false
@@ -52,7 +52,7 @@ public final class WorkerLoop: @unchecked Sendable {
   public init(entries: Int, completions: Int) throws(Errno) {
 =======
   /// - Throws: The errno of io_uring_setup(2) or eventfd(2).
-  package init(entries: Int, completions: Int) throws(Errno) {
+  public init(entries: Int, completions: Int) throws(Errno) {
 >>>>>>> ublk
     precondition(qublk_thread_context() == nil, "this thread already runs a loop")
     ring = try Ring(entries: entries, completions: completions)
@@ -124,7 +124,7 @@ public final class WorkerLoop: @unchecked Sendable {
   public func registerFiles(_ files: [Int32]) throws(Errno) {
 =======
   /// Registers `files` with the ring, as slots 0 and up in their order.
-  package func registerFiles(_ files: [Int32]) throws(Errno) {
+  public func registerFiles(_ files: [Int32]) throws(Errno) {
 >>>>>>> ublk
     try ring.registerFiles(files)
     registeredFiles = files

@@ -17,7 +17,7 @@ public final class WorkerThread: @unchecked Sendable {
   public init(
 =======
   /// - Throws: The errno of pthread_create(3).
-  package init(
+  public init(
 >>>>>>> ublk
     name: String, stackBytes: Int = 1 << 20, _ body: @escaping @Sendable () -> Void
   ) throws(Errno) {
@@ -49,10 +49,10 @@ public final class WorkerThread: @unchecked Sendable {
   public func detach() { pthread_detach(handle) }
 =======
   /// Waits for the thread's end; once at most.
-  package func join() { pthread_join(handle, nil) }
+  public func join() { pthread_join(handle, nil) }
 
   /// Lets the thread go its own way, instead of ``join()``.
-  package func detach() { pthread_detach(handle) }
+  public func detach() { pthread_detach(handle) }
 >>>>>>> ublk
 }
 
