@@ -45,17 +45,11 @@ public struct Ring: ~Copyable {
     fatalError("io_uring_enter failed with errno \(-result): the ring is unusable")
   }
 
-<<<<<<< HEAD
-  /// Submits everything queued and waits for `count` completions; with 0, only lets the kernel
-  /// post what is ready. May return early: a signal, or a transient shortage.
-  public func enter(waitingFor count: Int) {
-=======
   /// Submits everything queued and waits for `count` completions.
   ///
   /// With 0, only lets the kernel post what is ready. May return early: a signal, or a transient
   /// shortage.
   public func enter(waitingFor count: Int) {
->>>>>>> ublk
     let result = qublk_ring_enter(raw, UInt32(count))
     if result >= 0 || Self.isTransient(-result) { return }
     fatalError("io_uring_enter failed with errno \(-result): the ring is unusable")
@@ -89,13 +83,8 @@ public struct Ring: ~Copyable {
 
   // MARK: Tables
 
-<<<<<<< HEAD
-  /// Makes `files` known to the kernel as slots 0, 1, …
-  public func registerFiles(_ files: [Int32]) throws(Errno) {
-=======
   /// Makes `files` known to the kernel, as slots 0 and up in their order.
   public func registerFiles(_ files: [Int32]) throws(Errno) {
->>>>>>> ublk
     let result = files.withUnsafeBufferPointer {
       io_uring_register_files(raw, $0.baseAddress, UInt32($0.count))
     }

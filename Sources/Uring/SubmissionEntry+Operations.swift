@@ -57,13 +57,8 @@ extension SubmissionEntry {
 
   /// Completes with -ETIME when the time at `timespec` has passed.
   ///
-<<<<<<< HEAD
-  /// - Parameter timespec: A kernel timespec (two 64-bit words) that stays until submission.
-  public static func timeout(after timespec: UnsafeRawPointer) -> SubmissionEntry {
-=======
   /// `timespec` is the kernel's (two 64-bit words) and stays until submission.
   public static func timeout(after timespec: UnsafeRawPointer) -> SubmissionEntry {
->>>>>>> ublk
     var entry = SubmissionEntry(.timeout, file: .descriptor(-1))
     entry.address = UInt64(UInt(bitPattern: timespec))
     entry.length = 1
@@ -79,13 +74,8 @@ extension SubmissionEntry {
 
   /// A command to a driver, with 16 bytes of payload.
   ///
-<<<<<<< HEAD
-  /// - Parameter address: The `addr` field of the entry, whose meaning is the driver's.
-  @inlinable public static func command(
-=======
   /// `address` is the `addr` field of the entry, whose meaning is the driver's.
   @inlinable public static func command(
->>>>>>> ublk
     _ opcode: UInt32, _ file: RingFile, payload: (UInt64, UInt64), address: UInt64 = 0
   ) -> SubmissionEntry {
     var entry = SubmissionEntry(.uringCommand, file: file)

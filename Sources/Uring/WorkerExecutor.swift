@@ -8,14 +8,9 @@ import Synchronization
 /// Jobs enqueued on the worker's own thread go to a plain queue; from elsewhere to a locked queue
 /// that the loop empties each turn, with a write to the eventfd only if the loop may be asleep.
 /// After the loop has ended, jobs are kept and never run: end the tasks first.
-<<<<<<< HEAD
-public final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
-  // why: `local` is touched by the owner thread only, `remote` under `lock`.
-=======
 public final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
   // why: `owner` is set before the loop runs, `local` is touched by its thread only, `remote`
   // under `lock`.
->>>>>>> ublk
 
   /// Readable when a job from another thread waits; the loop keeps a read armed on it.
   let wakeDescriptor: Int32
@@ -37,14 +32,10 @@ public final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
 
   deinit { if wakeDescriptor >= 0 { close(wakeDescriptor) } }
 
-<<<<<<< HEAD
-  public func enqueue(_ job: consuming ExecutorJob) {
-=======
   /// Makes the calling thread, whose context is `context`, the one that runs the jobs.
   func bind(to context: UnsafeMutableRawPointer) { owner = context }
 
   public func enqueue(_ job: consuming ExecutorJob) {
->>>>>>> ublk
     let job = UnownedJob(job)
     if qublk_thread_context() == owner {
       local.push(job)

@@ -19,21 +19,12 @@ public final class WorkerLoop: @unchecked Sendable {
 
   public let ring: Ring
   /// Runs jobs on this thread; pass it as a task's executor preference.
-<<<<<<< HEAD
-  public private(set) var executor: WorkerExecutor!
-=======
   public let executor: WorkerExecutor
->>>>>>> ublk
   var slots = OperationSlots()
   private let wakeCounter: UnsafeMutablePointer<UInt64>
   private var registeredFiles: [Int32] = []
-<<<<<<< HEAD
-  /// /dev/zero as this ring knows it: fills registered buffers with zeros. Nil where there are none.
-  public var zeroFile: RingFile?
-=======
   /// /dev/zero as this ring knows it, to fill registered buffers with zeros; nil where none are.
   public var zeroFile: RingFile?
->>>>>>> ublk
   /// Set by ``endSleeps()``: no sleep lasts any longer.
   var sleepsHaveEnded = false
 
@@ -48,12 +39,8 @@ public final class WorkerLoop: @unchecked Sendable {
   /// - Parameters:
   ///   - entries: The submission queue's size.
   ///   - completions: The completion queue's size: at least what can be in flight at once.
-<<<<<<< HEAD
-  public init(entries: Int, completions: Int) throws(Errno) {
-=======
   /// - Throws: The errno of io_uring_setup(2) or eventfd(2).
   public init(entries: Int, completions: Int) throws(Errno) {
->>>>>>> ublk
     precondition(qublk_thread_context() == nil, "this thread already runs a loop")
     ring = try Ring(entries: entries, completions: completions)
     executor = try WorkerExecutor()
@@ -119,13 +106,8 @@ public final class WorkerLoop: @unchecked Sendable {
 
   // MARK: Files
 
-<<<<<<< HEAD
-  /// Registers `files` with the ring, in this order, as slots 0, 1, …
-  public func registerFiles(_ files: [Int32]) throws(Errno) {
-=======
   /// Registers `files` with the ring, as slots 0 and up in their order.
   public func registerFiles(_ files: [Int32]) throws(Errno) {
->>>>>>> ublk
     try ring.registerFiles(files)
     registeredFiles = files
   }

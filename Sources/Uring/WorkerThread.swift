@@ -13,12 +13,8 @@ public final class WorkerThread: @unchecked Sendable {
   ///   - name: At most 15 bytes, as tools show it.
   ///   - stackBytes: The stack's size.
   ///   - body: What the thread does; it ends when this returns.
-<<<<<<< HEAD
-  public init(
-=======
   /// - Throws: The errno of pthread_create(3).
   public init(
->>>>>>> ublk
     name: String, stackBytes: Int = 1 << 20, _ body: @escaping @Sendable () -> Void
   ) throws(Errno) {
     var attributes = pthread_attr_t()
@@ -41,19 +37,11 @@ public final class WorkerThread: @unchecked Sendable {
     }
   }
 
-<<<<<<< HEAD
-  /// Waits for the thread's end. Call once at most.
-  public func join() { pthread_join(handle, nil) }
-
-  /// Lets the thread go its own way. Instead of ``join()``.
-  public func detach() { pthread_detach(handle) }
-=======
   /// Waits for the thread's end; once at most.
   public func join() { pthread_join(handle, nil) }
 
   /// Lets the thread go its own way, instead of ``join()``.
   public func detach() { pthread_detach(handle) }
->>>>>>> ublk
 }
 
 private final class ThreadStart {
