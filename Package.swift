@@ -66,7 +66,7 @@ let package = Package(
       name: "UringTests", dependencies: ["BlockCore", "Uring", "HostFiles", "CPlatform"],
       swiftSettings: settings),
     .testTarget(
-      name: "UblkTests", dependencies: ["BlockCore", "Uring", "Ublk", "CUblk"],
+      name: "UblkTests", dependencies: ["BlockCore", "Uring", "Ublk", "CUblk", "CPlatform"],
       swiftSettings: settings),
     .testTarget(
       name: "BlockCoreTests", dependencies: ["BlockCore"], swiftSettings: settings),
