@@ -6,7 +6,7 @@ package import BlockCore
 /// the ``SimulatedHost`` decides. A punched range is filled with garbage, since its contents are
 /// undefined by contract.
 package final class MemoryFile: HostFile, @unchecked Sendable {  // why: `lock`, or one thread
-  package enum Kind: String, Sendable { case read, write, zero, punch }
+  package enum Kind: String, Sendable { case read, write, zero, punch, resize }
 
   private struct Active {
     let number: UInt64
@@ -71,7 +71,15 @@ package final class MemoryFile: HostFile, @unchecked Sendable {  // why: `lock`,
 
   package func length() async throws(Errno) -> UInt64 { lock.withLock { UInt64(bytes.length) } }
 
-  package func setLength(_ length: UInt64) async throws(Errno) { bytes.setLength(Int(length)) }
+  package func setLength(_ length: UInt64) async throws(Errno) {
+    if !bytes.fits(0, Int(length)) { throw .fileTooBig }
+    let old = lock.withLock { UInt64(bytes.length) }
+    // The engine only ever grows a file: shorter means that something was cut off.
+    if length < old { lock.withLock { violations.append("length \(old) cut to \(length)") } }
+    await perform(.resize, HostOffset(min(old, length)), length - min(old, length)) {
+      if Int(length) > bytes.length { bytes.setLength(Int(length)) }
+    }
+  }
 
   private func requireSpace(_ offset: HostOffset, _ length: UInt64) throws(Errno) {
     if offset.bytes > 1 << 56 || !bytes.fits(Int(offset.bytes), Int(length)) { throw .fileTooBig }
