@@ -8,6 +8,8 @@ let settings: [SwiftSetting] = [
   .enableUpcomingFeature("InternalImportsByDefault"),
   .enableUpcomingFeature("MemberImportVisibility"),
   .treatAllWarnings(as: .error),
+  // Small helpers of one module must be inlined into the data path of another (DESIGN.md, section 2).
+  .unsafeFlags(["-cross-module-optimization"], .when(configuration: .release)),
 ]
 
 /// The settings of the C shims.
@@ -64,7 +66,7 @@ let package = Package(
       name: "UringTests", dependencies: ["BlockCore", "Uring", "HostFiles", "CPlatform"],
       swiftSettings: settings),
     .testTarget(
-      name: "UblkTests", dependencies: ["BlockCore", "Uring", "Ublk", "CUblk"],
+      name: "UblkTests", dependencies: ["BlockCore", "Uring", "Ublk", "CUblk", "CPlatform"],
       swiftSettings: settings),
     .testTarget(
       name: "BlockCoreTests", dependencies: ["BlockCore"], swiftSettings: settings),

@@ -1,22 +1,22 @@
 /// One host transfer of a planned request.
-package struct HostTransfer: Sendable {
+public struct HostTransfer: Sendable {
   /// What to do for the part.
-  package enum Kind: UInt8, Sendable {
+  public enum Kind: UInt8, Sendable {
     /// Transfer with the image file.
     case image
     /// A READ part that is zeros: no host I/O needed.
     case zeroes
   }
 
-  package var kind: Kind
+  public var kind: Kind
   /// The number of bytes.
-  package var length: UInt32
+  public var length: UInt32
   /// The first byte of the request's data that this part covers.
-  package var dataOffset: UInt32
+  public var dataOffset: UInt32
   /// Where in the host file; meaningless for ``Kind/zeroes``.
-  package var hostOffset: HostOffset
+  public var hostOffset: HostOffset
 
-  @inlinable package init(kind: Kind, length: UInt32, dataOffset: UInt32, hostOffset: HostOffset) {
+  @inlinable public init(kind: Kind, length: UInt32, dataOffset: UInt32, hostOffset: HostOffset) {
     self.kind = kind
     self.length = length
     self.dataOffset = dataOffset
@@ -25,7 +25,7 @@ package struct HostTransfer: Sendable {
 }
 
 /// How the hit path answers a request.
-package enum PlanResult: Sendable {
+public enum PlanResult: Sendable {
   /// The first `count` entries of the plan are all there is to do; then call `finish`.
   case transfers(count: Int)
   /// The request needs the slow path: call `serve`. `finish` must not be called.
@@ -37,7 +37,7 @@ package enum PlanResult: Sendable {
 /// Worker numbers run from 0 to the count given when the target was made, less one. `slot` is a
 /// number below the slots per worker: the tag, so that the target can tell which requests are in
 /// flight.
-package protocol BlockTarget: AnyObject, Sendable {
+public protocol BlockTarget: AnyObject, Sendable {
   /// The size of the device in bytes.
   var size: UInt64 { get }
 

@@ -2,43 +2,43 @@
 /// with the worker's ring (the request's own pages, under zero copy).
 ///
 /// A value, not an owner: whoever made it keeps the memory alive until the transfer has completed.
-package struct DataBuffer: @unchecked Sendable {  // why: an address only; the owner orders access
+public struct DataBuffer: @unchecked Sendable {  // why: an address only; the owner orders access
   /// The address of the first byte; for a registered buffer, the byte offset inside it.
-  package let address: UInt
+  public let address: UInt
   /// The number of bytes.
-  package let count: Int
+  public let count: Int
   /// The slot in the ring's buffer table; -1 for plain memory.
-  package let registeredIndex: Int32
+  public let registeredIndex: Int32
 
   /// Describes plain memory.
-  @inlinable package init(memory: UnsafeMutableRawPointer, count: Int) {
+  @inlinable public init(memory: UnsafeMutableRawPointer, count: Int) {
     self.address = UInt(bitPattern: memory)
     self.count = count
     self.registeredIndex = -1
   }
 
   /// Describes part of a registered buffer.
-  @inlinable package init(registered index: Int32, offset: UInt, count: Int) {
+  @inlinable public init(registered index: Int32, offset: UInt, count: Int) {
     self.address = offset
     self.count = count
     self.registeredIndex = index
   }
 
   /// No data: flush, discard, write-zeroes.
-  @inlinable package static var none: DataBuffer {
+  @inlinable public static var none: DataBuffer {
     DataBuffer(registered: -1, offset: 0, count: 0)
   }
 
   /// Whether the bytes can be reached through ``memory``.
-  @inlinable package var isMemory: Bool { registeredIndex < 0 }
+  @inlinable public var isMemory: Bool { registeredIndex < 0 }
 
   /// The bytes, when this is plain memory; nil for registered and for empty buffers.
-  @inlinable package var memory: UnsafeMutableRawPointer? {
+  @inlinable public var memory: UnsafeMutableRawPointer? {
     isMemory ? UnsafeMutableRawPointer(bitPattern: address) : nil
   }
 
   /// The part that starts at byte `offset` and has `count` bytes.
-  @inlinable package func slice(_ offset: Int, _ count: Int) -> DataBuffer {
+  @inlinable public func slice(_ offset: Int, _ count: Int) -> DataBuffer {
     assert(offset >= 0 && count >= 0 && offset + count <= self.count)
     if isMemory, let memory {
       return DataBuffer(memory: memory + offset, count: count)

@@ -1,25 +1,25 @@
 import CPlatform
-package import Synchronization
+public import Synchronization
 
 /// A small mutual-exclusion lock that can live in raw memory: one 32-bit word, no owner, no fairness.
 ///
 /// Word values: 0 free, 1 held, 2 held with possible sleepers. Written here instead of using
 /// `Synchronization.Mutex` because the standard library's lock is not instrumented by the thread
 /// sanitizer on Linux, which would then report every access that it protects.
-package struct FutexLock: ~Copyable, Sendable {
+public struct FutexLock: ~Copyable, Sendable {
   @usableFromInline let word = Atomic<UInt32>(0)
   #if DEBUG
     @usableFromInline let rank: LockRank
   #endif
 
-  package init(_ rank: LockRank) {
+  public init(_ rank: LockRank) {
     #if DEBUG
       self.rank = rank
     #endif
   }
 
   /// Takes the lock, sleeping while another thread has it.
-  @inlinable package func lock() {
+  @inlinable public func lock() {
     #if DEBUG
       rank.willLock()
     #endif
@@ -41,7 +41,7 @@ package struct FutexLock: ~Copyable, Sendable {
   }
 
   /// Gives the lock back and wakes one sleeper, if there is any.
-  @inlinable package func unlock() {
+  @inlinable public func unlock() {
     #if DEBUG
       rank.didUnlock()
     #endif
@@ -53,7 +53,7 @@ package struct FutexLock: ~Copyable, Sendable {
   }
 
   /// Runs `body` with the lock held. `body` must not wait for anything.
-  @inlinable package func withLock<R: ~Copyable, E: Error>(
+  @inlinable public func withLock<R: ~Copyable, E: Error>(
     _ body: () throws(E) -> R
   ) throws(E) -> R {
     lock()

@@ -1,13 +1,13 @@
 /// What the engine may know of a host file before it uses it.
-package struct HostFileTraits: Sendable {
+public struct HostFileTraits: Sendable {
   /// A block device: no growth, no holes, and bytes beyond what was written are not known zero.
-  package var isBlockDevice: Bool
+  public var isBlockDevice: Bool
   /// Transfers must start and end on multiples of this many bytes; a power of two, 1 for buffered.
-  package var offsetAlignment: Int
+  public var offsetAlignment: Int
   /// Opened for reading only.
-  package var isReadOnly: Bool
+  public var isReadOnly: Bool
 
-  package init(isBlockDevice: Bool = false, offsetAlignment: Int = 1, isReadOnly: Bool = false) {
+  public init(isBlockDevice: Bool = false, offsetAlignment: Int = 1, isReadOnly: Bool = false) {
     self.isBlockDevice = isBlockDevice
     self.offsetAlignment = offsetAlignment
     self.isReadOnly = isReadOnly
@@ -19,7 +19,7 @@ package struct HostFileTraits: Sendable {
 /// Every call completes in full or throws: implementations finish short transfers, retry EINTR
 /// and EAGAIN, and never report a partial count. Calls may be concurrent; overlapping ones have no
 /// order among themselves. Calls may suspend and resume on the same worker.
-package protocol HostFile: AnyObject, Sendable {
+public protocol HostFile: AnyObject, Sendable {
   /// Fixed facts, gathered at open.
   var traits: HostFileTraits { get }
 
@@ -52,7 +52,7 @@ package protocol HostFile: AnyObject, Sendable {
 
 extension HostFile {
   /// Fills plain memory with zeros; a host file that serves registered buffers has its own.
-  package func fillWithZeroes(_ buffer: DataBuffer) async throws(Errno) {
+  public func fillWithZeroes(_ buffer: DataBuffer) async throws(Errno) {
     guard let memory = buffer.memory else { throw .notSupported }
     memory.initializeMemory(as: UInt8.self, repeating: 0, count: buffer.count)
   }

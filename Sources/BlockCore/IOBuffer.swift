@@ -3,13 +3,13 @@ import Glibc
 /// Page-aligned memory with an owner, for transfers that must satisfy O_DIRECT.
 ///
 /// The bytes are zero at first, so nothing that was not filled can reach a guest or a disk.
-package final class IOBuffer: @unchecked Sendable {  // why: immutable address; users order access
+public final class IOBuffer: @unchecked Sendable {  // why: immutable address; users order access
   /// The first byte; aligned to 4096.
-  package let base: UnsafeMutableRawPointer
+  public let base: UnsafeMutableRawPointer
   /// The number of bytes.
-  package let count: Int
+  public let count: Int
 
-  package init(count: Int) {
+  public init(count: Int) {
     let rounded = max(count, 1)
     base = .allocate(byteCount: rounded, alignment: 4096)
     memset(base, 0, rounded)
@@ -19,5 +19,5 @@ package final class IOBuffer: @unchecked Sendable {  // why: immutable address; 
   deinit { base.deallocate() }
 
   /// The whole buffer, as the target or source of a transfer.
-  package var data: DataBuffer { DataBuffer(memory: base, count: count) }
+  public var data: DataBuffer { DataBuffer(memory: base, count: count) }
 }

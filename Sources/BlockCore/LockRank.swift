@@ -4,16 +4,16 @@ import CPlatform
 ///
 /// Debug builds keep the ranks that the thread holds in a thread-local bit set and trap on a lock
 /// taken out of order; release builds keep nothing.
-package enum LockRank: UInt8, Sendable {
+public enum LockRank: UInt8, Sendable {
   case flushRound, allocator, inFlight, slice, leaf
 
-  package func willLock() {
+  public func willLock() {
     let held = qublk_thread_ranks()
     precondition(held >> UInt64(rawValue) == 0, "lock \(self) taken out of rank order")
     qublk_set_thread_ranks(held | (1 << UInt64(rawValue)))
   }
 
-  package func didUnlock() {
+  public func didUnlock() {
     qublk_set_thread_ranks(qublk_thread_ranks() & ~(1 << UInt64(rawValue)))
   }
 }

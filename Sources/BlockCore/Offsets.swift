@@ -2,16 +2,16 @@
 ///
 /// There is no arithmetic with, and no conversion to, ``HostOffset``: the only way from one to
 /// the other is a mapping.
-package struct GuestOffset: Comparable, Hashable, Sendable {
+public struct GuestOffset: Comparable, Hashable, Sendable {
   /// The position in bytes from the start of the virtual disk.
-  package let bytes: UInt64
+  public let bytes: UInt64
 
-  @inlinable package init(_ bytes: UInt64) { self.bytes = bytes }
+  @inlinable public init(_ bytes: UInt64) { self.bytes = bytes }
 
-  @inlinable package static func < (lhs: Self, rhs: Self) -> Bool { lhs.bytes < rhs.bytes }
+  @inlinable public static func < (lhs: Self, rhs: Self) -> Bool { lhs.bytes < rhs.bytes }
 
   /// The offset `count` bytes further on; wraps at 2^64, which no checked request reaches.
-  @inlinable package static func + (lhs: Self, count: UInt64) -> Self {
+  @inlinable public static func + (lhs: Self, count: UInt64) -> Self {
     Self(lhs.bytes &+ count)
   }
 }
@@ -19,16 +19,16 @@ package struct GuestOffset: Comparable, Hashable, Sendable {
 /// A byte position in a host file: the image, its data file or one of its backing files.
 ///
 /// The qcow2 format keeps these below 2^56.
-package struct HostOffset: Comparable, Hashable, Sendable {
+public struct HostOffset: Comparable, Hashable, Sendable {
   /// The position in bytes from the start of the host file.
-  package let bytes: UInt64
+  public let bytes: UInt64
 
-  @inlinable package init(_ bytes: UInt64) { self.bytes = bytes }
+  @inlinable public init(_ bytes: UInt64) { self.bytes = bytes }
 
-  @inlinable package static func < (lhs: Self, rhs: Self) -> Bool { lhs.bytes < rhs.bytes }
+  @inlinable public static func < (lhs: Self, rhs: Self) -> Bool { lhs.bytes < rhs.bytes }
 
   /// The offset `count` bytes further on; wraps at 2^64, which no validated entry reaches.
-  @inlinable package static func + (lhs: Self, count: UInt64) -> Self {
+  @inlinable public static func + (lhs: Self, count: UInt64) -> Self {
     Self(lhs.bytes &+ count)
   }
 }

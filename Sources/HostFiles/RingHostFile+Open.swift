@@ -16,10 +16,12 @@ extension RingHostFile {
   /// Never creates, never waits for a FIFO or a device to appear.
   ///
   /// - Parameters:
+  ///   - path: The file's path.
   ///   - readOnly: No writes; the file is opened O_RDONLY.
   ///   - mode: What is wanted; ``isDirect`` says what came out.
   ///   - granularity: The largest offset alignment that the caller can keep to, in bytes. A file
   ///     whose direct I/O needs more is opened buffered.
+  /// - Returns: The open file.
   /// - Throws: ``HostFileError``.
   package static func open(
     _ path: String, readOnly: Bool, mode: HostFileMode = .direct, granularity: Int = 512

@@ -14,8 +14,10 @@ extension RingHostFile {
   /// The source of plain writes of zeros; never written to.
   private static let zeros = IOBuffer(count: 1 << 18)
 
+  /// Makes the range read as zeros, by the first way that the file system does not refuse.
+  ///
   /// First ZERO_RANGE, which keeps the space; then a hole, and the file's end moved where the range
-  /// goes past it; then plain writes. What the file system refuses is remembered.
+  /// goes past it; then plain writes. What is refused is remembered.
   package func writeZeroes(at offset: HostOffset, length: UInt64) async throws(Errno) {
     if length == 0 { return }
     if try await allocate(.zeroRange, QUBLK_FALLOC_ZERO_RANGE, offset.bytes, length) { return }

@@ -26,8 +26,10 @@ extension RingHostFile {
 
   // MARK: Whole transfers
 
-  /// Reads all of `buffer`. A read that ends early is continued; a read of nothing, or one that
-  /// ends off the alignment of direct I/O, has met the end of the file: the rest is zeros.
+  /// Reads all of `buffer`.
+  ///
+  /// A read that ends early is continued; a read of nothing, or one that ends off the alignment of
+  /// direct I/O, has met the end of the file: the rest is zeros.
   func readWhole(_ buffer: DataBuffer, _ offset: UInt64) async throws(Errno) {
     var done = 0
     var attempts = Attempts()
@@ -46,7 +48,7 @@ extension RingHostFile {
     }
   }
 
-  /// Writes all of `buffer`. A write of nothing is an error: it would not end otherwise.
+  /// Writes all of `buffer`; a write of nothing is an error, as it would not end otherwise.
   func writeWhole(_ buffer: DataBuffer, _ offset: UInt64) async throws(Errno) {
     var done = 0
     var attempts = Attempts()
@@ -108,8 +110,9 @@ extension RingHostFile {
     }
   }
 
-  /// Writes from memory that direct I/O cannot take. The offset and the count are aligned, or the
-  /// kernel refuses them.
+  /// Writes from memory that direct I/O cannot take.
+  ///
+  /// The offset and the count are aligned, or the kernel refuses them.
   private func writeThroughBounce(
     _ memory: UnsafeMutableRawPointer, _ total: Int, _ offset: UInt64
   ) async throws(Errno) {

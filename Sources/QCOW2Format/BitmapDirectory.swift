@@ -1,21 +1,21 @@
-package import BlockCore
+public import BlockCore
 
 /// The bitmaps extension of the header.
 ///
 /// Source: qcow2 specification, "Bitmaps extension".
-package struct BitmapsExtension: Equatable, Sendable {
-  package static let length = 24
+public struct BitmapsExtension: Equatable, Sendable {
+  public static let length = 24
   /// QEMU's limits.
-  package static let mostBitmaps: UInt32 = 65535
-  package static let mostDirectoryLength: UInt64 = 64 << 20
+  public static let mostBitmaps: UInt32 = 65535
+  public static let mostDirectoryLength: UInt64 = 64 << 20
 
-  package let bitmapCount: UInt32
-  package let reserved: UInt32
+  public let bitmapCount: UInt32
+  public let reserved: UInt32
   /// In bytes.
-  package let directoryLength: UInt64
-  package let directory: HostOffset
+  public let directoryLength: UInt64
+  public let directory: HostOffset
 
-  package init(parsing bytes: [UInt8]) throws(FormatError) {
+  public init(parsing bytes: [UInt8]) throws(FormatError) {
     guard bytes.count == Self.length else {
       throw .badField(
         name: "length of the bitmaps extension", found: UInt64(bytes.count),
@@ -28,7 +28,7 @@ package struct BitmapsExtension: Equatable, Sendable {
   }
 
   /// Checks the fields against the specification and QEMU's limits.
-  package func validate(_ geometry: ClusterGeometry) throws(FormatError) {
+  public func validate(_ geometry: ClusterGeometry) throws(FormatError) {
     guard (1...Self.mostBitmaps).contains(bitmapCount) else {
       throw .badField(
         name: "nb_bitmaps", found: UInt64(bitmapCount), allowed: "1 to \(Self.mostBitmaps)")
@@ -56,35 +56,35 @@ package struct BitmapsExtension: Equatable, Sendable {
 /// One entry of the bitmap directory.
 ///
 /// Source: qcow2 specification, "Bitmap directory".
-package struct BitmapEntry: Equatable, Sendable {
-  package static let fixedLength = 24
+public struct BitmapEntry: Equatable, Sendable {
+  public static let fixedLength = 24
   /// QEMU's limits.
-  package static let mostTableEntries: UInt32 = 0x800_0000
-  package static let mostBytes: UInt64 = 0x2000_0000
-  package static let mostNameLength: UInt16 = 1023
-  package static let granularityBitsRange: ClosedRange<UInt8> = 9...31
+  public static let mostTableEntries: UInt32 = 0x800_0000
+  public static let mostBytes: UInt64 = 0x2000_0000
+  public static let mostNameLength: UInt16 = 1023
+  public static let granularityBitsRange: ClosedRange<UInt8> = 9...31
 
   /// Bits of the flags.
-  package struct Flags: OptionSet, Sendable {
-    package let rawValue: UInt32
-    package init(rawValue: UInt32) { self.rawValue = rawValue }
-    package static let inUse = Self(rawValue: 1 << 0)
-    package static let auto = Self(rawValue: 1 << 1)
-    package static let extraDataCompatible = Self(rawValue: 1 << 2)
-    package static let known: Self = [.inUse, .auto, .extraDataCompatible]
+  public struct Flags: OptionSet, Sendable {
+    public let rawValue: UInt32
+    public init(rawValue: UInt32) { self.rawValue = rawValue }
+    public static let inUse = Self(rawValue: 1 << 0)
+    public static let auto = Self(rawValue: 1 << 1)
+    public static let extraDataCompatible = Self(rawValue: 1 << 2)
+    public static let known: Self = [.inUse, .auto, .extraDataCompatible]
   }
 
-  package let table: HostOffset
+  public let table: HostOffset
   /// In entries.
-  package let tableSize: UInt32
-  package let flags: Flags
-  package let type: UInt8
-  package let granularityBits: UInt8
-  package let nameLength: UInt16
-  package let extraLength: UInt32
+  public let tableSize: UInt32
+  public let flags: Flags
+  public let type: UInt8
+  public let granularityBits: UInt8
+  public let nameLength: UInt16
+  public let extraLength: UInt32
 
   /// Reads the fixed part, ``fixedLength`` bytes.
-  package init(parsing base: UnsafeRawPointer) {
+  public init(parsing base: UnsafeRawPointer) {
     table = HostOffset(base.be64(0))
     tableSize = base.be32(8)
     flags = Flags(rawValue: base.be32(12))
@@ -95,11 +95,11 @@ package struct BitmapEntry: Equatable, Sendable {
   }
 
   /// The bytes of the entry with its padding; below 2^33.
-  package var length: UInt64 {
+  public var length: UInt64 {
     (UInt64(Self.fixedLength) + UInt64(extraLength) + UInt64(nameLength) + 7) & ~7
   }
   /// Where the name starts, counted from the start of the entry.
-  package var namePosition: UInt64 { UInt64(Self.fixedLength) + UInt64(extraLength) }
+  public var namePosition: UInt64 { UInt64(Self.fixedLength) + UInt64(extraLength) }
 
   /// Checks the fields against the specification and QEMU's limits.
   ///
@@ -107,7 +107,7 @@ package struct BitmapEntry: Equatable, Sendable {
   ///   - geometry: The image's.
   ///   - diskSize: The virtual size, which a bitmap that is not in use must fit.
   /// - Throws: ``FormatError`` at the first field that is wrong.
-  package func validate(
+  public func validate(
     _ geometry: ClusterGeometry, diskSize: UInt64
   ) throws(FormatError) {
     let bytes = UInt64(tableSize) << UInt64(geometry.clusterBits)
@@ -160,17 +160,17 @@ package struct BitmapEntry: Equatable, Sendable {
 /// An entry of a bitmap table.
 ///
 /// Source: qcow2 specification, "Bitmap table".
-package struct BitmapTableEntry: Equatable, Sendable {
-  package let raw: UInt64
-  @inlinable package init(raw: UInt64) { self.raw = raw }
+public struct BitmapTableEntry: Equatable, Sendable {
+  public let raw: UInt64
+  @inlinable public init(raw: UInt64) { self.raw = raw }
   /// The cluster with the bits; nil if all of them are the same.
-  @inlinable package var cluster: HostOffset? {
+  @inlinable public var cluster: HostOffset? {
     raw & offsetField == 0 ? nil : HostOffset(raw & offsetField)
   }
   /// Without a cluster: the bits are ones, not zeros.
-  @inlinable package var isAllOnes: Bool { raw & 1 == 1 }
+  @inlinable public var isAllOnes: Bool { raw & 1 == 1 }
   /// Bits that must be zero are not.
-  @inlinable package var hasReservedBits: Bool {
+  @inlinable public var hasReservedBits: Bool {
     raw & ~(offsetField | 1) != 0 || (raw & 1 == 1 && raw & offsetField != 0)
   }
 }

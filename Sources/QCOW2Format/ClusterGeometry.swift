@@ -1,21 +1,21 @@
-package import BlockCore
+public import BlockCore
 
 /// Every shift and mask that follows from the cluster size: the only place that splits an offset.
 ///
 /// Source: qcow2 specification, "Cluster mapping" and "Host cluster management".
-package struct ClusterGeometry: Equatable, Sendable {
+public struct ClusterGeometry: Equatable, Sendable {
   /// log2 of the cluster size; 9 to 21.
-  package let clusterBits: Int
+  public let clusterBits: Int
   /// The width of a refcount: 2^refcountOrder bits; 0 to 6.
-  package let refcountOrder: Int
+  public let refcountOrder: Int
   /// log2 of the size of an L2 entry: 3, or 4 with extended L2 entries.
-  package let l2EntryBits: Int
+  public let l2EntryBits: Int
 
   /// - Parameters:
   ///   - clusterBits: 9 to 21, checked by the caller.
   ///   - refcountOrder: 0 to 6, checked by the caller.
   ///   - extendedL2: whether L2 entries have 16 bytes.
-  package init(clusterBits: Int, refcountOrder: Int, extendedL2: Bool = false) {
+  public init(clusterBits: Int, refcountOrder: Int, extendedL2: Bool = false) {
     precondition((9...21).contains(clusterBits) && (0...6).contains(refcountOrder))
     self.clusterBits = clusterBits
     self.refcountOrder = refcountOrder
@@ -23,56 +23,56 @@ package struct ClusterGeometry: Equatable, Sendable {
   }
 
   /// The cluster size in bytes.
-  @inlinable package var clusterSize: UInt64 { 1 << UInt64(clusterBits) }
+  @inlinable public var clusterSize: UInt64 { 1 << UInt64(clusterBits) }
   /// The mask of the offset inside a cluster.
-  @inlinable package var clusterMask: UInt64 { clusterSize &- 1 }
+  @inlinable public var clusterMask: UInt64 { clusterSize &- 1 }
   /// log2 of the number of entries in an L2 table.
-  @inlinable package var l2Bits: Int { clusterBits &- l2EntryBits }
+  @inlinable public var l2Bits: Int { clusterBits &- l2EntryBits }
   /// The number of entries in an L2 table.
-  @inlinable package var l2Entries: UInt64 { 1 << UInt64(l2Bits) }
+  @inlinable public var l2Entries: UInt64 { 1 << UInt64(l2Bits) }
   /// The guest bytes that one L2 table maps.
-  @inlinable package var bytesPerL2Table: UInt64 { 1 << UInt64(l2Bits &+ clusterBits) }
+  @inlinable public var bytesPerL2Table: UInt64 { 1 << UInt64(l2Bits &+ clusterBits) }
 
   /// log2 of the number of refcounts in a refcount block.
-  @inlinable package var refcountBlockBits: Int { clusterBits &+ 3 &- refcountOrder }
+  @inlinable public var refcountBlockBits: Int { clusterBits &+ 3 &- refcountOrder }
   /// The number of refcounts in a refcount block.
-  @inlinable package var refcountBlockEntries: UInt64 { 1 << UInt64(refcountBlockBits) }
+  @inlinable public var refcountBlockEntries: UInt64 { 1 << UInt64(refcountBlockBits) }
   /// The largest value that a refcount can have.
-  @inlinable package var maxRefcount: UInt64 {
+  @inlinable public var maxRefcount: UInt64 {
     refcountOrder == 6 ? UInt64.max : (1 << (1 << UInt64(refcountOrder))) &- 1
   }
 
   /// The guest cluster that holds `offset`.
-  @inlinable package func cluster(of offset: GuestOffset) -> UInt64 {
+  @inlinable public func cluster(of offset: GuestOffset) -> UInt64 {
     offset.bytes >> UInt64(clusterBits)
   }
   /// The first byte of a guest cluster.
-  @inlinable package func start(ofGuestCluster cluster: UInt64) -> GuestOffset {
+  @inlinable public func start(ofGuestCluster cluster: UInt64) -> GuestOffset {
     GuestOffset(cluster << UInt64(clusterBits))
   }
   /// The host cluster that holds `offset`.
-  @inlinable package func hostCluster(of offset: HostOffset) -> UInt64 {
+  @inlinable public func hostCluster(of offset: HostOffset) -> UInt64 {
     offset.bytes >> UInt64(clusterBits)
   }
   /// The first byte of a host cluster.
-  @inlinable package func start(ofHostCluster cluster: UInt64) -> HostOffset {
+  @inlinable public func start(ofHostCluster cluster: UInt64) -> HostOffset {
     HostOffset(cluster << UInt64(clusterBits))
   }
   /// The index into the L1 table for `offset`.
-  @inlinable package func l1Index(of offset: GuestOffset) -> UInt64 {
+  @inlinable public func l1Index(of offset: GuestOffset) -> UInt64 {
     offset.bytes >> UInt64(l2Bits &+ clusterBits)
   }
   /// The index into the L2 table for `offset`.
-  @inlinable package func l2Index(of offset: GuestOffset) -> UInt64 {
+  @inlinable public func l2Index(of offset: GuestOffset) -> UInt64 {
     (offset.bytes >> UInt64(clusterBits)) & (l2Entries &- 1)
   }
   /// The number of L1 entries that a disk of `size` bytes needs.
-  @inlinable package func l1EntriesNeeded(forSize size: UInt64) -> UInt64 {
+  @inlinable public func l1EntriesNeeded(forSize size: UInt64) -> UInt64 {
     let perTable = bytesPerL2Table
     return size / perTable &+ (size % perTable == 0 ? 0 : 1)
   }
   /// `bytes` rounded up to whole clusters, as a number of clusters.
-  @inlinable package func clusters(covering bytes: UInt64) -> UInt64 {
+  @inlinable public func clusters(covering bytes: UInt64) -> UInt64 {
     bytes >> UInt64(clusterBits) &+ (bytes & clusterMask == 0 ? 0 : 1)
   }
 }

@@ -1,23 +1,23 @@
 /// The feature name table: what the bits of the three feature fields are called.
 ///
 /// Source: qcow2 specification, "Feature name table".
-package struct FeatureNames: Equatable, Sendable {
+public struct FeatureNames: Equatable, Sendable {
   /// Which of the three fields a bit belongs to, with its number in the table.
-  package enum Field: UInt8, Sendable {
+  public enum Field: UInt8, Sendable {
     case incompatible = 0
     case compatible = 1
     case autoclear = 2
   }
 
   /// One entry of the table.
-  package struct Entry: Equatable, Sendable {
-    package var field: Field
+  public struct Entry: Equatable, Sendable {
+    public var field: Field
     /// 0 to 63.
-    package var bit: UInt8
+    public var bit: UInt8
     /// At most 46 bytes of UTF-8.
-    package var name: String
+    public var name: String
 
-    package init(_ field: Field, _ bit: UInt8, _ name: String) {
+    public init(_ field: Field, _ bit: UInt8, _ name: String) {
       self.field = field
       self.bit = bit
       self.name = name
@@ -25,15 +25,15 @@ package struct FeatureNames: Equatable, Sendable {
   }
 
   /// The bytes of one entry.
-  package static let entryLength = 48
+  public static let entryLength = 48
   private static let nameLength = 46
 
-  package var entries: [Entry]
+  public var entries: [Entry]
 
-  package init(entries: [Entry]) { self.entries = entries }
+  public init(entries: [Entry]) { self.entries = entries }
 
   /// All bits that the specification defines, named as QEMU names them.
-  package static let standard = FeatureNames(entries: [
+  public static let standard = FeatureNames(entries: [
     Entry(.incompatible, 0, "dirty bit"),
     Entry(.incompatible, 1, "corrupt bit"),
     Entry(.incompatible, 2, "external data file"),
@@ -45,7 +45,7 @@ package struct FeatureNames: Equatable, Sendable {
   ])
 
   /// Reads a table; entries for fields that do not exist and a partial last entry are left out.
-  package init(parsing bytes: [UInt8]) {
+  public init(parsing bytes: [UInt8]) {
     entries = []
     for start in stride(from: 0, to: bytes.count, by: Self.entryLength) {
       guard start + Self.entryLength <= bytes.count else { break }
@@ -56,7 +56,7 @@ package struct FeatureNames: Equatable, Sendable {
   }
 
   /// The table as it is stored in the header extension.
-  package var encoded: [UInt8] {
+  public var encoded: [UInt8] {
     entries.flatMap { entry in
       let name = entry.name.utf8.prefix(Self.nameLength)
       return [entry.field.rawValue, entry.bit] + name
@@ -65,7 +65,7 @@ package struct FeatureNames: Equatable, Sendable {
   }
 
   /// The name of a bit; nil if the table has none.
-  package func name(of bit: UInt8, in field: Field) -> String? {
+  public func name(of bit: UInt8, in field: Field) -> String? {
     entries.first { $0.field == field && $0.bit == bit }?.name
   }
 }

@@ -1,7 +1,7 @@
-package import BlockCore
+public import BlockCore
 
 /// Why bytes are not a qcow2 structure that can be used: which field, what was found, what is allowed.
-package enum FormatError: Error, Equatable, Sendable {
+public enum FormatError: Error, Equatable, Sendable {
   /// The magic number is not `QFI\xfb`.
   case notQCOW2(magic: UInt32)
   /// The version is neither 2 nor 3.
@@ -19,7 +19,7 @@ package enum FormatError: Error, Equatable, Sendable {
 }
 
 /// What is wrong with an offset.
-package enum OffsetProblem: String, Equatable, Sendable {
+public enum OffsetProblem: String, Equatable, Sendable {
   case unaligned = "not aligned to a cluster"
   case zero = "zero"
   case beyondLimit = "beyond the format's limit"
@@ -28,17 +28,17 @@ package enum OffsetProblem: String, Equatable, Sendable {
 }
 
 /// A fixed text that is `Equatable`: the name of a field or structure in the specification's words.
-package struct FieldName: Equatable, Sendable, ExpressibleByStringLiteral,
+public struct FieldName: Equatable, Sendable, ExpressibleByStringLiteral,
   CustomStringConvertible
 {
-  package let text: String
-  package init(stringLiteral value: String) { text = value }
-  package var description: String { text }
+  public let text: String
+  public init(stringLiteral value: String) { text = value }
+  public var description: String { text }
 }
 
 extension FormatError {
   /// What failed and why, in the form of an error line after the object's name.
-  package var message: String {
+  public var message: String {
     switch self {
     case .notQCOW2(let magic):
       "not a qcow2 image: magic is \(hex(UInt64(magic))), expected 0x514649fb"
@@ -59,7 +59,7 @@ extension FormatError {
 }
 
 /// Hexadecimal with its prefix, for offsets and masks in messages.
-package func hex(_ value: UInt64) -> String { "0x" + String(value, radix: 16) }
+public func hex(_ value: UInt64) -> String { "0x" + String(value, radix: 16) }
 
 private func bitNames(_ mask: UInt64) -> String {
   (0..<64).filter { mask >> UInt64($0) & 1 == 1 }.map { "bit \($0)" }.joined(separator: ", ")

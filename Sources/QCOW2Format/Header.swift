@@ -2,48 +2,48 @@
 ///
 /// Version 2 has the fields up to `snapshotsOffset`; the others then have their defaults and are
 /// never read from, or written to, the file. Source: qcow2 specification, "Header".
-package struct Header: Equatable, Sendable {
-  package static let magic: UInt32 = 0x5146_49fb
+public struct Header: Equatable, Sendable {
+  public static let magic: UInt32 = 0x5146_49fb
   /// The length of a version 2 header.
-  package static let v2Length = 72
+  public static let v2Length = 72
   /// The length of the shortest version 3 header.
-  package static let v3Length = 104
+  public static let v3Length = 104
 
-  package var version: UInt32
-  package var backingFileOffset: UInt64
-  package var backingFileSize: UInt32
-  package var clusterBits: UInt32
+  public var version: UInt32
+  public var backingFileOffset: UInt64
+  public var backingFileSize: UInt32
+  public var clusterBits: UInt32
   /// The virtual size in bytes.
-  package var size: UInt64
-  package var cryptMethod: UInt32
+  public var size: UInt64
+  public var cryptMethod: UInt32
   /// The number of entries in the active L1 table.
-  package var l1Size: UInt32
-  package var l1TableOffset: UInt64
-  package var refcountTableOffset: UInt64
-  package var refcountTableClusters: UInt32
-  package var snapshotCount: UInt32
-  package var snapshotsOffset: UInt64
-  package var incompatible: IncompatibleFeatures = []
-  package var compatible: CompatibleFeatures = []
-  package var autoclear: AutoclearFeatures = []
-  package var refcountOrder: UInt32 = 4
-  package var headerLength: UInt32 = UInt32(Header.v2Length)
-  package var compressionType: UInt8 = 0
+  public var l1Size: UInt32
+  public var l1TableOffset: UInt64
+  public var refcountTableOffset: UInt64
+  public var refcountTableClusters: UInt32
+  public var snapshotCount: UInt32
+  public var snapshotsOffset: UInt64
+  public var incompatible: IncompatibleFeatures = []
+  public var compatible: CompatibleFeatures = []
+  public var autoclear: AutoclearFeatures = []
+  public var refcountOrder: UInt32 = 4
+  public var headerLength: UInt32 = UInt32(Header.v2Length)
+  public var compressionType: UInt8 = 0
 
   /// Byte positions of the fields that are edited in place; each lies within one 512-byte sector.
-  package enum Field {
-    package static let l1Size = 36
-    package static let l1TableOffset = 40
-    package static let refcountTableOffset = 48
-    package static let refcountTableClusters = 56
-    package static let incompatible = 72
-    package static let autoclear = 88
+  public enum Field {
+    public static let l1Size = 36
+    public static let l1TableOffset = 40
+    public static let refcountTableOffset = 48
+    public static let refcountTableClusters = 56
+    public static let incompatible = 72
+    public static let autoclear = 88
   }
 
   /// Reads the fields from the first bytes of a file; checks only what is needed to read on.
   ///
   /// - Parameter bytes: The start of the file; 112 bytes hold every field known here.
-  package init(parsing bytes: UnsafeRawBufferPointer) throws(FormatError) {
+  public init(parsing bytes: UnsafeRawBufferPointer) throws(FormatError) {
     guard let base = bytes.baseAddress, bytes.count >= Self.v2Length else {
       throw .truncated(
         structure: "header", needed: UInt64(Self.v2Length), available: UInt64(bytes.count))
@@ -83,12 +83,12 @@ package struct Header: Equatable, Sendable {
   }
 
   /// The geometry; valid after ``validate(fileLength:)``.
-  package var geometry: ClusterGeometry {
+  public var geometry: ClusterGeometry {
     ClusterGeometry(
       clusterBits: Int(clusterBits), refcountOrder: Int(refcountOrder),
       extendedL2: incompatible.contains(.extendedL2))
   }
 
   /// Whether L2 entries have a zero flag.
-  package var hasZeroFlag: Bool { version >= 3 }
+  public var hasZeroFlag: Bool { version >= 3 }
 }

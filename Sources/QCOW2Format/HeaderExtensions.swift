@@ -1,26 +1,26 @@
-package import BlockCore
+public import BlockCore
 
 /// One header extension as found: its type and where its data lies.
 ///
 /// Source: qcow2 specification, "Header extensions".
-package struct HeaderExtension: Equatable, Sendable {
+public struct HeaderExtension: Equatable, Sendable {
   /// The type number, known or not.
-  package struct Kind: RawRepresentable, Hashable, Sendable {
-    package let rawValue: UInt32
-    package init(rawValue: UInt32) { self.rawValue = rawValue }
-    package static let end = Self(rawValue: 0)
-    package static let backingFormat = Self(rawValue: 0xe279_2aca)
-    package static let featureNames = Self(rawValue: 0x6803_f857)
-    package static let bitmaps = Self(rawValue: 0x2385_2875)
-    package static let encryptionHeader = Self(rawValue: 0x0537_be77)
-    package static let dataFileName = Self(rawValue: 0x4441_5441)
+  public struct Kind: RawRepresentable, Hashable, Sendable {
+    public let rawValue: UInt32
+    public init(rawValue: UInt32) { self.rawValue = rawValue }
+    public static let end = Self(rawValue: 0)
+    public static let backingFormat = Self(rawValue: 0xe279_2aca)
+    public static let featureNames = Self(rawValue: 0x6803_f857)
+    public static let bitmaps = Self(rawValue: 0x2385_2875)
+    public static let encryptionHeader = Self(rawValue: 0x0537_be77)
+    public static let dataFileName = Self(rawValue: 0x4441_5441)
   }
 
-  package let kind: Kind
+  public let kind: Kind
   /// The data's first byte, counted from the start of the file.
-  package let offset: Int
+  public let offset: Int
   /// The number of bytes of data, without padding.
-  package let length: Int
+  public let length: Int
 }
 
 extension HeaderExtension {
@@ -32,7 +32,7 @@ extension HeaderExtension {
   ///   - end: Where the area ends: the backing file name, or the end of the first cluster.
   /// - Returns: The extensions, known and unknown.
   /// - Throws: ``FormatError/badField(name:found:allowed:)`` if an extension does not fit.
-  package static func list(
+  public static func list(
     in cluster: UnsafeRawBufferPointer, from start: Int, to end: Int
   ) throws(FormatError) -> [HeaderExtension] {
     guard let base = cluster.baseAddress else { return [] }
@@ -63,13 +63,13 @@ extension HeaderExtension {
 /// The full disk encryption header pointer.
 ///
 /// Source: qcow2 specification, "Full disk encryption header pointer".
-package struct EncryptionHeaderPointer: Equatable, Sendable {
-  package static let length = 16
-  package let offset: HostOffset
+public struct EncryptionHeaderPointer: Equatable, Sendable {
+  public static let length = 16
+  public let offset: HostOffset
   /// In bytes; the clusters that hold them all belong to the encryption header.
-  package let length: UInt64
+  public let length: UInt64
 
-  package init(parsing bytes: [UInt8]) throws(FormatError) {
+  public init(parsing bytes: [UInt8]) throws(FormatError) {
     guard bytes.count == Self.length else {
       throw .badField(
         name: "length of the encryption header extension", found: UInt64(bytes.count),

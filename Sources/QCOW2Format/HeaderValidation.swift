@@ -1,14 +1,14 @@
 import BlockCore
 
 /// Limits that are QEMU's, not the format's, so that both accept the same images.
-package enum FormatLimit {
+public enum FormatLimit {
   /// The largest L1 table in bytes.
-  package static let l1Bytes: UInt64 = 32 << 20
+  public static let l1Bytes: UInt64 = 32 << 20
   /// The largest refcount table in bytes.
-  package static let refcountTableBytes: UInt64 = 8 << 20
-  package static let snapshots: UInt32 = 65536
+  public static let refcountTableBytes: UInt64 = 8 << 20
+  public static let snapshots: UInt32 = 65536
   /// Host offsets end below this.
-  package static let hostOffset: UInt64 = 1 << 56
+  public static let hostOffset: UInt64 = 1 << 56
 }
 
 extension Header {
@@ -17,7 +17,7 @@ extension Header {
   /// Unknown incompatible features are refused here; known ones are for the caller to judge.
   ///
   /// - Parameter fileLength: The length of the host file in bytes.
-  package func validate(fileLength: UInt64) throws(FormatError) {
+  public func validate(fileLength: UInt64) throws(FormatError) {
     try validateSizes()
     try validateFeatures()
     let geometry = self.geometry

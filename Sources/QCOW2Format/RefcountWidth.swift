@@ -2,9 +2,9 @@
 ///
 /// Widths below 8 bits are packed from the least significant bit of each byte upwards; widths of 8
 /// and more are big-endian. Source: qcow2 specification, "Refcount block entry".
-package enum RefcountWidth {
+public enum RefcountWidth {
   /// The refcount at `index` of the block, or part of a block, that starts at `block`.
-  @inlinable package static func get(
+  @inlinable public static func get(
     _ block: UnsafeRawPointer, order: Int, index: Int
   ) -> UInt64 {
     switch order {
@@ -21,7 +21,7 @@ package enum RefcountWidth {
   }
 
   /// Stores `value`, which must fit the width.
-  @inlinable package static func set(
+  @inlinable public static func set(
     _ block: UnsafeMutableRawPointer, order: Int, index: Int, value: UInt64
   ) {
     switch order {

@@ -1,4 +1,4 @@
-package import BlockCore
+public import BlockCore
 
 /// Bits 9 to 55: the offset field that L1, L2 and refcount table entries share.
 @usableFromInline let offsetField: UInt64 = 0x00ff_ffff_ffff_fe00
@@ -12,42 +12,42 @@ package import BlockCore
 /// An entry of the L1 table.
 ///
 /// Source: qcow2 specification, "L1 table entry".
-package struct L1Entry: Equatable, Sendable {
-  package let raw: UInt64
-  @inlinable package init(raw: UInt64) { self.raw = raw }
+public struct L1Entry: Equatable, Sendable {
+  public let raw: UInt64
+  @inlinable public init(raw: UInt64) { self.raw = raw }
   /// An entry for an L2 table; `copied` if its refcount is exactly one.
-  @inlinable package init(l2Table: HostOffset, copied: Bool) {
+  @inlinable public init(l2Table: HostOffset, copied: Bool) {
     raw = l2Table.bytes | (copied ? copiedFlag : 0)
   }
   /// Nothing allocated below this entry.
-  @inlinable package static var unallocated: L1Entry { L1Entry(raw: 0) }
+  @inlinable public static var unallocated: L1Entry { L1Entry(raw: 0) }
   /// Where the L2 table starts; nil if there is none.
-  @inlinable package var l2Table: HostOffset? {
+  @inlinable public var l2Table: HostOffset? {
     raw & offsetField == 0 ? nil : HostOffset(raw & offsetField)
   }
   /// The L2 table may be changed in place.
-  @inlinable package var isCopied: Bool { raw & copiedFlag != 0 }
+  @inlinable public var isCopied: Bool { raw & copiedFlag != 0 }
   /// Bits that must be zero are not.
-  @inlinable package var hasReservedBits: Bool { raw & ~(offsetField | copiedFlag) != 0 }
+  @inlinable public var hasReservedBits: Bool { raw & ~(offsetField | copiedFlag) != 0 }
 }
 
 /// An entry of an L2 table without subclusters, or the first half of an extended one.
 ///
 /// Source: qcow2 specification, "L2 table entry", "Standard Cluster Descriptor".
-package struct L2Entry: Equatable, Sendable {
-  package let raw: UInt64
-  @inlinable package init(raw: UInt64) { self.raw = raw }
+public struct L2Entry: Equatable, Sendable {
+  public let raw: UInt64
+  @inlinable public init(raw: UInt64) { self.raw = raw }
   /// A plain data cluster; `copied` if its refcount is exactly one.
-  @inlinable package init(data: HostOffset, copied: Bool) {
+  @inlinable public init(data: HostOffset, copied: Bool) {
     raw = data.bytes | (copied ? copiedFlag : 0)
   }
   /// Neither allocated nor zero: what the backing file has, or zeros.
-  @inlinable package static var unallocated: L2Entry { L2Entry(raw: 0) }
+  @inlinable public static var unallocated: L2Entry { L2Entry(raw: 0) }
   /// Reads as zeros, no cluster allocated. Version 3 only.
-  @inlinable package static var zero: L2Entry { L2Entry(raw: zeroFlag) }
+  @inlinable public static var zero: L2Entry { L2Entry(raw: zeroFlag) }
 
   /// The four shapes of an entry, the only ones there are.
-  package enum Kind: UInt8, Sendable {
+  public enum Kind: UInt8, Sendable {
     case unallocated
     /// Reads as zeros; a cluster may be allocated behind it.
     case zero
@@ -56,21 +56,21 @@ package struct L2Entry: Equatable, Sendable {
   }
 
   /// The shape. Version 2 has no zero flag: there bit 0 is reserved and ignored here.
-  @inlinable package func kind(hasZeroFlag: Bool) -> Kind {
+  @inlinable public func kind(hasZeroFlag: Bool) -> Kind {
     if raw & compressedFlag != 0 { return .compressed }
     if hasZeroFlag && raw & zeroFlag != 0 { return .zero }
     return raw & offsetField == 0 ? .unallocated : .data
   }
   /// The cluster of a standard descriptor; nil when the field is zero.
-  @inlinable package var hostCluster: HostOffset? {
+  @inlinable public var hostCluster: HostOffset? {
     raw & offsetField == 0 ? nil : HostOffset(raw & offsetField)
   }
   /// The refcount of the cluster is exactly one: it may be written in place.
-  @inlinable package var isCopied: Bool { raw & copiedFlag != 0 }
+  @inlinable public var isCopied: Bool { raw & copiedFlag != 0 }
   /// The same entry, reading as zeros with its cluster kept.
-  @inlinable package var zeroed: L2Entry { L2Entry(raw: raw | zeroFlag) }
+  @inlinable public var zeroed: L2Entry { L2Entry(raw: raw | zeroFlag) }
   /// Bits of a standard descriptor that must be zero are not.
-  @inlinable package var hasReservedBits: Bool {
+  @inlinable public var hasReservedBits: Bool {
     raw & compressedFlag == 0 && raw & ~(offsetField | copiedFlag | zeroFlag) != 0
   }
 }
@@ -78,14 +78,14 @@ package struct L2Entry: Equatable, Sendable {
 /// An entry of the refcount table.
 ///
 /// Source: qcow2 specification, "Refcount table entry".
-package struct RefcountTableEntry: Equatable, Sendable {
-  package let raw: UInt64
-  @inlinable package init(raw: UInt64) { self.raw = raw }
-  @inlinable package init(block: HostOffset) { raw = block.bytes }
+public struct RefcountTableEntry: Equatable, Sendable {
+  public let raw: UInt64
+  @inlinable public init(raw: UInt64) { self.raw = raw }
+  @inlinable public init(block: HostOffset) { raw = block.bytes }
   /// Where the refcount block starts; nil if all its refcounts are zero.
-  @inlinable package var block: HostOffset? {
+  @inlinable public var block: HostOffset? {
     raw & ~0x1ff == 0 ? nil : HostOffset(raw & ~0x1ff)
   }
   /// Bits that must be zero are not.
-  @inlinable package var hasReservedBits: Bool { raw & 0x1ff != 0 }
+  @inlinable public var hasReservedBits: Bool { raw & 0x1ff != 0 }
 }

@@ -7,7 +7,7 @@ import Synchronization
 /// Everything the function awaits runs here too, except what has an executor of its own; the
 /// thread sleeps while nothing can run. Uses no thread of the global pool. Not for the threads of
 /// ``WorkerLoop``, which must not sleep.
-package func runBlocking<T, E: Error>(
+public func runBlocking<T, E: Error>(
   _ body: @escaping () async throws(E) -> T
 ) throws(E) -> T {
   precondition(qublk_thread_context() == nil, "runBlocking on a worker's thread")

@@ -27,6 +27,12 @@ struct OperationSlots: ~Copyable {
     chunks[index / Self.chunkSize] + index % Self.chunkSize
   }
 
+  /// The address of the timespec of slot `index`.
+  func timespec(_ index: Int) -> UnsafeRawPointer {
+    let offset = MemoryLayout<Slot>.offset(of: \.timespec)
+    return UnsafeRawPointer(self[index]) + (offset ?? 0)
+  }
+
   /// Whether ``take(_:)`` can hand out a slot.
   mutating func hasRoom() -> Bool {
     if firstFree >= 0 { return true }

@@ -1,10 +1,10 @@
-package import BlockCore
-package import CUring
+public import BlockCore
+public import CUring
 
 /// An io_uring with its queues: submits entries and hands out completions.
 ///
 /// Made and used by one thread only (the kernel is told so, where it knows the flag).
-package struct Ring: ~Copyable {
+public struct Ring: ~Copyable {
   @usableFromInline let raw: UnsafeMutablePointer<io_uring>
 
   /// Sets a ring up.
@@ -13,7 +13,7 @@ package struct Ring: ~Copyable {
   ///   - entries: The submission queue's size, rounded up to a power of two.
   ///   - completions: The completion queue's size: at least what can be in flight at once.
   /// - Throws: The errno of io_uring_setup(2).
-  package init(entries: Int, completions: Int) throws(Errno) {
+  public init(entries: Int, completions: Int) throws(Errno) {
     raw = .allocate(capacity: 1)
     raw.initialize(to: io_uring())
     let result = qublk_ring_init(raw, UInt32(entries), UInt32(completions), 0)
@@ -30,7 +30,7 @@ package struct Ring: ~Copyable {
   }
 
   /// Queues `entry`; when the queue is full, submits what it holds first.
-  @inlinable package func push(_ entry: SubmissionEntry) {
+  @inlinable public func push(_ entry: SubmissionEntry) {
     var slot = qublk_ring_next(raw)
     while slot == nil {
       makeRoom()
@@ -45,9 +45,11 @@ package struct Ring: ~Copyable {
     fatalError("io_uring_enter failed with errno \(-result): the ring is unusable")
   }
 
-  /// Submits everything queued and waits for `count` completions; with 0, only lets the kernel
-  /// post what is ready. May return early: a signal, or a transient shortage.
-  package func enter(waitingFor count: Int) {
+  /// Submits everything queued and waits for `count` completions.
+  ///
+  /// With 0, only lets the kernel post what is ready. May return early: a signal, or a transient
+  /// shortage.
+  public func enter(waitingFor count: Int) {
     let result = qublk_ring_enter(raw, UInt32(count))
     if result >= 0 || Self.isTransient(-result) { return }
     fatalError("io_uring_enter failed with errno \(-result): the ring is unusable")
@@ -58,9 +60,9 @@ package struct Ring: ~Copyable {
     code == 4 || code == 11 || code == 16 || code == 62
   }
 
-  /// Calls `body` for each completion that is there and returns their number. Does not wait.
+  /// Calls `body` for each completion that is there, without waiting, and returns their number.
   @inlinable @discardableResult
-  package func drain(_ body: (_ userData: UserData, _ result: Int32) -> Void) -> Int {
+  public func drain(_ body: (_ userData: UserData, _ result: Int32) -> Void) -> Int {
     var head: UInt32 = 0
     let count = qublk_cq_available(raw, &head)
     var index: UInt32 = 0
@@ -77,12 +79,12 @@ package struct Ring: ~Copyable {
   }
 
   /// The number of entries queued and not yet submitted.
-  package var unsubmitted: Int { Int(qublk_ring_unsubmitted(raw)) }
+  public var unsubmitted: Int { Int(qublk_ring_unsubmitted(raw)) }
 
   // MARK: Tables
 
-  /// Makes `files` known to the kernel as slots 0, 1, …
-  package func registerFiles(_ files: [Int32]) throws(Errno) {
+  /// Makes `files` known to the kernel, as slots 0 and up in their order.
+  public func registerFiles(_ files: [Int32]) throws(Errno) {
     let result = files.withUnsafeBufferPointer {
       io_uring_register_files(raw, $0.baseAddress, UInt32($0.count))
     }
@@ -90,14 +92,14 @@ package struct Ring: ~Copyable {
   }
 
   /// Takes the table of files back, and with it the references that the ring holds.
-  package func unregisterFiles() { _ = io_uring_unregister_files(raw) }
+  public func unregisterFiles() { _ = io_uring_unregister_files(raw) }
 
   /// Makes a table of `count` empty buffer slots, for buffers that a driver registers.
-  package func registerSparseBuffers(_ count: Int) throws(Errno) {
+  public func registerSparseBuffers(_ count: Int) throws(Errno) {
     let result = io_uring_register_buffers_sparse(raw, UInt32(count))
     if result < 0 { throw Errno(-result) }
   }
 
   /// Takes the table of buffers back.
-  package func unregisterBuffers() { _ = io_uring_unregister_buffers(raw) }
+  public func unregisterBuffers() { _ = io_uring_unregister_buffers(raw) }
 }

@@ -1,19 +1,19 @@
-package import BlockCore
+public import BlockCore
 
 /// The entries, one function for each operation. `userData` is left to the caller.
 extension SubmissionEntry {
   /// Does nothing and completes with 0.
-  package static var nop: SubmissionEntry { SubmissionEntry(.nop, file: .descriptor(-1)) }
+  public static var nop: SubmissionEntry { SubmissionEntry(.nop, file: .descriptor(-1)) }
 
   /// Reads into plain memory or a registered buffer; `data.count` must fit in 31 bits.
-  @inlinable package static func read(
+  @inlinable public static func read(
     _ file: RingFile, into data: DataBuffer, at offset: UInt64
   ) -> SubmissionEntry {
     transfer(data.isMemory ? .read : .readFixed, file, data, offset)
   }
 
   /// Writes from plain memory or a registered buffer; `data.count` must fit in 31 bits.
-  @inlinable package static func write(
+  @inlinable public static func write(
     _ file: RingFile, from data: DataBuffer, at offset: UInt64
   ) -> SubmissionEntry {
     transfer(data.isMemory ? .write : .writeFixed, file, data, offset)
@@ -31,14 +31,14 @@ extension SubmissionEntry {
   }
 
   /// Waits until the data of the file, and the metadata needed to find it, are durable.
-  package static func dataSync(_ file: RingFile) -> SubmissionEntry {
+  public static func dataSync(_ file: RingFile) -> SubmissionEntry {
     var entry = SubmissionEntry(.fsync, file: file)
     entry.operationFlags = 1  // IORING_FSYNC_DATASYNC
     return entry
   }
 
   /// fallocate(2) with `mode`.
-  package static func allocate(
+  public static func allocate(
     _ file: RingFile, mode: Int32, at offset: UInt64, length: UInt64
   ) -> SubmissionEntry {
     var entry = SubmissionEntry(.fallocate, file: file)
@@ -49,7 +49,7 @@ extension SubmissionEntry {
   }
 
   /// ftruncate(2); Linux 6.9 and later.
-  package static func truncate(_ file: RingFile, to length: UInt64) -> SubmissionEntry {
+  public static func truncate(_ file: RingFile, to length: UInt64) -> SubmissionEntry {
     var entry = SubmissionEntry(.ftruncate, file: file)
     entry.offset = length
     return entry
@@ -57,8 +57,8 @@ extension SubmissionEntry {
 
   /// Completes with -ETIME when the time at `timespec` has passed.
   ///
-  /// - Parameter timespec: A kernel timespec (two 64-bit words) that stays until submission.
-  package static func timeout(after timespec: UnsafeRawPointer) -> SubmissionEntry {
+  /// `timespec` is the kernel's (two 64-bit words) and stays until submission.
+  public static func timeout(after timespec: UnsafeRawPointer) -> SubmissionEntry {
     var entry = SubmissionEntry(.timeout, file: .descriptor(-1))
     entry.address = UInt64(UInt(bitPattern: timespec))
     entry.length = 1
@@ -66,7 +66,7 @@ extension SubmissionEntry {
   }
 
   /// Ends a timeout early; that one completes with -ECANCELED.
-  package static func removeTimeout(_ target: UserData) -> SubmissionEntry {
+  public static func removeTimeout(_ target: UserData) -> SubmissionEntry {
     var entry = SubmissionEntry(.timeoutRemove, file: .descriptor(-1))
     entry.address = target.word
     return entry
@@ -74,8 +74,8 @@ extension SubmissionEntry {
 
   /// A command to a driver, with 16 bytes of payload.
   ///
-  /// - Parameter address: The `addr` field of the entry, whose meaning is the driver's.
-  @inlinable package static func command(
+  /// `address` is the `addr` field of the entry, whose meaning is the driver's.
+  @inlinable public static func command(
     _ opcode: UInt32, _ file: RingFile, payload: (UInt64, UInt64), address: UInt64 = 0
   ) -> SubmissionEntry {
     var entry = SubmissionEntry(.uringCommand, file: file)

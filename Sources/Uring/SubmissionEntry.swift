@@ -1,20 +1,20 @@
 /// One 64-byte submission queue entry, field by field as the kernel lays it out.
-package struct SubmissionEntry: BitwiseCopyable, Sendable {
-  package var opcode: UInt8
-  package var flags: UInt8 = 0
-  package var priority: UInt16 = 0
-  package var fd: Int32
-  package var offset: UInt64 = 0
-  package var address: UInt64 = 0
-  package var length: UInt32 = 0
-  package var operationFlags: UInt32 = 0
-  package var userData: UInt64 = 0
-  package var bufferIndex: UInt16 = 0
-  package var personality: UInt16 = 0
-  package var fileIndex: UInt32 = 0
-  package var command: (UInt64, UInt64) = (0, 0)
+public struct SubmissionEntry: BitwiseCopyable, Sendable {
+  public var opcode: UInt8
+  public var flags: UInt8 = 0
+  public var priority: UInt16 = 0
+  public var fd: Int32
+  public var offset: UInt64 = 0
+  public var address: UInt64 = 0
+  public var length: UInt32 = 0
+  public var operationFlags: UInt32 = 0
+  public var userData: UInt64 = 0
+  public var bufferIndex: UInt16 = 0
+  public var personality: UInt16 = 0
+  public var fileIndex: UInt32 = 0
+  public var command: (UInt64, UInt64) = (0, 0)
 
-  @inlinable package init(_ opcode: Opcode, file: RingFile) {
+  @inlinable public init(_ opcode: Opcode, file: RingFile) {
     self.opcode = opcode.rawValue
     switch file {
     case .descriptor(let fd): self.fd = fd
@@ -26,13 +26,13 @@ package struct SubmissionEntry: BitwiseCopyable, Sendable {
 }
 
 /// A file as an entry names it: a descriptor, or a slot in the ring's table of registered files.
-package enum RingFile: Sendable {
+public enum RingFile: Sendable {
   case descriptor(Int32)
   case registered(Int32)
 }
 
 /// The io_uring operations in use; numbers of the kernel's ABI.
-package enum Opcode: UInt8, Sendable {
+public enum Opcode: UInt8, Sendable {
   case nop = 0
   case fsync = 3
   case readFixed = 4
@@ -47,6 +47,6 @@ package enum Opcode: UInt8, Sendable {
 }
 
 /// Bits of ``SubmissionEntry/flags``.
-package enum SubmissionFlags {
-  package static let fixedFile: UInt8 = 1 << 0
+public enum SubmissionFlags {
+  public static let fixedFile: UInt8 = 1 << 0
 }

@@ -2,9 +2,9 @@
 ///
 /// Bits 0–31: slot (a tag, or an index into ``OperationSlots``); bits 32–47: part of a plan;
 /// bits 56–63: kind.
-package struct UserData: Equatable, Sendable {
+public struct UserData: Equatable, Sendable {
   /// What a completion is about.
-  package enum Kind: UInt8, Sendable {
+  public enum Kind: UInt8, Sendable {
     /// Nobody waits for it.
     case ignored = 0
     /// The executor's eventfd was written to.
@@ -18,18 +18,18 @@ package struct UserData: Equatable, Sendable {
   }
 
   /// The value as the kernel keeps it.
-  package let word: UInt64
+  public let word: UInt64
 
-  @inlinable package init(word: UInt64) { self.word = word }
+  @inlinable public init(word: UInt64) { self.word = word }
 
-  @inlinable package init(_ kind: Kind, slot: Int = 0, part: Int = 0) {
+  @inlinable public init(_ kind: Kind, slot: Int = 0, part: Int = 0) {
     assert(slot >= 0 && slot <= Int(UInt32.max) && part >= 0 && part <= Int(UInt16.max))
     word =
       UInt64(kind.rawValue) << 56 | UInt64(UInt16(truncatingIfNeeded: part)) << 32
       | UInt64(UInt32(truncatingIfNeeded: slot))
   }
 
-  @inlinable package var kind: Kind { Kind(rawValue: UInt8(word >> 56)) ?? .ignored }
-  @inlinable package var slot: Int { Int(UInt32(truncatingIfNeeded: word)) }
-  @inlinable package var part: Int { Int(UInt16(truncatingIfNeeded: word >> 32)) }
+  @inlinable public var kind: Kind { Kind(rawValue: UInt8(word >> 56)) ?? .ignored }
+  @inlinable public var slot: Int { Int(UInt32(truncatingIfNeeded: word)) }
+  @inlinable public var part: Int { Int(UInt16(truncatingIfNeeded: word >> 32)) }
 }

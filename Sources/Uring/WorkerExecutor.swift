@@ -8,28 +8,34 @@ import Synchronization
 /// Jobs enqueued on the worker's own thread go to a plain queue; from elsewhere to a locked queue
 /// that the loop empties each turn, with a write to the eventfd only if the loop may be asleep.
 /// After the loop has ended, jobs are kept and never run: end the tasks first.
-package final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
-  // why: `local` is touched by the owner thread only, `remote` under `lock`.
+public final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
+  // why: `owner` is set before the loop runs, `local` is touched by its thread only, `remote`
+  // under `lock`.
 
   /// Readable when a job from another thread waits; the loop keeps a read armed on it.
   let wakeDescriptor: Int32
-  private let owner: UnsafeMutableRawPointer
+  /// The thread context of the thread that runs the jobs.
+  private var owner: UnsafeMutableRawPointer?
   private var local = JobQueue()
   private let lock = FutexLock(.leaf)
   private var remote = JobQueue()
   private let remoteCount = Atomic<Int>(0)
   private let mayBeAsleep = Atomic<Bool>(false)
 
-  /// - Parameter owner: The thread context of the thread that runs the jobs.
-  init(owner: UnsafeMutableRawPointer) throws(Errno) {
-    self.owner = owner
+  /// Makes an executor that belongs to no thread yet.
+  ///
+  /// - Throws: The errno of eventfd(2).
+  init() throws(Errno) {
     wakeDescriptor = qublk_eventfd()
     if wakeDescriptor < 0 { throw Errno(-wakeDescriptor) }
   }
 
   deinit { if wakeDescriptor >= 0 { close(wakeDescriptor) } }
 
-  package func enqueue(_ job: consuming ExecutorJob) {
+  /// Makes the calling thread, whose context is `context`, the one that runs the jobs.
+  func bind(to context: UnsafeMutableRawPointer) { owner = context }
+
+  public func enqueue(_ job: consuming ExecutorJob) {
     let job = UnownedJob(job)
     if qublk_thread_context() == owner {
       local.push(job)
@@ -43,7 +49,7 @@ package final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
   }
 
   /// Makes the loop take another turn, whatever it does now; callable from every thread.
-  package func wake() {
+  public func wake() {
     var one: UInt64 = 1
     _ = write(wakeDescriptor, &one, 8)
   }

@@ -5,7 +5,7 @@ extension WorkerLoop {
   ///
   /// Call from a task that runs on this loop's executor. -EAGAIN if 65536 operations are already
   /// in flight.
-  package func perform(_ entry: SubmissionEntry) async -> Int32 {
+  public func perform(_ entry: SubmissionEntry) async -> Int32 {
     guard slots.hasRoom() else { return -Errno.again.code }
     return await withUnsafeContinuation { continuation in
       var entry = entry
@@ -18,15 +18,14 @@ extension WorkerLoop {
   ///
   /// - Returns: Whether the time has passed; false means that the worker is about to end.
   @discardableResult
-  package func sleep(milliseconds: Int) async -> Bool {
+  public func sleep(milliseconds: Int) async -> Bool {
     guard !sleepsHaveEnded, slots.hasRoom() else { return !sleepsHaveEnded }
     let result: Int32 = await withUnsafeContinuation { continuation in
       let index = slots.take(continuation)
       let slot = slots[index]
       slot.pointee.isTimer = true
       slot.pointee.timespec = (Int64(milliseconds / 1000), Int64(milliseconds % 1000) * 1_000_000)
-      let timespec = UnsafeRawPointer(slot) + (MemoryLayout.offset(of: \OperationSlots.Slot.timespec) ?? 0)
-      var entry = SubmissionEntry.timeout(after: timespec)
+      var entry = SubmissionEntry.timeout(after: slots.timespec(index))
       entry.userData = UserData(.operation, slot: index).word
       ring.push(entry)
     }
@@ -34,7 +33,7 @@ extension WorkerLoop {
   }
 
   /// Ends all sleeps now and every later one at once.
-  package func endSleeps() {
+  public func endSleeps() {
     sleepsHaveEnded = true
     slots.forEachTimer { index in
       ring.push(.removeTimeout(UserData(.operation, slot: index)))
@@ -42,7 +41,7 @@ extension WorkerLoop {
   }
 
   /// The number of asynchronous operations that have not completed.
-  package var operationsInFlight: Int { slots.inFlight }
+  public var operationsInFlight: Int { slots.inFlight }
 
   @usableFromInline func finishOperation(_ index: Int, result: Int32) {
     slots.release(index)?.resume(returning: result)

@@ -1,8 +1,8 @@
-package import BlockCore
+public import BlockCore
 import CPlatform
 
 /// What a loop hands the completions to that are not its own.
-package protocol CompletionHandler: AnyObject {
+public protocol CompletionHandler: AnyObject {
   /// Called for every completion of kind `fetch` and `transfer`, on the worker's thread.
   func complete(_ userData: UserData, result: Int32)
 
@@ -14,22 +14,22 @@ package protocol CompletionHandler: AnyObject {
 ///
 /// Made on the thread that runs it; all members except `executor` are for that thread only.
 /// A turn runs ready jobs, enters the kernel once for everything queued, and reaps everything.
-package final class WorkerLoop: @unchecked Sendable {
+public final class WorkerLoop: @unchecked Sendable {
   // why: confined to its thread; other threads touch `executor` only.
 
-  @usableFromInline package let ring: Ring
+  public let ring: Ring
   /// Runs jobs on this thread; pass it as a task's executor preference.
-  package private(set) var executor: WorkerExecutor!
+  public let executor: WorkerExecutor
   var slots = OperationSlots()
-  private var wakeCounter: UnsafeMutablePointer<UInt64>
+  private let wakeCounter: UnsafeMutablePointer<UInt64>
   private var registeredFiles: [Int32] = []
-  /// /dev/zero as this ring knows it: fills registered buffers with zeros. Nil where there are none.
-  package var zeroFile: RingFile?
+  /// /dev/zero as this ring knows it, to fill registered buffers with zeros; nil where none are.
+  public var zeroFile: RingFile?
   /// Set by ``endSleeps()``: no sleep lasts any longer.
   var sleepsHaveEnded = false
 
   /// The loop whose thread this is; nil on every other thread.
-  package static var current: WorkerLoop? {
+  public static var current: WorkerLoop? {
     guard let context = qublk_thread_context() else { return nil }
     return Unmanaged<WorkerLoop>.fromOpaque(context).takeUnretainedValue()
   }
@@ -39,13 +39,15 @@ package final class WorkerLoop: @unchecked Sendable {
   /// - Parameters:
   ///   - entries: The submission queue's size.
   ///   - completions: The completion queue's size: at least what can be in flight at once.
-  package init(entries: Int, completions: Int) throws(Errno) {
+  /// - Throws: The errno of io_uring_setup(2) or eventfd(2).
+  public init(entries: Int, completions: Int) throws(Errno) {
     precondition(qublk_thread_context() == nil, "this thread already runs a loop")
     ring = try Ring(entries: entries, completions: completions)
+    executor = try WorkerExecutor()
     wakeCounter = .allocate(capacity: 1)
     wakeCounter.initialize(to: 0)
     let context = Unmanaged.passUnretained(self).toOpaque()
-    executor = try WorkerExecutor(owner: context)
+    executor.bind(to: context)
     qublk_set_thread_context(context)
     armWake()
   }
@@ -55,7 +57,7 @@ package final class WorkerLoop: @unchecked Sendable {
   /// Takes turns until `handler` is finished.
   ///
   /// It is asked after the jobs of a turn have run and before the sleep: either may be the last.
-  @inlinable package func run(_ handler: some CompletionHandler) {
+  @inlinable public func run(_ handler: some CompletionHandler) {
     while true {
       executor.runReadyJobs()
       if handler.isFinished { return }
@@ -65,7 +67,7 @@ package final class WorkerLoop: @unchecked Sendable {
   }
 
   /// Submits what is queued and hands out what has completed by then.
-  package func turnWithoutWaiting(_ handler: some CompletionHandler) {
+  public func turnWithoutWaiting(_ handler: some CompletionHandler) {
     ring.enter(waitingFor: 0)
     reap(handler)
   }
@@ -100,24 +102,24 @@ package final class WorkerLoop: @unchecked Sendable {
   }
 
   /// Gives this thread back; the ring goes when the last reference to the loop does.
-  package func leaveThread() { qublk_set_thread_context(nil) }
+  public func leaveThread() { qublk_set_thread_context(nil) }
 
   // MARK: Files
 
-  /// Registers `files` with the ring, in this order, as slots 0, 1, …
-  package func registerFiles(_ files: [Int32]) throws(Errno) {
+  /// Registers `files` with the ring, as slots 0 and up in their order.
+  public func registerFiles(_ files: [Int32]) throws(Errno) {
     try ring.registerFiles(files)
     registeredFiles = files
   }
 
   /// Takes the registration back, so that the ring no longer holds the files open.
-  package func unregisterFiles() {
+  public func unregisterFiles() {
     ring.unregisterFiles()
     registeredFiles = []
   }
 
   /// How entries of this ring should name `fd`: by slot if it is registered.
-  package func file(_ fd: Int32) -> RingFile {
+  public func file(_ fd: Int32) -> RingFile {
     for (slot, registered) in registeredFiles.enumerated() where registered == fd {
       return .registered(Int32(slot))
     }

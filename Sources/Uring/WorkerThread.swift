@@ -1,9 +1,9 @@
-package import BlockCore
+public import BlockCore
 import CPlatform
 import Glibc
 
 /// A joinable POSIX thread that runs a closure.
-package final class WorkerThread: @unchecked Sendable {
+public final class WorkerThread: @unchecked Sendable {
   // why: `handle` is written once, before anyone else sees the object; join is called by the owner.
   private var handle = pthread_t()
 
@@ -13,7 +13,8 @@ package final class WorkerThread: @unchecked Sendable {
   ///   - name: At most 15 bytes, as tools show it.
   ///   - stackBytes: The stack's size.
   ///   - body: What the thread does; it ends when this returns.
-  package init(
+  /// - Throws: The errno of pthread_create(3).
+  public init(
     name: String, stackBytes: Int = 1 << 20, _ body: @escaping @Sendable () -> Void
   ) throws(Errno) {
     var attributes = pthread_attr_t()
@@ -36,11 +37,11 @@ package final class WorkerThread: @unchecked Sendable {
     }
   }
 
-  /// Waits for the thread's end. Call once at most.
-  package func join() { pthread_join(handle, nil) }
+  /// Waits for the thread's end; once at most.
+  public func join() { pthread_join(handle, nil) }
 
-  /// Lets the thread go its own way. Instead of ``join()``.
-  package func detach() { pthread_detach(handle) }
+  /// Lets the thread go its own way, instead of ``join()``.
+  public func detach() { pthread_detach(handle) }
 }
 
 private final class ThreadStart {

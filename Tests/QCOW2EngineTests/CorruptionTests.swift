@@ -13,16 +13,21 @@ import Testing
     return Bench(builder, schedule: nil, isImmediate: true)
   }
 
-  /// Carries out `operation` on the guest clusters; everything that existed must stay as it is, save
-  /// the mark in the header.
+  /// Opens the image, breaks it by `damage`, and carries out `operation` on the guest clusters.
+  ///
+  /// Everything that existed must stay as it is, save the mark in the header. The damage comes after
+  /// opening, which refuses most of it: what matters here is the last line of defence.
   private func expectRefusal(
     _ bench: Bench, _ operation: BlockOperation, clusters: Range<Int>, plans: Bool = true,
-    keepsL1: Bool = true
+    keepsTables: Bool = true, damage: @escaping () -> Void
   ) throws {
-    let before = bench.bytes.copy()
+    let before = Box(bench.bytes)
+    let damage = Box(damage)
     let size = 1 << bench.builder.clusterBits
     try bench.host.run {
       let image = try await bench.open()
+      damage.value()
+      before.value = bench.bytes.copy()
       let driver = MiniWorker(target: image, file: bench.file, worker: 0)
       let buffer = IOBuffer(count: clusters.count * size)
       buffer.base.initializeMemory(as: UInt8.self, repeating: 0x99, count: buffer.count)
@@ -42,10 +47,11 @@ import Testing
       _ = try? await image.close()
     }
     #expect(bench.bytes.be64(72) & 2 != 0, "not marked corrupt")
-    bench.bytes.put64(before.be64(72), 72)
-    for cluster in metadata(before, keepsL1) {
-      for offset in stride(from: cluster * size, to: min((cluster + 1) * size, before.length), by: 8)
-      where bench.bytes.be64(offset) != before.be64(offset) {
+    let original = before.value
+    bench.bytes.put64(original.be64(72), 72)
+    for cluster in metadata(original, keepsTables) {
+      for offset in stride(from: cluster * size, to: min((cluster + 1) * size, original.length), by: 8)
+      where bench.bytes.be64(offset) != original.be64(offset) {
         Issue.record("metadata changed at \(offset)")
         return
       }
@@ -53,10 +59,9 @@ import Testing
   }
 
   /// The header, L1 table and refcount table of a small image.
-  private func metadata(_ bytes: ImageBytes, _ withL1: Bool) -> [Int] {
+  private func metadata(_ bytes: ImageBytes, _ withTables: Bool) -> [Int] {
     let bits = Int(bytes.be32(20))
-    let l1 = withL1 ? [Int(bytes.be64(40)) >> bits] : []
-    return [0, Int(bytes.be64(48)) >> bits] + l1
+    return [0] + (withTables ? [Int(bytes.be64(40)) >> bits, Int(bytes.be64(48)) >> bits] : [])
   }
 
   private func setRefcount(_ bench: Bench, _ cluster: Int, _ value: UInt16) {
@@ -85,8 +90,9 @@ import Testing
   @Test("Metadata that looks free is not handed out", arguments: Structure.allCases, [9, 12])
   func metadataThatLooksFreeIsNotHandedOut(structure: Structure, bits: Int) throws {
     let bench = bench(bits)
-    setRefcount(bench, offset(structure, bench) >> bits, 0)
-    try expectRefusal(bench, .write, clusters: 20..<24)
+    try expectRefusal(bench, .write, clusters: 20..<24) {
+      setRefcount(bench, offset(structure, bench) >> bits, 0)
+    }
   }
 
   @Test(
@@ -94,8 +100,9 @@ import Testing
     arguments: [Structure.l1, .l2, .refcountTable, .refcountBlock], [true, false])
   func aDataPointerIntoMetadataIsNotWrittenThrough(structure: Structure, plans: Bool) throws {
     let bench = bench()
-    bench.bytes.put64(UInt64(offset(structure, bench)) | 1 << 63, firstTable(bench) + 5 * 8)
-    try expectRefusal(bench, .write, clusters: 5..<6, plans: plans)
+    try expectRefusal(bench, .write, clusters: 5..<6, plans: plans) {
+      bench.bytes.put64(UInt64(offset(structure, bench)) | 1 << 63, firstTable(bench) + 5 * 8)
+    }
   }
 
   @Test(
@@ -104,16 +111,18 @@ import Testing
     [BlockOperation.discard, .writeZeroes, .write])
   func aDataPointerIntoMetadataIsNotFreed(structure: Structure, operation: BlockOperation) throws {
     let bench = bench()
-    // Not COPIED: a write goes elsewhere and lets the old cluster go.
-    bench.bytes.put64(UInt64(offset(structure, bench)), firstTable(bench) + 5 * 8)
-    try expectRefusal(bench, operation, clusters: 5..<6)
+    try expectRefusal(bench, operation, clusters: 5..<6) {
+      // Not COPIED: a write goes elsewhere and lets the old cluster go.
+      bench.bytes.put64(UInt64(offset(structure, bench)), firstTable(bench) + 5 * 8)
+    }
   }
 
   @Test("An unaligned pointer is found, whatever is asked", arguments: [BlockOperation.write, .discard, .writeZeroes])
   func anUnalignedPointerIsFound(operation: BlockOperation) throws {
     let bench = bench(12)
-    bench.bytes.put64(bench.bytes.be64(firstTable(bench) + 40) | 512, firstTable(bench) + 40)
-    try expectRefusal(bench, operation, clusters: 5..<6)
+    try expectRefusal(bench, operation, clusters: 5..<6) {
+      bench.bytes.put64(bench.bytes.be64(firstTable(bench) + 40) | 512, firstTable(bench) + 40)
+    }
   }
 
   @Test("Growth of the refcount table does not overwrite what lies where it would go")
@@ -129,8 +138,8 @@ import Testing
     }
     bench.bytes.put(copy, target)
     bench.bytes.put64(UInt64(target) | 1 << 63, entry)
-    // The clusters that there is room for get new L2 tables: the L1 table changes.
-    try expectRefusal(bench, .write, clusters: 3880..<4080, keepsL1: false)
+    // The clusters that there is room for get new L2 tables and refcounts.
+    try expectRefusal(bench, .write, clusters: 3880..<4080, keepsTables: false) {}
     for (index, byte) in copy.enumerated()
     where bench.bytes.base.load(fromByteOffset: target + index, as: UInt8.self) != byte {
       Issue.record("the table at the end was overwritten at \(index)")

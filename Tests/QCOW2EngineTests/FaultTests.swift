@@ -45,6 +45,9 @@ import Testing
     try each(scenario, of: .zero, stride: 1) {
       Fault(.zero, number: $0, errno: .noSpace, isPermanent: true)
     }
+    try each(scenario, of: .resize, stride: 1) {
+      Fault(.resize, number: $0, errno: .noSpace, isPermanent: true)
+    }
   }
 
   @Test("A failed sync sticks, and no metadata is written after it", arguments: scenarios)

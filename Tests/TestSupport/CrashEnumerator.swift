@@ -111,7 +111,7 @@ package final class CrashEnumerator {
     case .write: bytes.put(event.data, Int(event.offset))
     case .zero: bytes.fill(0, count: Int(event.length), at: Int(event.offset))
     case .punch: punch(Int(event.offset), Int(event.length), bytes)
-    case .setLength: bytes.setLength(Int(event.offset))
+    case .setLength: if Int(event.offset) > bytes.length { bytes.setLength(Int(event.offset)) }
     case .sync: break
     }
   }

@@ -2,7 +2,7 @@ package import BlockCore
 
 /// Which host operation fails, how and how often.
 package struct Fault: Sendable {
-  package enum Kind: String, Sendable, CaseIterable { case read, write, zero, punch, sync }
+  package enum Kind: String, Sendable, CaseIterable { case read, write, zero, punch, sync, resize }
   /// nil counts operations of every kind.
   package var kind: Kind?
   /// The first to fail, from 1.
@@ -82,6 +82,7 @@ package final class FaultyFile: HostFile, @unchecked Sendable {  // why: one thr
 
   package func length() async throws(Errno) -> UInt64 { try await file.length() }
   package func setLength(_ length: UInt64) async throws(Errno) {
+    if let fault = fails(.resize) { throw fault.errno }
     try await file.setLength(length)
   }
 }

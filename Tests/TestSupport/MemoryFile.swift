@@ -6,7 +6,7 @@ package import BlockCore
 /// the ``SimulatedHost`` decides. A punched range is filled with garbage, since its contents are
 /// undefined by contract.
 package final class MemoryFile: HostFile, @unchecked Sendable {  // why: `lock`, or one thread
-  package enum Kind: String, Sendable { case read, write, zero, punch }
+  package enum Kind: String, Sendable { case read, write, zero, punch, resize }
 
   private struct Active {
     let number: UInt64
@@ -23,6 +23,8 @@ package final class MemoryFile: HostFile, @unchecked Sendable {  // why: `lock`,
   /// Report transfers that overlap in time and place, one of them not a read. For workloads whose
   /// guest requests never overlap: then no two host transfers may.
   package var forbidsOverlap = false
+  /// Immediate operations let other tasks of the same thread run.
+  package var yields = false
   package private(set) var violations: [String] = []
 
   package init(
@@ -67,9 +69,17 @@ package final class MemoryFile: HostFile, @unchecked Sendable {  // why: `lock`,
     if let host { await host.complete("sync") }
   }
 
-  package func length() async throws(Errno) -> UInt64 { UInt64(bytes.length) }
+  package func length() async throws(Errno) -> UInt64 { lock.withLock { UInt64(bytes.length) } }
 
-  package func setLength(_ length: UInt64) async throws(Errno) { bytes.setLength(Int(length)) }
+  package func setLength(_ length: UInt64) async throws(Errno) {
+    if !bytes.fits(0, Int(length)) { throw .fileTooBig }
+    let old = lock.withLock { UInt64(bytes.length) }
+    // The engine only ever grows a file: shorter means that something was cut off.
+    if length < old { lock.withLock { violations.append("length \(old) cut to \(length)") } }
+    await perform(.resize, HostOffset(min(old, length)), length - min(old, length)) {
+      if Int(length) > bytes.length { bytes.setLength(Int(length)) }
+    }
+  }
 
   private func requireSpace(_ offset: HostOffset, _ length: UInt64) throws(Errno) {
     if offset.bytes > 1 << 56 || !bytes.fits(Int(offset.bytes), Int(length)) { throw .fileTooBig }
@@ -79,7 +89,11 @@ package final class MemoryFile: HostFile, @unchecked Sendable {  // why: `lock`,
   private func perform(
     _ kind: Kind, _ offset: HostOffset, _ length: UInt64, _ apply: () -> Void
   ) async {
-    guard let host else { return lock.withLock(apply) }
+    guard let host else {
+      lock.withLock(apply)
+      if yields { await Task.yield() }
+      return
+    }
     let number = begin(kind, offset.bytes..<(offset.bytes + length))
     let early = host.flip()
     if early { apply() }

@@ -163,6 +163,7 @@ package final class Workload: @unchecked Sendable {  // why: one thread per simu
     var request = request(.write, sectors, buffer)
     request.isFUA = isFUA
     let done = await perform(request, driver, slot)
+    withExtendedLifetime(buffer) {}
     model.end(change, failed: !done, durable: done && isFUA)
   }
 

@@ -26,7 +26,8 @@ import Testing
   @Test func `what the block layer is told follows from the cluster size`() throws {
     let raw = valid().encoded(maxIOBytes: 1 << 20)
     #expect(raw.len == 136)
-    #expect(raw.types == UInt32(UBLK_PARAM_TYPE_BASIC | UBLK_PARAM_TYPE_DISCARD | UBLK_PARAM_TYPE_DMA_ALIGN))
+    let types = UBLK_PARAM_TYPE_BASIC | UBLK_PARAM_TYPE_DISCARD | UBLK_PARAM_TYPE_DMA_ALIGN
+    #expect(raw.types == UInt32(types))
     #expect(raw.basic.attrs == UInt32(UBLK_ATTR_VOLATILE_CACHE | UBLK_ATTR_FUA))
     #expect(raw.basic.logical_bs_shift == 9 && raw.basic.physical_bs_shift == 12)
     #expect(raw.basic.io_min_shift == 12 && raw.basic.io_opt_shift == 16)

@@ -34,7 +34,9 @@ import Testing
     let file = try RingHostFile.open(temporary.path, readOnly: false, mode: mode)
     try await run(place) {
       let source = IOBuffer(count: 1 << 20)
-      for index in 0..<source.count { source.base.storeBytes(of: UInt8(index % 251), toByteOffset: index, as: UInt8.self) }
+      for index in 0..<source.count {
+        source.base.storeBytes(of: UInt8(index % 251), toByteOffset: index, as: UInt8.self)
+      }
       try await file.write(from: source.data, at: HostOffset(65536))
       try await file.sync()
       let copy = IOBuffer(count: 1 << 20)
@@ -69,7 +71,10 @@ import Testing
   ) async throws {
     let temporary = try TemporaryFile()
     let content = (0..<3_000_000).map { UInt8(truncatingIfNeeded: $0 &* 7 / 3) }
-    #expect(content.withUnsafeBytes { pwrite(temporary.descriptor, $0.baseAddress, $0.count, 0) } == content.count)
+    let written = content.withUnsafeBytes {
+      pwrite(temporary.descriptor, $0.baseAddress, $0.count, 0)
+    }
+    #expect(written == content.count)
     let file = try RingHostFile.open(temporary.path, readOnly: true, mode: mode)
     try await run(place) {
       let buffer = IOBuffer(count: 2_500_000)

@@ -18,12 +18,16 @@ final class TestWorker: @unchecked Sendable {
   private let handler = Handler()
   private let ready = Atomic<Bool>(false)
   private var thread: WorkerThread?
-  private(set) var loop: WorkerLoop!
+  private var made: WorkerLoop?
+  var loop: WorkerLoop {
+    guard let made else { fatalError("the loop is made before init returns") }
+    return made
+  }
   let threadID = Atomic<Int>(0)
 
   init() throws {
     thread = try WorkerThread(name: "test") { [self] in
-      do { loop = try WorkerLoop(entries: 64, completions: 256) } catch { fatalError("\(error)") }
+      do { made = try WorkerLoop(entries: 64, completions: 256) } catch { fatalError("\(error)") }
       threadID.store(Int(qublk_thread_id()), ordering: .relaxed)
       ready.store(true, ordering: .releasing)
       loop.run(handler)

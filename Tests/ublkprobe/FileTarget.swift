@@ -91,8 +91,9 @@ final class FileTarget: BlockTarget, @unchecked Sendable {
   /// Marks clusters: as written if touched, as unwritten only if wholly covered.
   private func mark(_ request: BlockRequest, _ state: Bool) {
     let (start, end) = (request.offset.bytes, request.offset.bytes + request.length)
-    var cluster = state ? start / Self.clusterSize : (start + Self.clusterSize - 1) / Self.clusterSize
-    let last = state ? (end - 1) / Self.clusterSize + 1 : end / Self.clusterSize
+    let unit = Self.clusterSize
+    var cluster = state ? start / unit : (start + unit - 1) / unit
+    let last = state ? (end - 1) / unit + 1 : end / unit
     while cluster < last {
       written[Int(cluster)].store(state, ordering: .releasing)
       cluster += 1

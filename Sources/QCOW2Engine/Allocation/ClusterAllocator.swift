@@ -133,8 +133,6 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   }
 
   private func releaseInSlice(_ part: Range<UInt64>, punch: Bool) async throws(ImageError) {
-    // A broken entry may have led into metadata: that is neither freed nor punched.
-    if let overlap = metadata.firstOverlap(part) { throw .overlapsMetadata(cluster: overlap) }
     if punch {
       for run in try await lastReferences(part) {
         await storage.punchHole(

@@ -16,12 +16,11 @@ struct CacheSlot {
   var dirtyGeneration: UInt64 = 0
 }
 
-/// One lock, and the slots and index that it guards.
+/// The slots and index that one lock guards.
 ///
 /// The index is open-addressed with linear probing and backward-shift deletion, and holds slot
 /// numbers plus one. Nothing here allocates after `init`.
 struct CacheStripe: ~Copyable {
-  let lock = FutexLock(.slice)
   /// The stripe's first slot in the cache-wide arena.
   let firstSlot: Int
   let slotCount: Int

@@ -12,8 +12,8 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
   /// The bytes of a slice: a power of two, at most a cluster.
   let sliceSize: Int
   private let sliceBits: UInt64
-  private let stripes: UnsafeMutablePointer<CacheStripe>
-  private let stripeCount: Int
+  private typealias Stripe = LockedStripe<CacheStripe>
+  private let stripes: LockedStripes<CacheStripe>
   private let stripeBits: UInt64
   private let arena: UnsafeMutableRawPointer
   /// Slices that are dirty now; read without a lock to see whether a round is due.
@@ -28,20 +28,16 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     sliceBits = UInt64(sliceSize.trailingZeroBitCount)
     var count = 1
     while count < 64 && slots / (count * 2) >= 8 { count *= 2 }
-    stripeCount = count
     stripeBits = UInt64(count.trailingZeroBitCount)
     let perStripe = max(slots / count, 1)
     slotCount = perStripe * count
-    stripes = .allocate(capacity: count)
-    for index in 0..<count {
-      (stripes + index).initialize(
-        to: CacheStripe(firstSlot: index * perStripe, slotCount: perStripe))
+    stripes = LockedStripes(count: count, rank: .slice) { number in
+      CacheStripe(firstSlot: number * perStripe, slotCount: perStripe)
     }
     arena = .allocate(byteCount: slotCount * sliceSize, alignment: 4096)
   }
 
   deinit {
-    stripes.deinitialize(count: stripeCount)
     stripes.deallocate()
     arena.deallocate()
   }
@@ -56,14 +52,14 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     return mixed ^ (mixed >> 32)
   }
 
-  @inline(__always) private func stripe(_ hash: UInt64) -> UnsafeMutablePointer<CacheStripe> {
-    stripes + Int(truncatingIfNeeded: (hash >> 40) & (UInt64(stripeCount) &- 1))
+  @inline(__always) private func stripe(_ hash: UInt64) -> Stripe {
+    stripes[Int(truncatingIfNeeded: (hash >> 40) & (UInt64(stripes.count) &- 1))]
   }
 
   @inline(__always) private func bytes(
-    _ stripe: UnsafeMutablePointer<CacheStripe>, _ slot: Int
+    _ stripe: Stripe, _ slot: Int
   ) -> UnsafeMutableRawPointer {
-    arena + (stripe.pointee.firstSlot &+ slot) &* sliceSize
+    arena + (stripe.state.pointee.firstSlot &+ slot) &* sliceSize
   }
 
   /// The number of dirty slices at some recent moment.
@@ -75,11 +71,11 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
   ) -> R? {
     let hash = hash(key.bytes)
     let stripe = stripe(hash)
-    stripe.pointee.lock.lock()
-    defer { stripe.pointee.lock.unlock() }
-    let slot = stripe.pointee.find(key.bytes, hash: hash)
-    guard slot >= 0, stripe.pointee.slots[slot].state == .resident else { return nil }
-    stripe.pointee.slots[slot].isReferenced = true
+    stripe.lock.pointee.lock()
+    defer { stripe.lock.pointee.unlock() }
+    let slot = stripe.state.pointee.find(key.bytes, hash: hash)
+    guard slot >= 0, stripe.state.pointee.slots[slot].state == .resident else { return nil }
+    stripe.state.pointee.slots[slot].isReferenced = true
     return body(UnsafeRawPointer(bytes(stripe, slot)))
   }
 
@@ -97,8 +93,10 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     while true {
       switch lookUp(key, body) {
       case .done(let result): return result
-      case .load(let slot):
-        do { try await load(key, slot, storage) } catch {
+      case .load(let slot, let memory):
+        // Only this task may touch the memory while the slot is `loading`.
+        let target = DataBuffer(memory: memory, count: sliceSize)
+        do { try await storage.read(into: target, at: key) } catch {
           abandon(key, slot)
           throw error
         }
@@ -111,7 +109,7 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
 
   private enum LookUp<R> {
     case done(R)
-    case load(slot: Int)
+    case load(slot: Int, memory: UnsafeMutableRawPointer)
     case wait(version: UInt64)
     case full
   }
@@ -121,52 +119,44 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
   ) -> LookUp<R> {
     let hash = hash(key.bytes)
     let stripe = stripe(hash)
-    stripe.pointee.lock.lock()
-    defer { stripe.pointee.lock.unlock() }
-    let found = stripe.pointee.find(key.bytes, hash: hash)
+    stripe.lock.pointee.lock()
+    defer { stripe.lock.pointee.unlock() }
+    let found = stripe.state.pointee.find(key.bytes, hash: hash)
     if found >= 0 {
-      guard stripe.pointee.slots[found].state == .resident else {
-        return .wait(version: stripe.pointee.waiters.version)
+      guard stripe.state.pointee.slots[found].state == .resident else {
+        return .wait(version: stripe.state.pointee.waiters.version)
       }
       return .done(run(body, stripe, found))
     }
-    let slot = stripe.pointee.claim(key.bytes, hash: hash, hashOf: self.hash)
-    if slot >= 0 { return .load(slot: slot) }
-    let hasDirty = stripe.pointee.dirtyCount > 0
-    return hasDirty ? .full : .wait(version: stripe.pointee.waiters.version)
+    let slot = stripe.state.pointee.claim(key.bytes, hash: hash, hashOf: self.hash)
+    if slot >= 0 { return .load(slot: slot, memory: bytes(stripe, slot)) }
+    let hasDirty = stripe.state.pointee.dirtyCount > 0
+    return hasDirty ? .full : .wait(version: stripe.state.pointee.waiters.version)
   }
 
   /// Runs `body` on a resident slot; call under the lock.
   private func run<R>(
     _ body: (UnsafeMutableRawPointer) -> (R, changed: Bool),
-    _ stripe: UnsafeMutablePointer<CacheStripe>, _ slot: Int
+    _ stripe: Stripe, _ slot: Int
   ) -> R {
     let (result, changed) = body(bytes(stripe, slot))
-    stripe.pointee.slots[slot].isReferenced = true
+    stripe.state.pointee.slots[slot].isReferenced = true
     if changed {
-      if stripe.pointee.slots[slot].dirtyGeneration == 0 {
+      if stripe.state.pointee.slots[slot].dirtyGeneration == 0 {
         dirtySlices.wrappingAdd(1, ordering: .relaxed)
       }
-      stripe.pointee.markDirty(slot)
+      stripe.state.pointee.markDirty(slot)
     }
     return result
-  }
-
-  /// Reads the slice into a slot that only this task may touch while it is `loading`.
-  private func load(
-    _ key: HostOffset, _ slot: Int, _ storage: ImageStorage
-  ) async throws(ImageError) {
-    let memory = bytes(stripe(hash(key.bytes)), slot)
-    try await storage.read(into: DataBuffer(memory: memory, count: sliceSize), at: key)
   }
 
   private func finishLoading<R>(
     _ key: HostOffset, _ slot: Int, _ body: (UnsafeMutableRawPointer) -> (R, changed: Bool)
   ) -> R {
     let stripe = stripe(hash(key.bytes))
-    let (result, waiters) = stripe.pointee.lock.withLock {
-      stripe.pointee.slots[slot].state = .resident
-      return (run(body, stripe, slot), stripe.pointee.waiters.takeAll())
+    let (result, waiters) = stripe.lock.pointee.withLock {
+      stripe.state.pointee.slots[slot].state = .resident
+      return (run(body, stripe, slot), stripe.state.pointee.waiters.takeAll())
     }
     for waiter in waiters { waiter.resume() }
     return result
@@ -174,9 +164,9 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
 
   private func abandon(_ key: HostOffset, _ slot: Int) {
     let stripe = stripe(hash(key.bytes))
-    let waiters = stripe.pointee.lock.withLock {
-      stripe.pointee.remove(slot, hashOf: hash)
-      return stripe.pointee.waiters.takeAll()
+    let waiters = stripe.lock.pointee.withLock {
+      stripe.state.pointee.remove(slot, hashOf: hash)
+      return stripe.state.pointee.waiters.takeAll()
     }
     for waiter in waiters { waiter.resume() }
   }
@@ -184,8 +174,8 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
   private func waitForChange(_ key: HostOffset, since version: UInt64) async {
     let stripe = stripe(hash(key.bytes))
     await withUnsafeContinuation { continuation in
-      let waits = stripe.pointee.lock.withLock {
-        stripe.pointee.waiters.add(continuation, ifStill: version)
+      let waits = stripe.lock.pointee.withLock {
+        stripe.state.pointee.waiters.add(continuation, ifStill: version)
       }
       if !waits { continuation.resume() }
     }
@@ -199,13 +189,13 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     while key < start.bytes &+ length {
       let hash = hash(key)
       let stripe = stripe(hash)
-      let dropped = stripe.pointee.lock.withLock { () -> Bool in
-        let slot = stripe.pointee.find(key, hash: hash)
+      let dropped = stripe.lock.pointee.withLock { () -> Bool in
+        let slot = stripe.state.pointee.find(key, hash: hash)
         if slot < 0 { return true }
-        guard stripe.pointee.slots[slot].state == .resident,
-          stripe.pointee.slots[slot].dirtyGeneration == 0
+        guard stripe.state.pointee.slots[slot].state == .resident,
+          stripe.state.pointee.slots[slot].dirtyGeneration == 0
         else { return false }
-        stripe.pointee.remove(slot, hashOf: self.hash)
+        stripe.state.pointee.remove(slot, hashOf: self.hash)
         return true
       }
       if !dropped { return false }
@@ -231,13 +221,13 @@ extension SliceCache {
   func dirtyKeys() -> [DirtySlice] {
     var found: [DirtySlice] = []
     found.reserveCapacity(dirtyCount)
-    for number in 0..<stripeCount {
-      let stripe = stripes + number
-      stripe.pointee.lock.withLock {
-        guard stripe.pointee.dirtyCount > 0 else { return }
-        for slot in 0..<stripe.pointee.slotCount
-        where stripe.pointee.slots[slot].dirtyGeneration != 0 {
-          let key = stripe.pointee.slots[slot].key
+    for number in 0..<stripes.count {
+      let stripe = stripes[number]
+      stripe.lock.pointee.withLock {
+        guard stripe.state.pointee.dirtyCount > 0 else { return }
+        for slot in 0..<stripe.state.pointee.slotCount
+        where stripe.state.pointee.slots[slot].dirtyGeneration != 0 {
+          let key = stripe.state.pointee.slots[slot].key
           found.append(DirtySlice(key: key, stripe: Int32(number), slot: Int32(slot)))
         }
       }
@@ -248,23 +238,23 @@ extension SliceCache {
 
   /// Copies a dirty slice to `target` and notes which generation the copy is.
   func copy(_ slice: inout DirtySlice, to target: UnsafeMutableRawPointer) {
-    let stripe = stripes + Int(slice.stripe)
+    let stripe = stripes[Int(slice.stripe)]
     let slot = Int(slice.slot)
-    slice.generation = stripe.pointee.lock.withLock {
+    slice.generation = stripe.lock.pointee.withLock {
       target.copyMemory(from: bytes(stripe, slot), byteCount: sliceSize)
-      return stripe.pointee.slots[slot].dirtyGeneration
+      return stripe.state.pointee.slots[slot].dirtyGeneration
     }
   }
 
   /// Ends the write-back of copied slices: clean, unless changed since.
   func markWritten(_ slices: ArraySlice<DirtySlice>) {
     for slice in slices {
-      let stripe = stripes + Int(slice.stripe)
-      let (cleaned, waiters) = stripe.pointee.lock.withLock {
-        let before = stripe.pointee.dirtyCount
-        stripe.pointee.markWritten(
+      let stripe = stripes[Int(slice.stripe)]
+      let (cleaned, waiters) = stripe.lock.pointee.withLock {
+        let before = stripe.state.pointee.dirtyCount
+        stripe.state.pointee.markWritten(
           Int(slice.slot), key: slice.key, generation: slice.generation)
-        return (before != stripe.pointee.dirtyCount, stripe.pointee.waiters.takeAll())
+        return (before != stripe.state.pointee.dirtyCount, stripe.state.pointee.waiters.takeAll())
       }
       if cleaned { dirtySlices.wrappingSubtract(1, ordering: .relaxed) }
       for waiter in waiters { waiter.resume() }

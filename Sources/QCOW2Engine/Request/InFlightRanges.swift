@@ -7,47 +7,42 @@ import BlockCore
 /// of `2^groupBits` indexes, so one stripe decides. Release is in a scope exit: errors wake, too.
 final class InFlightRanges: @unchecked Sendable {  // why: each stripe's lock guards its lists
   private struct Stripe: ~Copyable {
-    let lock = FutexLock(.inFlight)
     var held: [Range<UInt64>] = []
     var waiters = WaitList()
   }
 
   private static let stripeCount = 64
-  private let stripes: UnsafeMutablePointer<Stripe>
+  private let stripes: LockedStripes<Stripe>
   private let groupBits: UInt64
 
   /// - Parameter groupBits: log2 of the indexes in a group: the entries of an L2 slice.
   init(groupBits: Int) {
     self.groupBits = UInt64(groupBits)
-    stripes = .allocate(capacity: Self.stripeCount)
-    for index in 0..<Self.stripeCount { (stripes + index).initialize(to: Stripe()) }
+    stripes = LockedStripes(count: Self.stripeCount, rank: .inFlight) { _ in Stripe() }
   }
 
-  deinit {
-    stripes.deinitialize(count: Self.stripeCount)
-    stripes.deallocate()
-  }
+  deinit { stripes.deallocate() }
 
-  private func stripe(_ range: Range<UInt64>) -> UnsafeMutablePointer<Stripe> {
+  private func stripe(_ range: Range<UInt64>) -> LockedStripe<Stripe> {
     assert(range.lowerBound >> groupBits == (range.upperBound - 1) >> groupBits)
-    return stripes + Int((range.lowerBound >> groupBits) % UInt64(Self.stripeCount))
+    return stripes[Int((range.lowerBound >> groupBits) % UInt64(Self.stripeCount))]
   }
 
   /// Takes the range, suspending while any overlapping one is held.
   func acquire(_ range: Range<UInt64>) async {
     let stripe = stripe(range)
     while true {
-      let blockedAt = stripe.pointee.lock.withLock { () -> UInt64? in
-        if stripe.pointee.held.contains(where: { $0.overlaps(range) }) {
-          return stripe.pointee.waiters.version
+      let blockedAt = stripe.withLock { state -> UInt64? in
+        if state.held.contains(where: { $0.overlaps(range) }) {
+          return state.waiters.version
         }
-        stripe.pointee.held.append(range)
+        state.held.append(range)
         return nil
       }
       guard let blockedAt else { return }
       await withUnsafeContinuation { continuation in
-        let waits = stripe.pointee.lock.withLock {
-          stripe.pointee.waiters.add(continuation, ifStill: blockedAt)
+        let waits = stripe.withLock {
+          $0.waiters.add(continuation, ifStill: blockedAt)
         }
         if !waits { continuation.resume() }
       }
@@ -57,12 +52,12 @@ final class InFlightRanges: @unchecked Sendable {  // why: each stripe's lock gu
   /// Gives the range back and wakes everyone who waits in its stripe.
   func release(_ range: Range<UInt64>) {
     let stripe = stripe(range)
-    let waiters = stripe.pointee.lock.withLock {
-      if let index = stripe.pointee.held.firstIndex(of: range) {
-        stripe.pointee.held.swapAt(index, stripe.pointee.held.count - 1)
-        stripe.pointee.held.removeLast()
+    let waiters = stripe.withLock { state in
+      if let index = state.held.firstIndex(of: range) {
+        state.held.swapAt(index, state.held.count - 1)
+        state.held.removeLast()
       }
-      return stripe.pointee.waiters.takeAll()
+      return state.waiters.takeAll()
     }
     for waiter in waiters { waiter.resume() }
   }

@@ -36,11 +36,6 @@ struct ImageStorage: Sendable {
     }
   }
 
-  /// Writes a whole buffer and keeps it alive meanwhile, which a ``DataBuffer`` of it would not.
-  func write(all buffer: IOBuffer, at offset: HostOffset) async throws(ImageError) {
-    try await write(from: buffer.data, at: offset)
-  }
-
   func writeZeroes(at offset: HostOffset, length: UInt64) async throws(ImageError) {
     do { try await file.writeZeroes(at: offset, length: length) } catch {
       throw .io(.zero, at: offset, error)

@@ -14,6 +14,7 @@ package final class ControlDevice {
   /// Opens /dev/ublk-control.
   ///
   /// - Parameter deadline: The milliseconds that a command may take.
+  /// - Throws: ``UblkError/noControlDevice(_:)``, ``UblkError/noControlRing(_:)``.
   package init(deadline: Int = 30_000) throws(UblkError) {
     self.deadline = deadline
     runner = try CommandRunner()
@@ -62,7 +63,9 @@ package final class ControlDevice {
   private func infoByPath(_ id: UInt32) throws(UblkError) -> DeviceInfo {
     let path = Array("/dev/ublkc\(id)".utf8) + [0]
     let buffer = IOBuffer(count: path.count + MemoryLayout<ublk_device_info>.size)
-    path.withUnsafeBytes { buffer.base.copyMemory(from: $0.baseAddress!, byteCount: path.count) }
+    for (index, byte) in path.enumerated() {
+      buffer.base.storeBytes(of: byte, toByteOffset: index, as: UInt8.self)
+    }
     let request = CommandRequest(.getDeviceInfo2, device: id, buffer: buffer)
     request.header.dev_path_len = UInt16(path.count)
     try run(request)
@@ -89,11 +92,9 @@ package final class ControlDevice {
 
   // MARK: Orders
 
-  /// Makes a device that does not serve yet.
+  /// Makes a device that does not serve yet; nil for `id` lets the driver choose.
   ///
-  /// - Parameters:
-  ///   - id: The number wanted; nil lets the driver choose.
-  /// - Returns: What was made, which may be less than was asked for.
+  /// What it returns has been made, and may be less than was asked for.
   package func add(
     id: UInt32?, queues: Int, depth: Int, maxIOBytes: Int, features: DeviceFeatures
   ) throws(UblkError) -> DeviceInfo {
@@ -116,7 +117,7 @@ package final class ControlDevice {
     try run(CommandRequest(.setParameters, device: id, buffer: buffer))
   }
 
-  /// Makes /dev/ublkbN appear. All queues must have fetched and must be served meanwhile.
+  /// Makes /dev/ublkbN appear; all queues must have fetched and must be served meanwhile.
   package func start(_ id: UInt32, server: Int32) throws(UblkError) {
     let request = CommandRequest(.startDevice, device: id)
     request.header.data = UInt64(UInt32(bitPattern: server))
@@ -128,7 +129,7 @@ package final class ControlDevice {
     try run(CommandRequest(.stopDevice, device: id), deadline: deadline)
   }
 
-  /// Takes the device away. Waits until its character device is closed, unless `asynchronously`.
+  /// Takes the device away; waits until its character device is closed, unless `asynchronously`.
   package func delete(_ id: UInt32, asynchronously: Bool = false) throws(UblkError) {
     try run(CommandRequest(asynchronously ? .deleteDeviceAsync : .deleteDevice, device: id))
   }
@@ -145,7 +146,7 @@ package final class ControlDevice {
     try run(request)
   }
 
-  /// Changes the size of a live device. The driver does not check a smaller one.
+  /// Changes the size of a live device; the driver does not check a smaller one.
   package func updateSize(_ id: UInt32, bytes: UInt64) throws(UblkError) {
     let request = CommandRequest(.updateSize, device: id)
     request.header.data = bytes / 512

@@ -26,8 +26,9 @@ package final class UblkDevice {
   package var blockDevicePath: String { "/dev/ublkb\(id)" }
   package var characterDevicePath: String { "/dev/ublkc\(id)" }
 
-  /// An eventfd that becomes readable when all workers have ended, as they do when anyone stops
-  /// the device. ``stop()`` is still needed then, to delete it.
+  /// An eventfd that becomes readable when all workers have ended.
+  ///
+  /// They do when anyone stops the device; ``stop(deadline:)`` is still needed then, to delete it.
   package var endedDescriptor: Int32 { ends.descriptor }
 
   /// What is not as it should be, though the device serves.
@@ -53,6 +54,9 @@ package final class UblkDevice {
   ///
   /// - Parameters:
   ///   - target: What is served; made for `options.queues` workers with `options.depth` slots.
+  ///   - options: How; checked before the driver sees them.
+  /// - Returns: The device, which serves until ``stop(deadline:)``.
+  /// - Throws: ``UblkError``; nothing of the device stays.
   package static func create(
     _ target: any BlockTarget, _ options: DeviceOptions
   ) throws(UblkError) -> UblkDevice {

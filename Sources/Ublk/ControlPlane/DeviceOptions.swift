@@ -38,8 +38,9 @@ package struct DeviceOptions: Sendable {
   package var maxIOBytes = 1 << 20
   package var zeroCopy = ZeroCopyChoice.automatic
   package var slowPathData = SlowPathData.registered
-  /// The slots of each ring's buffer table, under zero copy; nil for one per tag. Requests of tags
-  /// beyond them take the slow path and are copied.
+  /// The slots of each ring's buffer table, under zero copy; nil for one per tag.
+  ///
+  /// Requests of tags beyond them take the slow path and are copied.
   package var registeredBuffers: Int?
   package var parameters: DeviceParameters
   /// The file that the transfers of a plan go to; stays the caller's, open until after `stop`.

@@ -47,9 +47,9 @@ package struct DeviceParameters: Equatable, Sendable {
   /// What the memory of requests is aligned to, a power of two; matters for zero copy.
   package var dmaAlignment: UInt32 = 512
 
-  /// - Parameters:
-  ///   - size: The size of the disk in bytes.
-  ///   - clusterSize: The unit of allocation behind it, a power of two of at least 512.
+  /// What suits a disk of `size` bytes.
+  ///
+  /// `clusterSize` is the unit of allocation behind it, a power of two of at least 512.
   package init(size: UInt64, clusterSize: UInt64, isReadOnly: Bool = false) {
     self.size = size
     self.isReadOnly = isReadOnly
@@ -62,6 +62,7 @@ package struct DeviceParameters: Equatable, Sendable {
   /// Checks the driver's rules.
   ///
   /// - Parameter maxIOBytes: The size of the I/O buffer of a tag.
+  /// - Throws: The first rule that is broken.
   package func validate(maxIOBytes: Int) throws(ParameterError) {
     guard Self.isPower(logicalBlock), (512...4096).contains(logicalBlock) else {
       throw .logicalBlock(bytes: logicalBlock)

@@ -37,10 +37,10 @@ extension QueueWorker {
       | UInt64(UInt32(bitPattern: result)) << 32
     var buffer: UInt64 = 0
     var registration: UInt64 = 0
-    if let buffers = memory.buffers {
-      buffer = UInt64(UInt(bitPattern: buffers + tag * memory.bufferBytes))
-    } else {
+    if setup.usesZeroCopy {
       registration = UInt64(tag) | UInt64(UBLK_AUTO_BUF_REG_FALLBACK) << 16
+    } else {
+      buffer = UInt64(UInt(bitPattern: memory.buffers + tag * memory.bufferBytes))
     }
     var entry = SubmissionEntry.command(
       opcode, Self.characterSlot, payload: (head, buffer), address: registration)

@@ -40,10 +40,8 @@ extension QueueWorker {
   private func data(_ tag: Int, of request: BlockRequest) -> DataBuffer {
     guard request.operation == .read || request.operation == .write else { return .none }
     let count = Int(request.length)
-    guard let buffers = memory.buffers else {
-      return DataBuffer(registered: Int32(tag), offset: 0, count: count)
-    }
-    return DataBuffer(memory: buffers + tag * memory.bufferBytes, count: count)
+    if setup.usesZeroCopy { return DataBuffer(registered: Int32(tag), offset: 0, count: count) }
+    return memory.buffer(tag, count)
   }
 
   private func count(_ request: BlockRequest) {

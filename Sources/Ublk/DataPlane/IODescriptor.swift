@@ -23,6 +23,7 @@ package struct IODescriptor: Sendable {
   /// - Parameters:
   ///   - size: The size of the device in bytes.
   ///   - maxIOBytes: The most bytes of a read or write.
+  /// - Returns: A request whose range is wholly on the device.
   /// - Throws: EINVAL for an operation that the driver should not send, EIO for a range that is
   ///   not wholly on the device.
   @inlinable package func request(

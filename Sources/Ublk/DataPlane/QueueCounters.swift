@@ -1,6 +1,6 @@
 package import Synchronization
 
-/// What one queue has done since its start. Written by its worker, read by anyone.
+/// What one queue has done since its start; written by its worker, read by anyone.
 package final class QueueCounters: Sendable {
   package let reads = Counter()
   package let readBytes = Counter()
@@ -25,7 +25,7 @@ package struct Counter: ~Copyable, Sendable {
 
   @inlinable package init() {}
 
-  /// Adds; plain loads and stores, since nobody else writes. Wraps at 2^64.
+  /// Adds by plain loads and stores, since nobody else writes; wraps at 2^64.
   @inlinable package func add(_ amount: UInt64 = 1) {
     value.store(value.load(ordering: .relaxed) &+ amount, ordering: .relaxed)
   }

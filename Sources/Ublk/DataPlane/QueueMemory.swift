@@ -3,18 +3,19 @@ import CPlatform
 import CUblk
 import Glibc
 
-/// The mappings of a queue: the driver's descriptors and, in copy mode, a buffer for each tag.
+/// The mappings of a queue: the driver's descriptors, and a buffer for each tag.
 ///
-/// Buffers are touched by the requests that use them and not before.
+/// Buffers are touched by the requests that use them and not before: in copy mode by all, under
+/// zero copy by those whose data must be in plain memory.
 struct QueueMemory: ~Copyable {
   let descriptors: UnsafePointer<ublk_io_descriptor>
-  /// The first tag's buffer; the others follow at a distance of `bufferBytes`. Nil in zero copy.
-  let buffers: UnsafeMutableRawPointer?
+  /// The first tag's buffer, which the others follow every `bufferBytes`.
+  let buffers: UnsafeMutableRawPointer
   let bufferBytes: Int
   private let descriptorBytes: Int
   private let depth: Int
 
-  /// Maps the descriptors of `queue` and, if `bufferBytes` is not 0, the buffers.
+  /// Maps the descriptors of `queue` and the buffers.
   init(characterDevice: Int32, queue: Int, depth: Int, bufferBytes: Int) throws(Errno) {
     let page = Int(sysconf(Int32(_SC_PAGESIZE)))
     let stride = MemoryLayout<ublk_io_descriptor>.stride
@@ -23,7 +24,7 @@ struct QueueMemory: ~Copyable {
     let mapped = mmap(
       nil, bytes, PROT_READ, MAP_SHARED | MAP_POPULATE, characterDevice, off_t(offset))
     guard let mapped, mapped != MAP_FAILED else { throw Errno(errno) }
-    let memory: UnsafeMutableRawPointer?
+    let memory: UnsafeMutableRawPointer
     do throws(Errno) { memory = try Self.mapBuffers(depth * bufferBytes) } catch {
       munmap(mapped, bytes)
       throw error
@@ -35,8 +36,7 @@ struct QueueMemory: ~Copyable {
     self.depth = depth
   }
 
-  private static func mapBuffers(_ bytes: Int) throws(Errno) -> UnsafeMutableRawPointer? {
-    guard bytes > 0 else { return nil }
+  private static func mapBuffers(_ bytes: Int) throws(Errno) -> UnsafeMutableRawPointer {
     let memory = mmap(
       nil, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     guard let memory, memory != MAP_FAILED else { throw Errno(errno) }
@@ -44,9 +44,14 @@ struct QueueMemory: ~Copyable {
     return memory
   }
 
+  /// The buffer of `tag`, as the data of a request of `count` bytes.
+  func buffer(_ tag: Int, _ count: Int) -> DataBuffer {
+    DataBuffer(memory: buffers + tag * bufferBytes, count: count)
+  }
+
   deinit {
     munmap(UnsafeMutableRawPointer(mutating: descriptors), descriptorBytes)
-    if let buffers { munmap(buffers, depth * bufferBytes) }
+    munmap(buffers, depth * bufferBytes)
   }
 
   private static func roundUp(_ value: Int, _ unit: Int) -> Int {

@@ -26,7 +26,7 @@ final class QueueThread: @unchecked Sendable {
 
   /// Starts the worker's thread.
   ///
-  /// - Parameter onEnd: Called on the worker's thread as the very last thing, also after a failure.
+  /// `onEnd` is called on that thread as the very last thing, after a failure too.
   init(_ setup: QueueSetup, onEnd: @escaping @Sendable () -> Void) throws(UblkError) {
     queue = setup.queue
     self.onEnd = onEnd
@@ -55,7 +55,7 @@ final class QueueThread: @unchecked Sendable {
     }
   }
 
-  /// Makes the worker leave whatever the driver still holds. Only for a device without /dev/ublkbN.
+  /// Makes the worker leave whatever the driver still holds; for devices without /dev/ublkbN only.
   func abandon() {
     abandoned.set()
     lock.withLock { executor }?.wake()
@@ -130,7 +130,7 @@ final class QueueThread: @unchecked Sendable {
   }
 }
 
-/// Tells a worker to leave. Set once, by the control thread.
+/// Tells a worker to leave; set once, by the control thread.
 final class AbandonFlag: Sendable {
   private let flag = Atomic<Bool>(false)
 

@@ -23,7 +23,6 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
   let plans: UnsafeMutablePointer<HostTransfer>
   let target: any BlockTarget
   let userCopy: UserCopy
-  var bounceBuffers = BouncePool()
   /// Tags that the driver may still send requests for.
   var openTags = 0
   /// Tasks made by this worker that have not ended.
@@ -53,7 +52,7 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
     stage = .memory
     memory = try QueueMemory(
       characterDevice: setup.characterDevice, queue: setup.queue, depth: setup.depth,
-      bufferBytes: setup.usesZeroCopy ? 0 : setup.maxIOBytes)
+      bufferBytes: setup.maxIOBytes)
     stage = .tables
     try registerTables()
   }
@@ -84,7 +83,7 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
 
   // MARK: Life
 
-  /// Fetches all tags. On return the driver owns every tag, or `fetchFailure` says why not.
+  /// Fetches all tags: on return the driver owns every tag, or `fetchFailure` says why not.
   func fetchAll() {
     for tag in 0..<setup.depth {
       openTags += 1

@@ -43,35 +43,21 @@ extension QueueWorker {
 
   /// Serves with plain memory in place of the request's own pages.
   private func serveThroughMemory(_ tag: Int, _ request: BlockRequest) async -> Errno? {
-    let buffer = bounceBuffers.take(setup.maxIOBytes)
-    defer { bounceBuffers.give(buffer) }
     let count = Int(request.length)
+    let buffer = memory.buffers + tag * memory.bufferBytes
     var request = request
-    request.data = buffer.data.slice(0, count)
+    request.data = memory.buffer(tag, count)
     do throws(Errno) {
       if request.operation == .write {
-        try userCopy.load(tag: tag, into: buffer.base, count: count)
+        try userCopy.load(tag: tag, into: buffer, count: count)
       }
       if let failure = await target.serve(request, worker: setup.queue, slot: tag) {
         return failure
       }
       if request.operation == .read {
-        try userCopy.store(tag: tag, from: buffer.base, count: count)
+        try userCopy.store(tag: tag, from: buffer, count: count)
       }
       return nil
     } catch { return error }
-  }
-}
-
-/// Memory for slow-path requests under zero copy; kept for the next ones, within bounds.
-struct BouncePool {
-  private static let kept = 64
-  private var free: [IOBuffer] = []
-
-  /// A buffer of `count` bytes; the same count in every call.
-  mutating func take(_ count: Int) -> IOBuffer { free.popLast() ?? IOBuffer(count: count) }
-
-  mutating func give(_ buffer: IOBuffer) {
-    if free.count < Self.kept { free.append(buffer) }
   }
 }

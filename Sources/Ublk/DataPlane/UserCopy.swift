@@ -26,20 +26,16 @@ package struct UserCopy: Sendable {
   package func load(
     tag: Int, offset: Int = 0, into memory: UnsafeMutableRawPointer, count: Int
   ) throws(Errno) {
-    try whole(count) { done in
-      pread(
-        characterDevice, memory + done, count - done, off_t(position(tag: tag, offset: offset + done)))
-    }
+    let start = off_t(position(tag: tag, offset: offset))
+    try whole(count) { pread(characterDevice, memory + $0, count - $0, start + off_t($0)) }
   }
 
   /// Hands `memory` to a read, from byte `offset` of the request on.
   package func store(
     tag: Int, offset: Int = 0, from memory: UnsafeRawPointer, count: Int
   ) throws(Errno) {
-    try whole(count) { done in
-      pwrite(
-        characterDevice, memory + done, count - done, off_t(position(tag: tag, offset: offset + done)))
-    }
+    let start = off_t(position(tag: tag, offset: offset))
+    try whole(count) { pwrite(characterDevice, memory + $0, count - $0, start + off_t($0)) }
   }
 
   private func whole(_ count: Int, _ copy: (_ done: Int) -> Int) throws(Errno) {

@@ -1,0 +1,157 @@
+import BlockCore
+import QCOW2Engine
+import QCOW2Format
+import TestSupport
+import Testing
+
+/// Real threads on one image. Also the test for the thread sanitizer:
+/// `swift test --sanitize=thread --filter Concurrency`.
+@Suite(.serialized) struct ConcurrencyTests {
+  @Test("Four threads share clusters, slices and the allocator without losing a write", arguments: [9, 12], [false, true])
+  func fourThreadsLoseNothing(clusterBits: Int, hasTinyCache: Bool) async throws {
+    let seed = testSeed("threads")
+    var builder = ImageBuilder()
+    builder.clusterBits = clusterBits
+    builder.size = clusterBits == 9 ? 200 << 10 : 3 << 20
+    builder.hasSnapshot = clusterBits == 12
+    for cluster in 0..<40 { builder.mappings[cluster] = .data }
+    let file = MemoryFile(builder.build(capacity: 1 << 26))
+    file.yields = true
+    var options = ImageOptions()
+    options.workers = 4
+    options.slotsPerWorker = 4
+    options.dirtyAgeMilliseconds = 0
+    if hasTinyCache { options.cacheBytes = 2 * min(1 << clusterBits, 4096) }
+    let image = try await Image.open(file, options: options)
+    let threads = (0..<4).map { _ in ThreadExecutor() }
+    let clients = (0..<16).map { number in
+      ThreadClient(image: image, file: file, number: number, seed: seed)
+    }
+    await withTaskGroup(of: Void.self) { group in
+      for (number, client) in clients.enumerated() {
+        group.addTask(executorPreference: threads[number % 4]) {
+          await client.run(operations: testSetting("QUBLK_THREAD_OPERATIONS", default: 150))
+        }
+      }
+    }
+    await Task(executorPreference: threads[0]) {
+      do { try await image.close() } catch { Issue.record("close: \(error)") }
+    }.value
+    for thread in threads { thread.stop() }
+    #expect(clients.flatMap(\.problems).isEmpty)
+    let verifier = ImageVerifier(file.bytes)
+    let report = verifier.check()
+    #expect(report.errors.isEmpty && report.leaks == 0, "\(report.errors.prefix(3)), \(report.leaks)")
+    #expect(clients.compactMap { $0.problemOnDisk(verifier) }.isEmpty)
+  }
+}
+
+/// One client with sectors of its own: every 16th of the first half of the disk, so that clusters
+/// are shared; and whole clusters in the second half, where it also discards.
+final class ThreadClient: @unchecked Sendable {  // why: used by one task, then by the test
+  private let image: Image
+  private let driver: MiniWorker
+  private let number: Int
+  private var random: SeededGenerator
+  private var expected: [Int: UInt32] = [:]
+  private var stamp: UInt32
+  private(set) var problems: [String] = []
+
+  init(image: Image, file: any HostFile, number: Int, seed: UInt64) {
+    self.image = image
+    self.number = number
+    driver = MiniWorker(target: image, file: file, worker: number % 4)
+    random = SeededGenerator(seed: seed &* 100 &+ UInt64(number))
+    stamp = UInt32(number) << 20
+  }
+
+  private var slot: Int { number / 4 }
+  private var perCluster: Int { Int(image.geometry.clusterSize) / 512 }
+
+  func run(operations: Int) async {
+    for step in 0..<operations where problems.isEmpty {
+      switch random.below(10) {
+      case 0: await perform(BlockRequest(.flush))
+      case 1, 2, 3: await check()
+      case 4, 5: await changeCluster()
+      default: await write(sharedSector())
+      }
+      if step % 7 == 0 { await image.maintain() }
+    }
+    for sector in expected.keys.sorted() { await read(sector) }
+  }
+
+  private func perform(_ request: BlockRequest) async {
+    let plans = random.chance(70)
+    if let errno = await driver.perform(request, slot: slot, plans: plans) {
+      problems.append("\(request.operation): errno \(errno.code)")
+    }
+  }
+
+  private func sharedSector() -> Range<Int> {
+    let groups = Int(image.size) / 512 / 32
+    let sector = random.below(groups) * 16 + number
+    return sector..<(sector + 1)
+  }
+
+  private func ownCluster() -> Range<Int> {
+    let clusters = Int(image.size) / 512 / perCluster
+    let groups = (clusters / 2 - 1) / 16
+    let cluster = clusters / 2 + 1 + random.below(groups) * 16 + number
+    return (cluster * perCluster)..<((cluster + 1) * perCluster)
+  }
+
+  private func request(
+    _ operation: BlockOperation, _ sectors: Range<Int>, _ buffer: IOBuffer? = nil
+  ) -> BlockRequest {
+    BlockRequest(
+      operation, offset: GuestOffset(UInt64(sectors.lowerBound) * 512),
+      length: UInt64(sectors.count) * 512, data: buffer?.data ?? .none)
+  }
+
+  private func write(_ sectors: Range<Int>) async {
+    stamp += 1
+    let buffer = IOBuffer(count: sectors.count * 512)
+    for sector in sectors {
+      SectorPattern.fill(
+        buffer.base + (sector - sectors.lowerBound) * 512, change: stamp, sector: sector)
+      expected[sector] = stamp
+    }
+    await perform(request(.write, sectors, buffer))
+    withExtendedLifetime(buffer) {}
+  }
+
+  private func changeCluster() async {
+    let cluster = ownCluster()
+    let operation = [BlockOperation.write, .discard, .writeZeroes][random.below(3)]
+    if operation == .write { return await write(cluster) }
+    for sector in cluster { expected[sector] = 0 }
+    var request = request(operation, cluster)
+    request.keepsAllocation = random.chance(30)
+    await perform(request)
+  }
+
+  private func check() async {
+    let keys = expected.keys.sorted()
+    if !keys.isEmpty { await read(keys[random.below(keys.count)]) }
+  }
+
+  private func read(_ sector: Int) async {
+    let buffer = IOBuffer(count: 512)
+    buffer.base.initializeMemory(as: UInt8.self, repeating: 0xa5, count: 512)
+    await perform(request(.read, sector..<(sector + 1), buffer))
+    let found = SectorPattern.change(in: buffer.base, sector: sector)
+    if found != expected[sector] {
+      problems.append("sector \(sector): \(String(describing: found))")
+    }
+  }
+
+  /// What of this client's sectors is wrong on the closed image.
+  func problemOnDisk(_ verifier: ImageVerifier) -> String? {
+    for (sector, change) in expected {
+      let found = verifier.sector(sector).flatMap { SectorPattern.change(in: $0, sector: sector) }
+      if (found ?? 0) != change { return "sector \(sector) on disk: \(String(describing: found))" }
+    }
+    return nil
+  }
+}
