@@ -22,7 +22,7 @@ extension Image {
       expectedTables: l1.countUsed() + refcountTable.countUsed() + 64)
     let tables = try addL2Tables(header.geometry, l1, to: map, fileLength, forWriting)
     try addRefcountBlocks(header.geometry, refcountTable, to: map, forWriting)
-    for table in tables { try await requireNoCompression(table, header.geometry, storage) }
+    for table in tables { try await surveyL2Table(table, header, map, storage, forWriting) }
     return map
   }
 
@@ -64,15 +64,24 @@ extension Image {
     }
   }
 
-  /// Refuses an L2 table with compressed clusters.
-  private static func requireNoCompression(
-    _ table: HostOffset, _ geometry: ClusterGeometry, _ storage: ImageStorage
+  /// Refuses compressed clusters and, for a writer, data that lies inside metadata.
+  private static func surveyL2Table(
+    _ table: HostOffset, _ header: Header, _ map: MetadataMap, _ storage: ImageStorage,
+    _ forWriting: Bool
   ) async throws(ImageError) {
+    let geometry = header.geometry
     let buffer = IOBuffer(count: Int(geometry.clusterSize))
     try await storage.read(into: buffer.data, at: table)
-    for position in 0..<Int(geometry.l2Entries)
-    where L2Entry(raw: buffer.base.be64(position * 8)).kind(hasZeroFlag: true) == .compressed {
-      throw .unsupported(.compression)
+    for position in 0..<Int(geometry.l2Entries) {
+      let raw = buffer.base.be64(position * 8)
+      if raw == 0 { continue }
+      let entry = L2Entry(raw: raw)
+      if entry.kind(hasZeroFlag: true) == .compressed { throw .unsupported(.compression) }
+      if forWriting, let host = entry.hostCluster,
+        map.contains(geometry.hostCluster(of: host))
+      {
+        throw overlap("L2 entry", position, raw)
+      }
     }
   }
 

@@ -13,7 +13,6 @@ struct HandmadeImage {
   static let firstData = 6
   static let dataClusters = 8
   static let clusters = 15
-  static let dataRange = firstData..<(firstData + dataClusters)
 
   let clusterBits: Int
   let version: Int
@@ -60,12 +59,6 @@ struct HandmadeImage {
   func offset(_ cluster: Int) -> UInt64 { UInt64(cluster) << UInt64(clusterBits) }
   /// Where the L2 entry of a data cluster lies.
   func positionOfEntry(_ data: Int) -> Int { start(Self.l2Tables[data / 4]) + data % 4 * 8 }
-
-  /// The guest bytes that an L2 entry maps.
-  func guestRange(_ data: Int) -> Range<UInt64> {
-    let start = UInt64(data / 4) * bytesPerTable + offset(data % 4)
-    return start..<(start + offset(1))
-  }
 
   mutating func put32(_ value: UInt32, at position: Int) {
     for byte in 0..<4 { bytes[position + byte] = UInt8(truncatingIfNeeded: value >> UInt32(24 - 8 * byte)) }
