@@ -70,7 +70,8 @@ extension BadInputTests {
     @Test(arguments: [9, 21])
     func aVirtualSizeOfTheLargestPossibleL1TableIsServed(clusterBits: Int) {
       runWithinMemory(
-        Trial("largest L1 table, empty", makeFile: largeL1(clusterBits: clusterBits, first: 0, step: 0)),
+        Trial(
+          "largest L1 table, empty", makeFile: largeL1(clusterBits: clusterBits, first: 0, step: 0)),
         own: 0)
     }
 
@@ -90,7 +91,8 @@ extension BadInputTests {
         Trial(
           "4 Mi L2 tables beyond the end",
           makeFile: largeL1(
-            clusterBits: clusterBits, first: 1 << 40, step: 1 << UInt64(clusterBits))), own: 64 << 20)
+            clusterBits: clusterBits, first: 1 << 40, step: 1 << UInt64(clusterBits))),
+        own: 64 << 20)
     }
 
     @Test func refcountTablesWhoseBlocksAreAllTheSameDoNotTakeForEver() {

@@ -26,7 +26,8 @@ extension BadInputTests {
           for index in 0..<2 {
             var spoiled = image
             spoiled.put64(value | flag, at: image.start(HandmadeImage.l1Table) + index * 8)
-            Trial("v\(version) \(clusterBits) bits: L1[\(index)] = \(hex(value | flag))",
+            Trial(
+              "v\(version) \(clusterBits) bits: L1[\(index)] = \(hex(value | flag))",
               spoiled.bytes
             ).run()
           }
@@ -45,7 +46,8 @@ extension BadInputTests {
             spoiled.put64(value | flag, at: image.positionOfEntry(index))
             // Two guest clusters in one host cluster, or one in a free cluster: a check finds it.
             let host = (value & 0x00ff_ffff_ffff_fe00) >> UInt64(clusterBits)
-            Trial("v\(version) \(clusterBits) bits: L2[\(index)] = \(hex(value | flag))",
+            Trial(
+              "v\(version) \(clusterBits) bits: L2[\(index)] = \(hex(value | flag))",
               spoiled.bytes, keepsOtherData: host < data || host >= 100
             ).run()
           }
@@ -62,7 +64,8 @@ extension BadInputTests {
             var spoiled = image
             spoiled.put64(value | flag, at: image.start(HandmadeImage.refcountTable) + index * 8)
             // With zeros for refcounts, data clusters count as free: a check finds it.
-            Trial("\(clusterBits) bits: refcount table[\(index)] = \(hex(value | flag))",
+            Trial(
+              "\(clusterBits) bits: refcount table[\(index)] = \(hex(value | flag))",
               spoiled.bytes, keepsOtherData: index == 1
             ).run()
           }
@@ -78,7 +81,8 @@ extension BadInputTests {
           var spoiled = image
           spoiled.setRefcount(value, cluster)
           let frees = value == 0 && cluster >= HandmadeImage.firstData
-          Trial("\(clusterBits) bits: refcount[\(cluster)] = \(value)", spoiled.bytes,
+          Trial(
+            "\(clusterBits) bits: refcount[\(cluster)] = \(value)", spoiled.bytes,
             keepsOtherData: !frees
           ).run()
         }

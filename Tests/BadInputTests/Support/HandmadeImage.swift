@@ -61,11 +61,15 @@ struct HandmadeImage {
   func positionOfEntry(_ data: Int) -> Int { start(Self.l2Tables[data / 4]) + data % 4 * 8 }
 
   mutating func put32(_ value: UInt32, at position: Int) {
-    for byte in 0..<4 { bytes[position + byte] = UInt8(truncatingIfNeeded: value >> UInt32(24 - 8 * byte)) }
+    for byte in 0..<4 {
+      bytes[position + byte] = UInt8(truncatingIfNeeded: value >> UInt32(24 - 8 * byte))
+    }
   }
 
   mutating func put64(_ value: UInt64, at position: Int) {
-    for byte in 0..<8 { bytes[position + byte] = UInt8(truncatingIfNeeded: value >> UInt64(56 - 8 * byte)) }
+    for byte in 0..<8 {
+      bytes[position + byte] = UInt8(truncatingIfNeeded: value >> UInt64(56 - 8 * byte))
+    }
   }
 
   func get64(_ position: Int) -> UInt64 {
