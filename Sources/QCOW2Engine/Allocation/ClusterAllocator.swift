@@ -87,10 +87,12 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   }
 
   /// Grows the file over a reserved run: later writes into it then need no change of length, which
-  /// file systems serialise. One owner does this, in steps of a whole run.
+  /// file systems serialise. One owner does this, in steps of a whole run. Never shortens it: in a
+  /// broken image there may be data beyond the clusters that have a refcount.
   private func extendFile(over run: Range<UInt64>) async throws(ImageError) {
+    let end = geometry.start(ofHostCluster: run.upperBound).bytes
     do {
-      try await storage.setLength(geometry.start(ofHostCluster: run.upperBound).bytes)
+      if try await storage.length() < end { try await storage.setLength(end) }
     } catch {
       try? await decrement(run)
       throw error
