@@ -52,7 +52,9 @@ public struct FutexLock: ~Copyable, Sendable {
     unsafe withUnsafePointer(to: self) { unsafe qublk_futex_wake($0, 1) }
   }
 
-  /// Runs `body` with the lock held. `body` must not wait for anything.
+  /// Runs `body` with the lock held.
+  ///
+  /// `body` must not wait for anything.
   @inlinable public func withLock<R: ~Copyable, E: Error>(
     _ body: () throws(E) -> R
   ) throws(E) -> R {

@@ -3,7 +3,8 @@ import Glibc
 /// Page-aligned memory with an owner, for transfers that must satisfy O_DIRECT.
 ///
 /// The bytes are zero at first, so nothing that was not filled can reach a guest or a disk.
-@safe public final class IOBuffer: @unchecked Sendable {  // why: immutable address; users order access
+@safe
+public final class IOBuffer: @unchecked Sendable {  // why: immutable address; users order access
   /// The first byte; aligned to 4096.
   public let base: UnsafeMutableRawPointer
   /// The number of bytes.

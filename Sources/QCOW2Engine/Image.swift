@@ -70,7 +70,9 @@ package final class Image: BlockTarget {
   }
 
   /// One step of background work: writes back what has been dirty for too long, then returns freed
-  /// clusters to the allocator. Failures stick in the image's health and show in the next flush.
+  /// clusters to the allocator.
+  ///
+  /// Failures stick in the image's health and show in the next flush.
   package func maintain() async {
     if options.readOnly || !health.allowsWrites { return }
     let since = dirtySince.load(ordering: .relaxed)

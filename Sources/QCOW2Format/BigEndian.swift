@@ -24,7 +24,9 @@ extension [UInt8] {
 }
 
 extension UnsafeMutableRawPointer {
-  @inlinable public func be64(_ offset: Int) -> UInt64 { unsafe UnsafeRawPointer(self).be64(offset) }
+  @inlinable public func be64(_ offset: Int) -> UInt64 {
+    unsafe UnsafeRawPointer(self).be64(offset)
+  }
 
   @inlinable public func storeBE16(_ value: UInt16, _ offset: Int) {
     unsafe storeBytes(of: value.bigEndian, toByteOffset: offset, as: UInt16.self)

@@ -43,6 +43,7 @@ public struct Header: Equatable, Sendable {
   /// Reads the fields from the first bytes of a file; checks only what is needed to read on.
   ///
   /// - Parameter bytes: The start of the file; 112 bytes hold every field known here.
+  /// - Throws: ``FormatError`` if there is no header of version 2 or 3.
   public init(parsing bytes: UnsafeRawBufferPointer) throws(FormatError) {
     guard let base = bytes.baseAddress, bytes.count >= Self.v2Length else {
       throw .truncated(

@@ -32,8 +32,11 @@ public enum RefcountWidth {
       let mask: UInt64 = ((1 << UInt64(bits)) &- 1) << shift
       let old = unsafe UInt64(block.load(fromByteOffset: index / perByte, as: UInt8.self))
       let new = (old & ~mask) | ((value << shift) & mask)
-      unsafe block.storeBytes(of: UInt8(truncatingIfNeeded: new), toByteOffset: index / perByte, as: UInt8.self)
-    case 3: unsafe block.storeBytes(of: UInt8(truncatingIfNeeded: value), toByteOffset: index, as: UInt8.self)
+      unsafe block.storeBytes(
+        of: UInt8(truncatingIfNeeded: new), toByteOffset: index / perByte, as: UInt8.self)
+    case 3:
+      unsafe block.storeBytes(
+        of: UInt8(truncatingIfNeeded: value), toByteOffset: index, as: UInt8.self)
     case 4: unsafe block.storeBE16(UInt16(truncatingIfNeeded: value), index &* 2)
     case 5: unsafe block.storeBE32(UInt32(truncatingIfNeeded: value), index &* 4)
     default: unsafe block.storeBE64(value, index &* 8)

@@ -52,7 +52,9 @@ public struct SnapshotEntry: Equatable, Sendable {
   public mutating func applyExtra(_ base: UnsafeRawPointer) {
     if extraLength >= 8 { vmStateSize = unsafe base.be64(0) }
     if extraLength >= 16 { diskSize = unsafe base.be64(8) }
-    if unsafe extraLength >= 24 && base.be64(16) != UInt64.max { instructionCount = unsafe base.be64(16) }
+    if unsafe extraLength >= 24 && base.be64(16) != UInt64.max {
+      instructionCount = unsafe base.be64(16)
+    }
   }
 
   /// The bytes of the entry without the padding after it; below 2^33.

@@ -39,7 +39,8 @@ private final class BlockingCall<T, E: Error>: @unchecked Sendable {
 }
 
 /// A job queue that one thread empties, sleeping on a futex while it is empty.
-@safe private final class BlockingExecutor: TaskExecutor, @unchecked Sendable {
+@safe
+private final class BlockingExecutor: TaskExecutor, @unchecked Sendable {
   // why: `jobs` and `isFinished` are guarded by `lock`.
   private let lock = FutexLock(.leaf)
   private var jobs = JobQueue()

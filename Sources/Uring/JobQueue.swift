@@ -1,5 +1,6 @@
 /// A growing first-in, first-out queue of executor jobs in raw memory.
-@safe struct JobQueue: ~Copyable {
+@safe
+struct JobQueue: ~Copyable {
   private var storage: UnsafeMutablePointer<UnownedJob>
   private var capacity: Int
   private var head = 0

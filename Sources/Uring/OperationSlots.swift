@@ -2,8 +2,10 @@
 ///
 /// Slots never move, so the kernel may hold the address of a slot's timespec. Memory comes in
 /// chunks of 256 slots and is kept.
-@safe struct OperationSlots: ~Copyable {
-  @safe struct Slot {
+@safe
+struct OperationSlots: ~Copyable {
+  @safe
+  struct Slot {
     var continuation: UnsafeContinuation<Int32, Never>?
     var nextFree: Int32
     var isTimer: Bool
@@ -20,7 +22,7 @@
 
   init() { unsafe chunks.reserveCapacity(Self.maximumChunks) }
 
-  deinit { for unsafe chunk in unsafe chunks { unsafe chunk.deallocate() } }
+  deinit { unsafe chunks.forEach { unsafe $0.deallocate() } }
 
   /// The address of slot `index`, which was handed out by ``take(_:)``.
   subscript(index: Int) -> UnsafeMutablePointer<Slot> {

@@ -4,7 +4,8 @@ public import CUring
 /// An io_uring with its queues: submits entries and hands out completions.
 ///
 /// Made and used by one thread only (the kernel is told so, where it knows the flag).
-@safe public struct Ring: ~Copyable {
+@safe
+public struct Ring: ~Copyable {
   @usableFromInline let raw: UnsafeMutablePointer<io_uring>
 
   /// Sets a ring up.
@@ -21,7 +22,8 @@ public import CUring
       unsafe raw.deallocate()
       throw Errno(-result)
     }
-    _ = unsafe io_uring_register_ring_fd(raw)  // saves a file lookup per enter; older kernels lack it
+    // Saves a file lookup per enter; older kernels lack it.
+    _ = unsafe io_uring_register_ring_fd(raw)
   }
 
   deinit {

@@ -8,7 +8,8 @@ import Synchronization
 /// Jobs enqueued on the worker's own thread go to a plain queue; from elsewhere to a locked queue
 /// that the loop empties each turn, with a write to the eventfd only if the loop may be asleep.
 /// After the loop has ended, jobs are kept and never run: end the tasks first.
-@safe public final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
+@safe
+public final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
   // why: `owner` is set before the loop runs, `local` is touched by its thread only, `remote`
   // under `lock`.
 

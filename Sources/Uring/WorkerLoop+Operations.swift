@@ -24,7 +24,9 @@ extension WorkerLoop {
       let index = unsafe slots.take(continuation)
       let slot = unsafe slots[index]
       unsafe slot.pointee.isTimer = true
-      unsafe slot.pointee.timespec = (Int64(milliseconds / 1000), Int64(milliseconds % 1000) * 1_000_000)
+      unsafe slot.pointee.timespec = (
+        Int64(milliseconds / 1000), Int64(milliseconds % 1000) * 1_000_000
+      )
       var entry = unsafe SubmissionEntry.timeout(after: slots.timespec(index))
       entry.userData = UserData(.operation, slot: index).word
       ring.push(entry)

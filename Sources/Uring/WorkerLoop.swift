@@ -14,7 +14,8 @@ public protocol CompletionHandler: AnyObject {
 ///
 /// Made on the thread that runs it; all members except `executor` are for that thread only.
 /// A turn runs ready jobs, enters the kernel once for everything queued, and reaps everything.
-@safe public final class WorkerLoop: @unchecked Sendable {
+@safe
+public final class WorkerLoop: @unchecked Sendable {
   // why: confined to its thread; other threads touch `executor` only.
 
   public let ring: Ring

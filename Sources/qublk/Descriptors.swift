@@ -7,7 +7,9 @@ func writeAll(_ descriptor: Int32, _ text: String) -> Bool {
   let bytes = Array(text.utf8)
   var done = 0
   while done < bytes.count {
-    let count = unsafe bytes[done...].withUnsafeBytes { unsafe write(descriptor, $0.baseAddress, $0.count) }
+    let count = unsafe bytes[done...].withUnsafeBytes {
+      unsafe write(descriptor, $0.baseAddress, $0.count)
+    }
     if count < 0, errno == EINTR { continue }
     guard count > 0 else { return false }
     done += count

@@ -70,7 +70,8 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
       let free = unsafe Self.firstFree(
         bytes, order: order, from: first, to: end, upTo: wanted, fresh: fresh, refcounts)
       for cluster in free {
-        unsafe RefcountWidth.set(bytes, order: order, index: refcounts.indexInSlice(cluster), value: 1)
+        unsafe RefcountWidth.set(
+          bytes, order: order, index: refcounts.indexInSlice(cluster), value: 1)
       }
       return (free, !free.isEmpty)
     }
@@ -87,7 +88,9 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   }
 
   /// Grows the file over a reserved run: later writes into it then need no change of length, which
-  /// file systems serialise. One owner does this, in steps of a whole run. Never shortens it: in a
+  /// file systems serialise.
+  ///
+  /// One owner does this, in steps of a whole run. Never shortens it: in a
   /// broken image there may be data beyond the clusters that have a refcount.
   private func extendFile(over run: Range<UInt64>) async throws(ImageError) {
     let end = geometry.start(ofHostCluster: run.upperBound).bytes
@@ -159,7 +162,9 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     return try unsafe await withSlice(of: part.lowerBound) { [refcounts] bytes in
       var runs: [Range<UInt64>] = []
       for cluster in part
-      where unsafe RefcountWidth.get(bytes, order: order, index: refcounts.indexInSlice(cluster)) == 1 {
+      where unsafe RefcountWidth.get(bytes, order: order, index: refcounts.indexInSlice(cluster))
+        == 1
+      {
         if let last = runs.last, last.upperBound == cluster {
           runs[runs.count - 1] = last.lowerBound..<(cluster + 1)
         } else {
@@ -212,7 +217,8 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     guard let key = try refcounts.sliceKey(of: cluster) else {
       throw .refcountRange(cluster: cluster)
     }
-    return try unsafe await refcounts.cache.withSlice(key, storage: storage, makeRoom: makeRoom, body)
+    return try unsafe await refcounts.cache.withSlice(
+      key, storage: storage, makeRoom: makeRoom, body)
   }
 }
 
@@ -250,7 +256,8 @@ extension ClusterAllocator {
     // The block counts itself before the table points at it: a round that falls in between must
     // not find an entry for a block that is not there, or that looks free.
     let order = geometry.refcountOrder
-    try unsafe await refcounts.cache.withSlice(offset, storage: storage, makeRoom: makeRoom) { bytes in
+    try unsafe await refcounts.cache.withSlice(offset, storage: storage, makeRoom: makeRoom) {
+      bytes in
       unsafe RefcountWidth.set(bytes, order: order, index: 0, value: 1)
       return ((), true)
     }

@@ -6,8 +6,10 @@ import Synchronization
 /// Lookups take no lock (the hit path makes one per cluster written); changes do. Open-addressed
 /// with linear probing; a removed cluster leaves a tombstone until the next growth. A table that has
 /// been outgrown stays allocated until the set goes away, since a reader may still be in it.
-@safe final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `lock` orders writers
-  @safe private struct Table {
+@safe
+final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `lock` orders writers
+  @safe
+  private struct Table {
     let slots: UnsafeMutablePointer<Atomic<UInt64>>
     let mask: Int
   }
@@ -26,7 +28,7 @@ import Synchronization
   }
 
   deinit {
-    for unsafe table in unsafe tables {
+    unsafe tables.forEach { table in
       unsafe table.pointee.slots.deallocate()
       unsafe table.deallocate()
     }

@@ -31,8 +31,10 @@ struct RefcountTableLayout {
         clusters += 1
       }
     }
-    guard clusters << UInt64(geometry.clusterBits) <= max(
-      FormatLimit.refcountTableBytes, geometry.clusterSize)
+    guard
+      clusters << UInt64(geometry.clusterBits)
+        <= max(
+          FormatLimit.refcountTableBytes, geometry.clusterSize)
     else { throw .noSpace }
     blocks = first..<(first + blockCount)
     tableStart = first + blockCount

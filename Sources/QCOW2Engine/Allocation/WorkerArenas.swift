@@ -4,7 +4,8 @@ import BlockCore
 ///
 /// An arena is touched by its own worker's thread only. What is left at close goes back; after a
 /// crash it is leaked clusters, bounded by the arena sizes.
-@safe final class WorkerArenas: @unchecked Sendable {  // why: each arena belongs to one worker's thread
+@safe
+final class WorkerArenas: @unchecked Sendable {  // why: each arena belongs to one worker's thread
   private struct Arena {
     var run = ClusterRun(start: 0, count: 0, isFresh: false)
     /// Clusters to reserve at the next refill; grows while the worker keeps allocating.
@@ -19,6 +20,7 @@ import BlockCore
   /// - Parameters:
   ///   - workers: the number of arenas.
   ///   - clusterSize: in bytes; a refill is 64 clusters at first, and never more than 4 MiB.
+  ///   - allocator: where refills come from.
   init(workers: Int, clusterSize: UInt64, allocator: ClusterAllocator) {
     self.allocator = allocator
     largestRefill = min(max((4 << 20) / clusterSize, 1), 1024)

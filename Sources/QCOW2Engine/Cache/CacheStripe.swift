@@ -1,6 +1,8 @@
 import BlockCore
 
-/// Where a slot of the cache stands. Life cycle: empty → loading → clean ⇄ dirty → empty.
+/// Where a slot of the cache stands.
+///
+/// Life cycle: empty → loading → clean ⇄ dirty → empty.
 enum SlotState: UInt8 {
   case empty, loading, resident
 }
@@ -20,7 +22,8 @@ struct CacheSlot {
 ///
 /// The index is open-addressed with linear probing and backward-shift deletion, and holds slot
 /// numbers plus one. Nothing here allocates after `init`.
-@safe struct CacheStripe: ~Copyable {
+@safe
+struct CacheStripe: ~Copyable {
   /// The stripe's first slot in the cache-wide arena.
   let firstSlot: Int
   let slotCount: Int
@@ -112,7 +115,8 @@ struct CacheSlot {
 
   /// Ends a write-back: clean, unless the slice changed after the copy of `generation` was taken.
   mutating func markWritten(_ slot: Int, key: UInt64, generation: UInt64) {
-    guard unsafe slots[slot].key == key, unsafe slots[slot].dirtyGeneration == generation, generation != 0
+    guard unsafe slots[slot].key == key, unsafe slots[slot].dirtyGeneration == generation,
+      generation != 0
     else { return }
     unsafe slots[slot].dirtyGeneration = 0
     dirtyCount -= 1

@@ -10,12 +10,14 @@ import Synchronization
 /// whatever an L2 copy points at had its refcount raised before the copy was taken, and that refcount
 /// is copied later. Changes made meanwhile belong to the next round. One round runs at a time;
 /// flushes that arrive during it join the next one.
-@safe final class FlushCoordinator: @unchecked Sendable {  // why: `lock` guards the turn; a round runs alone
+@safe
+final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   private enum Turn {
     case lead
     case done(ImageError?)
   }
 
+  /// Guards `isRunning` and `waiters`; everything else belongs to the one running round.
   private let lock = FutexLock(.flushRound)
   private var isRunning = false
   private var waiters: [UnsafeContinuation<Turn, Never>] = unsafe []
@@ -65,7 +67,8 @@ import Synchronization
   }
 
   private func join() async throws(ImageError) {
-    let turn = unsafe await withUnsafeContinuation { (continuation: UnsafeContinuation<Turn, Never>) in
+    let turn = unsafe await withUnsafeContinuation {
+      (continuation: UnsafeContinuation<Turn, Never>) in
       let leads = lock.withLock { () -> Bool in
         if startsNow() { return true }
         unsafe waiters.append(continuation)
@@ -96,7 +99,7 @@ import Synchronization
       }
       return unsafe waiters.removeFirst()
     }
-    for unsafe waiter in unsafe served { unsafe waiter.resume(returning: .done(failure)) }
+    unsafe served.forEach { unsafe $0.resume(returning: .done(failure)) }
     unsafe next?.resume(returning: .lead)
     if let failure { throw failure }
   }

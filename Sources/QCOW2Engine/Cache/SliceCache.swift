@@ -8,7 +8,8 @@ import Synchronization
 /// Loading is single-flight: the first comer leaves a `loading` slot and reads without the lock,
 /// others wait for the stripe to change. A dirty slice is never evicted; when a stripe has nothing
 /// else left, the caller's `makeRoom` writes back a whole round in order.
-@safe final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable state
+@safe
+final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable state
   /// The bytes of a slice: a power of two, at most a cluster.
   let sliceSize: Int
   private let sliceBits: UInt64
@@ -65,7 +66,9 @@ import Synchronization
   /// The number of dirty slices at some recent moment.
   var dirtyCount: Int { dirtySlices.load(ordering: .relaxed) }
 
-  /// Reads a resident slice under its lock; nil if it is not there. Never waits.
+  /// Reads a resident slice under its lock; nil if it is not there.
+  ///
+  /// Never waits.
   @inline(__always) func withResident<R>(
     _ key: HostOffset, _ body: (UnsafeRawPointer) -> R
   ) -> R? {
@@ -107,7 +110,8 @@ import Synchronization
     }
   }
 
-  @safe private enum LookUp<R> {
+  @safe
+  private enum LookUp<R> {
     case done(R)
     case load(slot: Int, memory: UnsafeMutableRawPointer)
     case wait(version: UInt64)
@@ -158,7 +162,7 @@ import Synchronization
       unsafe stripe.state.pointee.slots[slot].state = .resident
       return unsafe (run(body, stripe, slot), stripe.state.pointee.waiters.takeAll())
     }
-    for unsafe waiter in unsafe waiters { unsafe waiter.resume() }
+    unsafe waiters.forEach { unsafe $0.resume() }
     return result
   }
 
@@ -168,7 +172,7 @@ import Synchronization
       unsafe stripe.state.pointee.remove(slot, hashOf: hash)
       return unsafe stripe.state.pointee.waiters.takeAll()
     }
-    for unsafe waiter in unsafe waiters { unsafe waiter.resume() }
+    unsafe waiters.forEach { unsafe $0.resume() }
   }
 
   private func waitForChange(_ key: HostOffset, since version: UInt64) async {
@@ -254,10 +258,12 @@ extension SliceCache {
         let before = unsafe stripe.state.pointee.dirtyCount
         unsafe stripe.state.pointee.markWritten(
           Int(slice.slot), key: slice.key, generation: slice.generation)
-        return unsafe (before != stripe.state.pointee.dirtyCount, stripe.state.pointee.waiters.takeAll())
+        return unsafe (
+          before != stripe.state.pointee.dirtyCount, stripe.state.pointee.waiters.takeAll()
+        )
       }
       if cleaned { dirtySlices.wrappingSubtract(1, ordering: .relaxed) }
-      for unsafe waiter in unsafe waiters { unsafe waiter.resume() }
+      unsafe waiters.forEach { unsafe $0.resume() }
     }
   }
 }

@@ -7,7 +7,8 @@ import Synchronization
 /// Entries are atomic words in the machine's byte order; any thread may read one at any time.
 /// A change marks the 512-byte sector of the entry dirty; ``FlushCoordinator`` writes such sectors
 /// back. Only one task writes a given entry at a time: the holder of its in-flight range.
-@safe final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
+@safe
+final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
   /// Entries in one sector, the unit of write-back.
   static let entriesPerSector = 64
 
@@ -19,6 +20,7 @@ import Synchronization
   private let dirty: UnsafeMutablePointer<Atomic<UInt64>>
 
   /// - Parameters:
+  ///   - offset: Where the table starts in the host file; a cluster boundary.
   ///   - bytes: The table as it is on the host file, `count` big-endian entries or more.
   ///   - count: The number of entries.
   init(offset: HostOffset, bytes: UnsafeRawBufferPointer, count: Int) {
@@ -43,7 +45,9 @@ import Synchronization
     unsafe dirty.deallocate()
   }
 
-  @inline(__always) func load(_ index: Int) -> UInt64 { unsafe entries[index].load(ordering: .acquiring) }
+  @inline(__always) func load(_ index: Int) -> UInt64 {
+    unsafe entries[index].load(ordering: .acquiring)
+  }
 
   /// The number of entries that are not zero.
   func countUsed() -> Int {

@@ -59,6 +59,6 @@ final class InFlightRanges: @unchecked Sendable {  // why: each stripe's lock gu
       }
       return unsafe state.waiters.takeAll()
     }
-    for unsafe waiter in unsafe waiters { unsafe waiter.resume() }
+    unsafe waiters.forEach { unsafe $0.resume() }
   }
 }

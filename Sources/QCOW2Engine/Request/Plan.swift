@@ -88,12 +88,15 @@ extension Image {
 }
 
 /// Collects transfers, joining neighbours that continue each other.
-@safe struct PlanBuilder {
+@safe
+struct PlanBuilder {
   private let plan: UnsafeMutableBufferPointer<HostTransfer>
   private(set) var count = 0
   private var dataOffset: UInt32 = 0
 
-  @inline(__always) init(_ plan: UnsafeMutableBufferPointer<HostTransfer>) { unsafe self.plan = unsafe plan }
+  @inline(__always) init(_ plan: UnsafeMutableBufferPointer<HostTransfer>) {
+    unsafe self.plan = unsafe plan
+  }
 
   /// - Returns: false when the plan is full.
   @inline(__always) mutating func append(

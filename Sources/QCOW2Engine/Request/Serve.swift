@@ -69,7 +69,8 @@ extension Image {
 }
 
 /// The entries of one ``SlicePart``, in the cache, under the stripe's lock.
-@safe struct SliceEntries {
+@safe
+struct SliceEntries {
   private let bytes: UnsafeMutableRawPointer
   private let first: Int
   let count: Int

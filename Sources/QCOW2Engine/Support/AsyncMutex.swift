@@ -4,7 +4,8 @@ import BlockCore
 ///
 /// First come, first served. The owner hands over directly to the next waiter, which resumes on its
 /// own worker.
-@safe final class AsyncMutex: @unchecked Sendable {  // why: `held` and `waiters` are guarded by `lock`
+@safe
+final class AsyncMutex: @unchecked Sendable {  // why: `held` and `waiters` are guarded by `lock`
   private let lock = FutexLock(.leaf)
   private var held = false
   private var waiters: [UnsafeContinuation<Void, Never>] = unsafe []

@@ -43,7 +43,9 @@ final class HeaderEditor: @unchecked Sendable {  // why: `mutex` guards the head
     }
   }
 
-  /// Whether a write that failed took effect all the same. If that cannot be told, writing stops.
+  /// Whether a write that failed took effect all the same.
+  ///
+  /// If that cannot be told, writing stops.
   private func isOnHostFile(_ sector: IOBuffer) async throws(ImageError) -> Bool {
     let found = IOBuffer(count: sector.count)
     do { try await storage.read(into: found, at: HostOffset(0)) } catch {

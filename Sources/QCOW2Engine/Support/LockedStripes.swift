@@ -1,7 +1,8 @@
 import BlockCore
 
 /// A lock, and the state that it guards.
-@safe struct LockedStripe<State: ~Copyable> {
+@safe
+struct LockedStripe<State: ~Copyable> {
   let lock: UnsafeMutablePointer<FutexLock>
   /// Touch only with ``lock`` held.
   let state: UnsafeMutablePointer<State>
@@ -17,7 +18,8 @@ import BlockCore
 ///
 /// Lock and state are variables of their own, not fields of one struct: a change of any field is an
 /// exclusive access to the whole struct, and others touch the lock word at that very moment.
-@safe struct LockedStripes<State: ~Copyable>: @unchecked Sendable {  // why: the locks guard the states
+@safe
+struct LockedStripes<State: ~Copyable>: @unchecked Sendable {  // why: the locks guard the states
   let count: Int
   private let memory: UnsafeMutableRawPointer
   private let stride: Int
@@ -27,7 +29,10 @@ import BlockCore
     return (MemoryLayout<FutexLock>.size + alignment - 1) / alignment * alignment
   }
 
-  /// - Parameter state: makes the state of the stripe with a number.
+  /// - Parameters:
+  ///   - count: the number of stripes.
+  ///   - rank: the rank of their locks.
+  ///   - state: makes the state of the stripe with a number.
   init(count: Int, rank: LockRank, _ state: (Int) -> State) {
     self.count = count
     stride = (Self.stateOffset + MemoryLayout<State>.size + 63) & ~63

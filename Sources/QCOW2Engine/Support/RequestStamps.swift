@@ -7,7 +7,8 @@ import Synchronization
 /// mapping. A cluster whose pointer was removed before the clock read F can be reused when every
 /// word is 0 or above F: a request that saw the old pointer carries a stamp of at most F.
 /// Entering costs the hit path one load and one store; nothing is counted per cluster.
-@safe final class RequestStamps: @unchecked Sendable {  // why: atomics in stable storage
+@safe
+final class RequestStamps: @unchecked Sendable {  // why: atomics in stable storage
   private let clock = Atomic<UInt64>(1)
   private let stamps: UnsafeMutablePointer<Atomic<UInt64>>
   private let slotsPerWorker: Int

@@ -2,7 +2,8 @@
 ///
 /// The holder of that lock bumps ``version`` with every change; a task that saw a version under the
 /// lock waits only if it is still the current one, so no change is missed.
-@safe struct WaitList {
+@safe
+struct WaitList {
   private(set) var version: UInt64 = 0
   private var waiters: [UnsafeContinuation<Void, Never>] = unsafe []
 

@@ -3,7 +3,8 @@
 /// Sparse: memory is taken, two bytes for each cluster, only for pages of 4096 clusters of which at
 /// least one is referred to, and never for clusters beyond the count given at the start [CHK-2].
 /// Counts saturate at 2^64 - 1.
-@safe struct ReferenceMap: ~Copyable {
+@safe
+struct ReferenceMap: ~Copyable {
   /// Bits 0 to 11: the count; bits 12 to 15: the ``HostUse``.
   private typealias Cell = UInt16
   private static let pageBits: UInt64 = 12
@@ -24,7 +25,7 @@
   }
 
   deinit {
-    for unsafe page in unsafe pages { unsafe page?.deallocate() }
+    unsafe pages.forEach { unsafe $0?.deallocate() }
   }
 
   /// Adds `times` references to a cluster.
@@ -49,7 +50,9 @@
 
   /// The number of references to a cluster.
   func count(of cluster: UInt64) -> UInt64 {
-    guard cluster < clusterCount, let page = unsafe pages[Int(cluster >> Self.pageBits)] else { return 0 }
+    guard cluster < clusterCount, let page = unsafe pages[Int(cluster >> Self.pageBits)] else {
+      return 0
+    }
     return unsafe count(page[Int(cluster & ((1 << Self.pageBits) - 1))], cluster)
   }
 
@@ -58,7 +61,9 @@
     guard cluster < clusterCount else { return nil }
     let index = Int(cluster >> Self.pageBits)
     if unsafe pages[index] != nil { return cluster }
-    guard let found = unsafe pages[index...].firstIndex(where: { unsafe $0 != nil }) else { return nil }
+    guard let found = unsafe pages[index...].firstIndex(where: { unsafe $0 != nil }) else {
+      return nil
+    }
     return UInt64(found) << Self.pageBits
   }
 

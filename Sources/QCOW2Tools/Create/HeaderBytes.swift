@@ -32,7 +32,8 @@ enum HeaderBytes {
     unsafe area.storeBE32(HeaderExtension.Kind.featureNames.rawValue, 0)
     unsafe area.storeBE32(UInt32(names.count), 4)
     unsafe names.withUnsafeBytes { source in
-      unsafe UnsafeMutableRawBufferPointer(start: area + 8, count: names.count).copyMemory(from: source)
+      unsafe UnsafeMutableRawBufferPointer(start: area + 8, count: names.count).copyMemory(
+        from: source)
     }
   }
 }

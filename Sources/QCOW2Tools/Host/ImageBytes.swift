@@ -87,7 +87,8 @@ package final class MemoryBytes: WritableImageBytes {
     let start = Int(offset.bytes)
     let count = min(buffer.count, bytes.count - start)
     unsafe bytes.withUnsafeBytes { source in
-      unsafe buffer.copyMemory(from: UnsafeRawBufferPointer(rebasing: source[start..<start + count]))
+      unsafe buffer.copyMemory(
+        from: UnsafeRawBufferPointer(rebasing: source[start..<start + count]))
     }
   }
 

@@ -7,7 +7,8 @@ import Synchronization
 import Uring
 
 /// One command, its memory and its result; alive until the kernel has answered, however late.
-@safe final class CommandRequest: @unchecked Sendable {
+@safe
+final class CommandRequest: @unchecked Sendable {
   // why: filled before it is posted, `result` read after `isDone` was seen.
   let command: ControlCommand
   var header: ublk_control_command
@@ -45,7 +46,9 @@ import Uring
   func wait(milliseconds: Int) -> Int32? {
     let end = qublk_monotonic_milliseconds() + UInt64(milliseconds)
     while true {
-      if let result = lock.withLock({ unsafe isDone.pointee == 1 ? self.result : nil }) { return result }
+      if let result = lock.withLock({ unsafe isDone.pointee == 1 ? self.result : nil }) {
+        return result
+      }
       let now = qublk_monotonic_milliseconds()
       if now >= end { return nil }
       _ = unsafe qublk_futex_wait_for(isDone, 0, end - now)
@@ -57,7 +60,8 @@ import Uring
 ///
 /// Whoever gives up waiting abandons the runner: its thread stays in the kernel for as long as the
 /// command takes, and touches nothing that anyone else uses.
-@safe final class CommandRunner: @unchecked Sendable {
+@safe
+final class CommandRunner: @unchecked Sendable {
   // why: `pending` and `isClosing` are guarded by `lock`.
   private let descriptor: Int32
   private let lock = FutexLock(.leaf)

@@ -7,7 +7,8 @@ import Glibc
 ///
 /// Buffers are touched by the requests that use them and not before: in copy mode by all, under
 /// zero copy by those whose data must be in plain memory.
-@safe struct QueueMemory: ~Copyable {
+@safe
+struct QueueMemory: ~Copyable {
   let descriptors: UnsafePointer<ublk_io_descriptor>
   /// The first tag's buffer, which the others follow every `bufferBytes`.
   let buffers: UnsafeMutableRawPointer
@@ -29,7 +30,8 @@ import Glibc
       unsafe munmap(mapped, bytes)
       throw error
     }
-    unsafe descriptors = unsafe UnsafePointer(mapped.assumingMemoryBound(to: ublk_io_descriptor.self))
+    unsafe descriptors = unsafe UnsafePointer(
+      mapped.assumingMemoryBound(to: ublk_io_descriptor.self))
     unsafe buffers = unsafe memory
     descriptorBytes = bytes
     self.bufferBytes = bufferBytes

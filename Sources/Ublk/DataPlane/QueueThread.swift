@@ -4,7 +4,8 @@ import Synchronization
 import Uring
 
 /// A queue's worker as the control thread sees it: a thread and how far it has come.
-@safe final class QueueThread: @unchecked Sendable {
+@safe
+final class QueueThread: @unchecked Sendable {
   // why: `state` orders the fields: written before it changes, read after the change was seen.
 
   private enum State {

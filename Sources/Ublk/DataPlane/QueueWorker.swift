@@ -6,7 +6,8 @@ import Uring
 ///
 /// Made, run and released on its own thread. A tag is always in exactly one ``TagState/Phase``;
 /// its descriptor and buffer are touched only while the driver does not own it.
-@safe final class QueueWorker: CompletionHandler, @unchecked Sendable {
+@safe
+final class QueueWorker: CompletionHandler, @unchecked Sendable {
   // why: confined to its thread; tasks made here run on this thread's executor.
 
   /// The most host transfers of one plan.

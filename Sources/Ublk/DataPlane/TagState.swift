@@ -1,7 +1,8 @@
 import BlockCore
 
 /// Who has a tag and what is left to do for its request.
-@safe struct TagState {
+@safe
+struct TagState {
   /// The owner of the tag's descriptor and buffer.
   enum Phase: UInt8 {
     /// Nobody: not fetched yet, or the driver has given the last fetch back.

@@ -4,8 +4,10 @@ import Uring
 
 /// One load-making thread: keeps `depth` requests in flight on a ring of its own, the way a queue
 /// worker of the data plane does, but with requests that it makes up itself.
-@safe final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confined to its thread
-  @safe private struct Slot {
+@safe
+final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confined to its thread
+  @safe
+  private struct Slot {
     var request = BlockRequest(.read)
     var transfersLeft = 0
     var failed = false
@@ -46,7 +48,8 @@ import Uring
     unsafe slots.initialize(repeating: Slot(), count: options.depth)
     unsafe plans = .allocate(capacity: options.depth * Self.planCapacity)
     memory = IOBuffer(count: options.depth * options.bufferSize)
-    unsafe memory.base.initializeMemory(as: UInt8.self, repeating: options.pattern, count: memory.count)
+    unsafe memory.base.initializeMemory(
+      as: UInt8.self, repeating: options.pattern, count: memory.count)
     tasksLeft = options.depth
   }
 

@@ -31,7 +31,9 @@ enum Hygiene {
     if result < 0 { throw .hygiene(.flusher, Errno(-result)) }
     var flags: UInt32 = 0
     let wanted = UInt32(QUBLK_IO_FLUSHER_FLAGS)
-    guard unsafe qublk_thread_flags(&flags) == 0, flags & wanted == wanted else { throw .flusherNotSet }
+    guard unsafe qublk_thread_flags(&flags) == 0, flags & wanted == wanted else {
+      throw .flusherNotSet
+    }
   }
 
   /// Keeps what is touched in memory, and the process from being chosen when memory runs out.
