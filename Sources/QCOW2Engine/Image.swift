@@ -66,7 +66,11 @@ package final class Image: BlockTarget {
   package func flush() async throws(ImageError) {
     if options.readOnly { return }
     dirtySince.store(0, ordering: .relaxed)
-    try await flusher.flush()
+    do { try await flusher.flush() } catch {
+      // Still dirty: the background round must try again.
+      noteDirty()
+      throw error
+    }
   }
 
   /// One step of background work: writes back what has been dirty for too long, then returns freed

@@ -27,9 +27,12 @@ final class RequestStamps: @unchecked Sendable {  // why: atomics in stable stor
   }
 
   /// Marks the request in flight; call before looking at any mapping.
+  ///
+  /// Sequentially consistent: the store must not linger in a store buffer while the mapping is read,
+  /// or ``oldest()`` on another thread would miss a request that has seen the old pointer.
   @inline(__always) func enter(worker: Int, slot: Int) {
     unsafe stamps[worker &* slotsPerWorker &+ slot].store(
-      clock.load(ordering: .relaxed), ordering: .releasing)
+      clock.load(ordering: .relaxed), ordering: .sequentiallyConsistent)
   }
 
   /// Marks the request done; call after its last transfer.
@@ -44,7 +47,7 @@ final class RequestStamps: @unchecked Sendable {  // why: atomics in stable stor
   func oldest() -> UInt64 {
     var oldest = UInt64.max
     for index in 0..<count {
-      let stamp = unsafe stamps[index].load(ordering: .acquiring)
+      let stamp = unsafe stamps[index].load(ordering: .sequentiallyConsistent)
       if stamp != 0 { oldest = min(oldest, stamp) }
     }
     return oldest
