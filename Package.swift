@@ -2,7 +2,7 @@
 import PackageDescription
 
 /// The settings that every Swift target of the package shares.
-let settings: [SwiftSetting] = [
+let testSettings: [SwiftSetting] = [
   .swiftLanguageMode(.v6),
   .enableUpcomingFeature("ExistentialAny"),
   .enableUpcomingFeature("InternalImportsByDefault"),
@@ -11,6 +11,9 @@ let settings: [SwiftSetting] = [
   // Small helpers of one module must be inlined into the data path of another (DESIGN.md, section 2).
   .unsafeFlags(["-cross-module-optimization"], .when(configuration: .release)),
 ]
+
+/// The program's own modules mark every unsafe expression, too.
+let settings: [SwiftSetting] = testSettings + [.strictMemorySafety()]
 
 /// The settings of the C shims.
 let cSettings: [CSetting] = [
@@ -57,41 +60,41 @@ let package = Package(
 
     .target(
       name: "TestSupport", dependencies: ["BlockCore", "QCOW2Format", "QCOW2Engine"],
-      path: "Tests/TestSupport", swiftSettings: settings),
+      path: "Tests/TestSupport", swiftSettings: testSettings),
     // Serves a plain file through both planes, for the tests in the virtual machine. No product.
     .executableTarget(
       name: "ublkprobe", dependencies: ["BlockCore", "HostFiles", "Uring", "Ublk"],
-      path: "Tests/ublkprobe", swiftSettings: settings),
+      path: "Tests/ublkprobe", swiftSettings: testSettings),
     .testTarget(
       name: "UringTests", dependencies: ["BlockCore", "Uring", "HostFiles", "CPlatform"],
-      swiftSettings: settings),
+      swiftSettings: testSettings),
     .testTarget(
       name: "UblkTests", dependencies: ["BlockCore", "Uring", "Ublk", "CUblk", "CPlatform"],
-      swiftSettings: settings),
+      swiftSettings: testSettings),
     .testTarget(
-      name: "BlockCoreTests", dependencies: ["BlockCore"], swiftSettings: settings),
+      name: "BlockCoreTests", dependencies: ["BlockCore"], swiftSettings: testSettings),
     .testTarget(
       name: "QCOW2FormatTests", dependencies: ["BlockCore", "QCOW2Format", "TestSupport"],
-      swiftSettings: settings),
+      swiftSettings: testSettings),
     .testTarget(
       name: "CommandLineTests",
-      dependencies: ["BlockCore", "HostFiles", "CPlatform", "qublk"], swiftSettings: settings),
+      dependencies: ["BlockCore", "HostFiles", "CPlatform", "qublk"], swiftSettings: testSettings),
     .testTarget(
       name: "QCOW2EngineTests",
       dependencies: ["BlockCore", "QCOW2Format", "QCOW2Engine", "TestSupport"],
-      swiftSettings: settings),
+      swiftSettings: testSettings),
     .testTarget(
       name: "QCOW2ToolsTests", dependencies: ["BlockCore", "QCOW2Format", "QCOW2Tools"],
-      swiftSettings: settings),
+      swiftSettings: testSettings),
     .testTarget(
       name: "InteropTests",
       dependencies: ["BlockCore", "QCOW2Format", "QCOW2Engine", "HostFiles", "Uring", "CPlatform"],
-      swiftSettings: settings),
+      swiftSettings: testSettings),
     .testTarget(
       name: "BadInputTests",
       dependencies: [
         "BlockCore", "QCOW2Format", "QCOW2Engine", "QCOW2Tools", "HostFiles", "Uring",
       ],
-      swiftSettings: settings),
+      swiftSettings: testSettings),
   ]
 )

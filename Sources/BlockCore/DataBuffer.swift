@@ -34,14 +34,14 @@ public struct DataBuffer: @unchecked Sendable {  // why: an address only; the ow
 
   /// The bytes, when this is plain memory; nil for registered and for empty buffers.
   @inlinable public var memory: UnsafeMutableRawPointer? {
-    isMemory ? UnsafeMutableRawPointer(bitPattern: address) : nil
+    unsafe isMemory ? UnsafeMutableRawPointer(bitPattern: address) : nil
   }
 
   /// The part that starts at byte `offset` and has `count` bytes.
   @inlinable public func slice(_ offset: Int, _ count: Int) -> DataBuffer {
     assert(offset >= 0 && count >= 0 && offset + count <= self.count)
-    if isMemory, let memory {
-      return DataBuffer(memory: memory + offset, count: count)
+    if isMemory, let memory = unsafe memory {
+      return unsafe DataBuffer(memory: memory + offset, count: count)
     }
     return DataBuffer(
       registered: registeredIndex, offset: address &+ UInt(bitPattern: offset), count: count)

@@ -36,7 +36,7 @@ public struct FutexLock: ~Copyable, Sendable {
       }
     }
     while word.exchange(2, ordering: .acquiring) != 0 {
-      withUnsafePointer(to: self) { qublk_futex_wait($0, 2) }
+      unsafe withUnsafePointer(to: self) { unsafe qublk_futex_wait($0, 2) }
     }
   }
 
@@ -49,10 +49,12 @@ public struct FutexLock: ~Copyable, Sendable {
   }
 
   @usableFromInline func wakeOne() {
-    withUnsafePointer(to: self) { qublk_futex_wake($0, 1) }
+    unsafe withUnsafePointer(to: self) { unsafe qublk_futex_wake($0, 1) }
   }
 
-  /// Runs `body` with the lock held. `body` must not wait for anything.
+  /// Runs `body` with the lock held.
+  ///
+  /// `body` must not wait for anything.
   @inlinable public func withLock<R: ~Copyable, E: Error>(
     _ body: () throws(E) -> R
   ) throws(E) -> R {

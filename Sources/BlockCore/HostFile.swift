@@ -53,7 +53,7 @@ public protocol HostFile: AnyObject, Sendable {
 extension HostFile {
   /// Fills plain memory with zeros; a host file that serves registered buffers has its own.
   public func fillWithZeroes(_ buffer: DataBuffer) async throws(Errno) {
-    guard let memory = buffer.memory else { throw .notSupported }
-    memory.initializeMemory(as: UInt8.self, repeating: 0, count: buffer.count)
+    guard let memory = unsafe buffer.memory else { throw .notSupported }
+    unsafe memory.initializeMemory(as: UInt8.self, repeating: 0, count: buffer.count)
   }
 }

@@ -3,6 +3,7 @@ import Glibc
 /// Page-aligned memory with an owner, for transfers that must satisfy O_DIRECT.
 ///
 /// The bytes are zero at first, so nothing that was not filled can reach a guest or a disk.
+@safe
 public final class IOBuffer: @unchecked Sendable {  // why: immutable address; users order access
   /// The first byte; aligned to 4096.
   public let base: UnsafeMutableRawPointer
@@ -11,13 +12,13 @@ public final class IOBuffer: @unchecked Sendable {  // why: immutable address; u
 
   public init(count: Int) {
     let rounded = max(count, 1)
-    base = .allocate(byteCount: rounded, alignment: 4096)
-    memset(base, 0, rounded)
+    unsafe base = .allocate(byteCount: rounded, alignment: 4096)
+    unsafe memset(base, 0, rounded)
     self.count = count
   }
 
-  deinit { base.deallocate() }
+  deinit { unsafe base.deallocate() }
 
   /// The whole buffer, as the target or source of a transfer.
-  public var data: DataBuffer { DataBuffer(memory: base, count: count) }
+  public var data: DataBuffer { unsafe DataBuffer(memory: base, count: count) }
 }

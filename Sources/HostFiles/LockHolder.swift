@@ -19,7 +19,7 @@ package struct LockHolder: Sendable {
   /// see the process. Locks of this process are passed over.
   static func find(_ descriptor: Int32) -> LockHolder? {
     var wanted = stat()
-    guard fstat(descriptor, &wanted) == 0 else { return nil }
+    guard unsafe fstat(descriptor, &wanted) == 0 else { return nil }
     for name in directoryEntries("/proc") {
       guard let process = Int32(name), process != getpid() else { continue }
       if holdsLock(process, on: wanted) {
@@ -32,7 +32,7 @@ package struct LockHolder: Sendable {
   private static func holdsLock(_ process: Int32, on wanted: stat) -> Bool {
     for entry in directoryEntries("/proc/\(process)/fd") {
       var status = stat()
-      guard stat("/proc/\(process)/fd/\(entry)", &status) == 0,
+      guard unsafe stat("/proc/\(process)/fd/\(entry)", &status) == 0,
         status.st_ino == wanted.st_ino, status.st_dev == wanted.st_dev
       else { continue }
       let lines = smallFile("/proc/\(process)/fdinfo/\(entry)").split(separator: "\n")

@@ -26,7 +26,7 @@ extension RingHostFile {
   package static func open(
     _ path: String, readOnly: Bool, mode: HostFileMode = .direct, granularity: Int = 512
   ) throws(HostFileError) -> RingHostFile {
-    let descriptor = qublk_open(path, readOnly ? 1 : 0, 0)
+    let descriptor = unsafe qublk_open(path, readOnly ? 1 : 0, 0)
     if descriptor < 0 { throw .open(Errno(-descriptor)) }
     do throws(HostFileError) {
       return try adopt(descriptor, readOnly: readOnly, mode: mode, granularity: granularity)
@@ -61,7 +61,7 @@ extension RingHostFile {
   static func directAlignment(_ descriptor: Int32, granularity: Int) -> DirectAlignment? {
     var memory: UInt32 = 0
     var offset: UInt32 = 0
-    let known = qublk_dio_alignment(descriptor, &memory, &offset) == 0
+    let known = unsafe qublk_dio_alignment(descriptor, &memory, &offset) == 0
     if known && (offset == 0 || Int(offset) > granularity) { return nil }
     guard qublk_set_direct(descriptor, 1) == 0 else { return nil }
     if known { return DirectAlignment(memory: max(Int(memory), 1), offset: Int(offset)) }
@@ -75,7 +75,7 @@ extension RingHostFile {
   /// The smaller of 512 and 4096 with which an aligned read works; nil if neither does.
   private static func probe(_ descriptor: Int32) -> Int? {
     let buffer = IOBuffer(count: 8192)
-    for size in [512, 4096] where pread(descriptor, buffer.base + size, size, 0) >= 0 {
+    for size in [512, 4096] where unsafe pread(descriptor, buffer.base + size, size, 0) >= 0 {
       return size
     }
     return nil

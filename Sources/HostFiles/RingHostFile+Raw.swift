@@ -9,16 +9,16 @@ extension RingHostFile {
     if let loop = WorkerLoop.current {
       return await loop.perform(.read(loop.file(descriptor), into: data, at: offset))
     }
-    guard let memory = data.memory else { return -Errno.invalid.code }
-    return Self.outcome(pread(descriptor, memory, data.count, off_t(offset)))
+    guard let memory = unsafe data.memory else { return -Errno.invalid.code }
+    return unsafe Self.outcome(pread(descriptor, memory, data.count, off_t(offset)))
   }
 
   func rawWrite(_ data: DataBuffer, at offset: UInt64) async -> Int32 {
     if let loop = WorkerLoop.current {
       return await loop.perform(.write(loop.file(descriptor), from: data, at: offset))
     }
-    guard let memory = data.memory else { return -Errno.invalid.code }
-    return Self.outcome(pwrite(descriptor, memory, data.count, off_t(offset)))
+    guard let memory = unsafe data.memory else { return -Errno.invalid.code }
+    return unsafe Self.outcome(pwrite(descriptor, memory, data.count, off_t(offset)))
   }
 
   func rawSync() async -> Int32 {

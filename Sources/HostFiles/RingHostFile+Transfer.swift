@@ -17,8 +17,8 @@ extension RingHostFile {
   }
 
   package func write(from buffer: DataBuffer, at offset: HostOffset) async throws(Errno) {
-    if isDirect, let memory = buffer.memory, !isAligned(UInt(bitPattern: memory)) {
-      try await writeThroughBounce(memory, buffer.count, offset.bytes)
+    if isDirect, let memory = unsafe buffer.memory, !isAligned(UInt(bitPattern: memory)) {
+      try unsafe await writeThroughBounce(memory, buffer.count, offset.bytes)
     } else {
       try await writeWhole(buffer, offset.bytes)
     }
@@ -66,8 +66,8 @@ extension RingHostFile {
 
   /// Fills memory, or a registered buffer through the ring's zero file.
   package func fillWithZeroes(_ buffer: DataBuffer) async throws(Errno) {
-    if let memory = buffer.memory {
-      memory.initializeMemory(as: UInt8.self, repeating: 0, count: buffer.count)
+    if let memory = unsafe buffer.memory {
+      unsafe memory.initializeMemory(as: UInt8.self, repeating: 0, count: buffer.count)
       return
     }
     var done = 0
@@ -87,7 +87,7 @@ extension RingHostFile {
   }
 
   private func needsBounce(_ buffer: DataBuffer, _ offset: HostOffset) -> Bool {
-    guard isDirect, let memory = buffer.memory else { return false }
+    guard isDirect, let memory = unsafe buffer.memory else { return false }
     let alignment = traits.offsetAlignment
     return !isAligned(UInt(bitPattern: memory)) || offset.bytes % UInt64(alignment) != 0
       || buffer.count % alignment != 0
@@ -95,7 +95,7 @@ extension RingHostFile {
 
   /// Reads into memory or at an offset that direct I/O cannot take, by way of aligned memory.
   private func readThroughBounce(_ buffer: DataBuffer, _ offset: UInt64) async throws(Errno) {
-    guard let memory = buffer.memory else { throw .invalid }
+    guard let memory = unsafe buffer.memory else { throw .invalid }
     let alignment = UInt64(traits.offsetAlignment)
     let bounce = IOBuffer(count: Self.bounceBytes)
     var done = 0
@@ -105,7 +105,7 @@ extension RingHostFile {
       let count = min(buffer.count - done, bounce.count - skipped)
       let covered = (skipped + count + Int(alignment) - 1) & ~(Int(alignment) - 1)
       try await readWhole(bounce.data.slice(0, covered), position - UInt64(skipped))
-      (memory + done).copyMemory(from: bounce.base + skipped, byteCount: count)
+      unsafe (memory + done).copyMemory(from: bounce.base + skipped, byteCount: count)
       done += count
     }
   }
@@ -120,7 +120,7 @@ extension RingHostFile {
     var done = 0
     while done < total {
       let count = min(total - done, bounce.count)
-      bounce.base.copyMemory(from: memory + done, byteCount: count)
+      unsafe bounce.base.copyMemory(from: memory + done, byteCount: count)
       try await writeWhole(bounce.data.slice(0, count), offset + UInt64(done))
       done += count
     }

@@ -47,7 +47,7 @@ package final class RingHostFile: HostFile {
 
   package func length() async throws(Errno) -> UInt64 {
     var size: UInt64 = 0
-    let result = qublk_file_size(descriptor, &size)
+    let result = unsafe qublk_file_size(descriptor, &size)
     if result < 0 { throw Errno(-result) }
     return size
   }

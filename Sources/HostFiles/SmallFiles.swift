@@ -3,12 +3,12 @@ import Glibc
 
 /// The names in a directory except "." and ".."; none if it cannot be read.
 package func directoryEntries(_ path: String) -> [String] {
-  guard let directory = opendir(path) else { return [] }
-  defer { closedir(directory) }
+  guard let directory = unsafe opendir(path) else { return [] }
+  defer { unsafe closedir(directory) }
   var names: [String] = []
-  while let entry = readdir(directory) {
-    let name = withUnsafePointer(to: &entry.pointee.d_name) {
-      $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+  while let entry = unsafe readdir(directory) {
+    let name = unsafe withUnsafePointer(to: &entry.pointee.d_name) {
+      unsafe $0.withMemoryRebound(to: CChar.self, capacity: 256) { unsafe String(cString: $0) }
     }
     if name != ".", name != ".." { names.append(name) }
   }
@@ -17,13 +17,13 @@ package func directoryEntries(_ path: String) -> [String] {
 
 /// The text of a small file of /proc, /sys or /run, up to 1 MiB; empty if it cannot be read.
 package func smallFile(_ path: String) -> String {
-  let descriptor = qublk_open_file(path, O_RDONLY, 0)
+  let descriptor = unsafe qublk_open_file(path, O_RDONLY, 0)
   guard descriptor >= 0 else { return "" }
   defer { close(descriptor) }
   var bytes: [UInt8] = []
   var chunk = [UInt8](repeating: 0, count: 4096)
   while bytes.count < 1 << 20 {
-    let count = read(descriptor, &chunk, chunk.count)
+    let count = unsafe read(descriptor, &chunk, chunk.count)
     if count < 0, errno == EINTR { continue }
     guard count > 0 else { break }
     bytes.append(contentsOf: chunk[..<count])

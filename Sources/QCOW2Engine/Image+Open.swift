@@ -51,7 +51,7 @@ extension Image {
     try await storage.read(into: buffer, at: HostOffset(0))
     let available = Int(min(fileLength, UInt64(buffer.count)))
     do {
-      let header = try Header(
+      let header = try unsafe Header(
         parsing: UnsafeRawBufferPointer(start: buffer.base, count: available))
       try header.validate(fileLength: fileLength)
       return header
@@ -78,7 +78,7 @@ extension Image {
   ) async throws(ImageError) -> DiskTable {
     let buffer = IOBuffer(count: (count * 8 + 511) & ~511)
     if count > 0 { try await storage.read(into: buffer, at: HostOffset(offset)) }
-    return DiskTable(
+    return unsafe DiskTable(
       offset: HostOffset(offset),
       bytes: UnsafeRawBufferPointer(start: buffer.base, count: buffer.count), count: count)
   }

@@ -73,7 +73,7 @@ extension Image {
     let buffer = IOBuffer(count: Int(geometry.clusterSize))
     try await storage.read(into: buffer.data, at: table)
     for position in 0..<Int(geometry.l2Entries) {
-      let raw = buffer.base.be64(position * 8)
+      let raw = unsafe buffer.base.be64(position * 8)
       if raw == 0 { continue }
       let entry = L2Entry(raw: raw)
       if entry.kind(hasZeroFlag: true) == .compressed { throw .unsupported(.compression) }

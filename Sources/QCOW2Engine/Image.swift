@@ -66,11 +66,17 @@ package final class Image: BlockTarget {
   package func flush() async throws(ImageError) {
     if options.readOnly { return }
     dirtySince.store(0, ordering: .relaxed)
-    try await flusher.flush()
+    do { try await flusher.flush() } catch {
+      // Still dirty: the background round must try again.
+      noteDirty()
+      throw error
+    }
   }
 
   /// One step of background work: writes back what has been dirty for too long, then returns freed
-  /// clusters to the allocator. Failures stick in the image's health and show in the next flush.
+  /// clusters to the allocator.
+  ///
+  /// Failures stick in the image's health and show in the next flush.
   package func maintain() async {
     if options.readOnly || !health.allowsWrites { return }
     let since = dirtySince.load(ordering: .relaxed)

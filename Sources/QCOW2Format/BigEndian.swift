@@ -3,13 +3,13 @@
 /// Callers have checked the bounds; offsets need no alignment.
 extension UnsafeRawPointer {
   @inlinable public func be16(_ offset: Int) -> UInt16 {
-    UInt16(bigEndian: loadUnaligned(fromByteOffset: offset, as: UInt16.self))
+    unsafe UInt16(bigEndian: loadUnaligned(fromByteOffset: offset, as: UInt16.self))
   }
   @inlinable public func be32(_ offset: Int) -> UInt32 {
-    UInt32(bigEndian: loadUnaligned(fromByteOffset: offset, as: UInt32.self))
+    unsafe UInt32(bigEndian: loadUnaligned(fromByteOffset: offset, as: UInt32.self))
   }
   @inlinable public func be64(_ offset: Int) -> UInt64 {
-    UInt64(bigEndian: loadUnaligned(fromByteOffset: offset, as: UInt64.self))
+    unsafe UInt64(bigEndian: loadUnaligned(fromByteOffset: offset, as: UInt64.self))
   }
 }
 
@@ -24,15 +24,17 @@ extension [UInt8] {
 }
 
 extension UnsafeMutableRawPointer {
-  @inlinable public func be64(_ offset: Int) -> UInt64 { UnsafeRawPointer(self).be64(offset) }
+  @inlinable public func be64(_ offset: Int) -> UInt64 {
+    unsafe UnsafeRawPointer(self).be64(offset)
+  }
 
   @inlinable public func storeBE16(_ value: UInt16, _ offset: Int) {
-    storeBytes(of: value.bigEndian, toByteOffset: offset, as: UInt16.self)
+    unsafe storeBytes(of: value.bigEndian, toByteOffset: offset, as: UInt16.self)
   }
   @inlinable public func storeBE32(_ value: UInt32, _ offset: Int) {
-    storeBytes(of: value.bigEndian, toByteOffset: offset, as: UInt32.self)
+    unsafe storeBytes(of: value.bigEndian, toByteOffset: offset, as: UInt32.self)
   }
   @inlinable public func storeBE64(_ value: UInt64, _ offset: Int) {
-    storeBytes(of: value.bigEndian, toByteOffset: offset, as: UInt64.self)
+    unsafe storeBytes(of: value.bigEndian, toByteOffset: offset, as: UInt64.self)
   }
 }

@@ -85,13 +85,13 @@ public struct BitmapEntry: Equatable, Sendable {
 
   /// Reads the fixed part, ``fixedLength`` bytes.
   public init(parsing base: UnsafeRawPointer) {
-    table = HostOffset(base.be64(0))
-    tableSize = base.be32(8)
-    flags = Flags(rawValue: base.be32(12))
-    type = base.load(fromByteOffset: 16, as: UInt8.self)
-    granularityBits = base.load(fromByteOffset: 17, as: UInt8.self)
-    nameLength = base.be16(18)
-    extraLength = base.be32(20)
+    table = unsafe HostOffset(base.be64(0))
+    tableSize = unsafe base.be32(8)
+    flags = unsafe Flags(rawValue: base.be32(12))
+    type = unsafe base.load(fromByteOffset: 16, as: UInt8.self)
+    granularityBits = unsafe base.load(fromByteOffset: 17, as: UInt8.self)
+    nameLength = unsafe base.be16(18)
+    extraLength = unsafe base.be32(20)
   }
 
   /// The bytes of the entry with its padding; below 2^33.

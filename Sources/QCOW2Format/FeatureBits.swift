@@ -1,4 +1,6 @@
-/// Bits of `incompatible_features`. Source: qcow2 specification, "Header".
+/// Bits of `incompatible_features`.
+///
+/// Source: qcow2 specification, "Header".
 public struct IncompatibleFeatures: OptionSet, Sendable {
   public let rawValue: UInt64
   public init(rawValue: UInt64) { self.rawValue = rawValue }

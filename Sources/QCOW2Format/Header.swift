@@ -43,26 +43,27 @@ public struct Header: Equatable, Sendable {
   /// Reads the fields from the first bytes of a file; checks only what is needed to read on.
   ///
   /// - Parameter bytes: The start of the file; 112 bytes hold every field known here.
+  /// - Throws: ``FormatError`` if there is no header of version 2 or 3.
   public init(parsing bytes: UnsafeRawBufferPointer) throws(FormatError) {
     guard let base = bytes.baseAddress, bytes.count >= Self.v2Length else {
       throw .truncated(
         structure: "header", needed: UInt64(Self.v2Length), available: UInt64(bytes.count))
     }
-    guard base.be32(0) == Self.magic else { throw .notQCOW2(magic: base.be32(0)) }
-    version = base.be32(4)
+    guard unsafe base.be32(0) == Self.magic else { throw unsafe .notQCOW2(magic: base.be32(0)) }
+    version = unsafe base.be32(4)
     guard version == 2 || version == 3 else { throw .unsupportedVersion(version) }
-    backingFileOffset = base.be64(8)
-    backingFileSize = base.be32(16)
-    clusterBits = base.be32(20)
-    size = base.be64(24)
-    cryptMethod = base.be32(32)
-    l1Size = base.be32(36)
-    l1TableOffset = base.be64(40)
-    refcountTableOffset = base.be64(48)
-    refcountTableClusters = base.be32(56)
-    snapshotCount = base.be32(60)
-    snapshotsOffset = base.be64(64)
-    if version == 3 { try parseVersion3(base, available: bytes.count) }
+    backingFileOffset = unsafe base.be64(8)
+    backingFileSize = unsafe base.be32(16)
+    clusterBits = unsafe base.be32(20)
+    size = unsafe base.be64(24)
+    cryptMethod = unsafe base.be32(32)
+    l1Size = unsafe base.be32(36)
+    l1TableOffset = unsafe base.be64(40)
+    refcountTableOffset = unsafe base.be64(48)
+    refcountTableClusters = unsafe base.be32(56)
+    snapshotCount = unsafe base.be32(60)
+    snapshotsOffset = unsafe base.be64(64)
+    if version == 3 { try unsafe parseVersion3(base, available: bytes.count) }
   }
 
   private mutating func parseVersion3(
@@ -72,13 +73,13 @@ public struct Header: Equatable, Sendable {
       throw .truncated(
         structure: "header", needed: UInt64(Self.v3Length), available: UInt64(available))
     }
-    incompatible = IncompatibleFeatures(rawValue: base.be64(72))
-    compatible = CompatibleFeatures(rawValue: base.be64(80))
-    autoclear = AutoclearFeatures(rawValue: base.be64(88))
-    refcountOrder = base.be32(96)
-    headerLength = base.be32(100)
+    incompatible = unsafe IncompatibleFeatures(rawValue: base.be64(72))
+    compatible = unsafe CompatibleFeatures(rawValue: base.be64(80))
+    autoclear = unsafe AutoclearFeatures(rawValue: base.be64(88))
+    refcountOrder = unsafe base.be32(96)
+    headerLength = unsafe base.be32(100)
     if headerLength > 104 && available > 104 {
-      compressionType = base.load(fromByteOffset: 104, as: UInt8.self)
+      compressionType = unsafe base.load(fromByteOffset: 104, as: UInt8.self)
     }
   }
 

@@ -41,8 +41,8 @@ extension HeaderExtension {
     var position = start
     while position < end {
       guard end - position >= 8 else { throw tooLong(UInt64(8), end - position) }
-      let kind = Kind(rawValue: base.be32(position))
-      let length = base.be32(position + 4)
+      let kind = unsafe Kind(rawValue: base.be32(position))
+      let length = unsafe base.be32(position + 4)
       position += 8
       guard UInt64(length) <= UInt64(end - position) else {
         throw tooLong(UInt64(length), end - position)

@@ -17,6 +17,7 @@ extension Header {
   /// Unknown incompatible features are refused here; known ones are for the caller to judge.
   ///
   /// - Parameter fileLength: The length of the host file in bytes.
+  /// - Throws: ``FormatError`` for the first field that is wrong.
   public func validate(fileLength: UInt64) throws(FormatError) {
     try validateSizes()
     try validateFeatures()

@@ -11,12 +11,12 @@ public enum RefcountWidth {
     case 0, 1, 2:
       let bits = 1 << order
       let perByte = 8 >> order
-      let byte = UInt64(block.load(fromByteOffset: index / perByte, as: UInt8.self))
+      let byte = unsafe UInt64(block.load(fromByteOffset: index / perByte, as: UInt8.self))
       return (byte >> UInt64(index % perByte * bits)) & ((1 << UInt64(bits)) &- 1)
-    case 3: return UInt64(block.load(fromByteOffset: index, as: UInt8.self))
-    case 4: return UInt64(block.be16(index &* 2))
-    case 5: return UInt64(block.be32(index &* 4))
-    default: return block.be64(index &* 8)
+    case 3: return unsafe UInt64(block.load(fromByteOffset: index, as: UInt8.self))
+    case 4: return unsafe UInt64(block.be16(index &* 2))
+    case 5: return unsafe UInt64(block.be32(index &* 4))
+    default: return unsafe block.be64(index &* 8)
     }
   }
 
@@ -30,13 +30,16 @@ public enum RefcountWidth {
       let perByte = 8 >> order
       let shift = UInt64(index % perByte * bits)
       let mask: UInt64 = ((1 << UInt64(bits)) &- 1) << shift
-      let old = UInt64(block.load(fromByteOffset: index / perByte, as: UInt8.self))
+      let old = unsafe UInt64(block.load(fromByteOffset: index / perByte, as: UInt8.self))
       let new = (old & ~mask) | ((value << shift) & mask)
-      block.storeBytes(of: UInt8(truncatingIfNeeded: new), toByteOffset: index / perByte, as: UInt8.self)
-    case 3: block.storeBytes(of: UInt8(truncatingIfNeeded: value), toByteOffset: index, as: UInt8.self)
-    case 4: block.storeBE16(UInt16(truncatingIfNeeded: value), index &* 2)
-    case 5: block.storeBE32(UInt32(truncatingIfNeeded: value), index &* 4)
-    default: block.storeBE64(value, index &* 8)
+      unsafe block.storeBytes(
+        of: UInt8(truncatingIfNeeded: new), toByteOffset: index / perByte, as: UInt8.self)
+    case 3:
+      unsafe block.storeBytes(
+        of: UInt8(truncatingIfNeeded: value), toByteOffset: index, as: UInt8.self)
+    case 4: unsafe block.storeBE16(UInt16(truncatingIfNeeded: value), index &* 2)
+    case 5: unsafe block.storeBE32(UInt32(truncatingIfNeeded: value), index &* 4)
+    default: unsafe block.storeBE64(value, index &* 8)
     }
   }
 }

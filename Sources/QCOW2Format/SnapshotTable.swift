@@ -36,23 +36,25 @@ public struct SnapshotEntry: Equatable, Sendable {
 
   /// Reads the fixed part, ``fixedLength`` bytes.
   public init(parsing base: UnsafeRawPointer) {
-    l1Table = HostOffset(base.be64(0))
-    l1Size = base.be32(8)
-    idLength = base.be16(12)
-    nameLength = base.be16(14)
-    seconds = base.be32(16)
-    nanoseconds = base.be32(20)
-    guestClock = base.be64(24)
-    vmStateSize = UInt64(base.be32(32))
-    extraLength = base.be32(36)
+    l1Table = unsafe HostOffset(base.be64(0))
+    l1Size = unsafe base.be32(8)
+    idLength = unsafe base.be16(12)
+    nameLength = unsafe base.be16(14)
+    seconds = unsafe base.be32(16)
+    nanoseconds = unsafe base.be32(20)
+    guestClock = unsafe base.be64(24)
+    vmStateSize = unsafe UInt64(base.be32(32))
+    extraLength = unsafe base.be32(36)
   }
 
   /// Takes over the fields of the extra data; `base` has ``knownExtraLength`` readable bytes, of which
   /// the first ``extraLength`` count.
   public mutating func applyExtra(_ base: UnsafeRawPointer) {
-    if extraLength >= 8 { vmStateSize = base.be64(0) }
-    if extraLength >= 16 { diskSize = base.be64(8) }
-    if extraLength >= 24 && base.be64(16) != UInt64.max { instructionCount = base.be64(16) }
+    if extraLength >= 8 { vmStateSize = unsafe base.be64(0) }
+    if extraLength >= 16 { diskSize = unsafe base.be64(8) }
+    if unsafe extraLength >= 24 && base.be64(16) != UInt64.max {
+      instructionCount = unsafe base.be64(16)
+    }
   }
 
   /// The bytes of the entry without the padding after it; below 2^33.

@@ -43,7 +43,9 @@ public struct L2Entry: Equatable, Sendable {
   }
   /// Neither allocated nor zero: what the backing file has, or zeros.
   @inlinable public static var unallocated: L2Entry { L2Entry(raw: 0) }
-  /// Reads as zeros, no cluster allocated. Version 3 only.
+  /// Reads as zeros, no cluster allocated.
+  ///
+  /// Version 3 only.
   @inlinable public static var zero: L2Entry { L2Entry(raw: zeroFlag) }
 
   /// The four shapes of an entry, the only ones there are.
@@ -55,7 +57,9 @@ public struct L2Entry: Equatable, Sendable {
     case compressed
   }
 
-  /// The shape. Version 2 has no zero flag: there bit 0 is reserved and ignored here.
+  /// The shape.
+  ///
+  /// Version 2 has no zero flag: there bit 0 is reserved and ignored here.
   @inlinable public func kind(hasZeroFlag: Bool) -> Kind {
     if raw & compressedFlag != 0 { return .compressed }
     if hasZeroFlag && raw & zeroFlag != 0 { return .zero }

@@ -10,7 +10,7 @@ import Synchronization
 public func runBlocking<T, E: Error>(
   _ body: @escaping () async throws(E) -> T
 ) throws(E) -> T {
-  precondition(qublk_thread_context() == nil, "runBlocking on a worker's thread")
+  unsafe precondition(qublk_thread_context() == nil, "runBlocking on a worker's thread")
   let executor = BlockingExecutor()
   let call = BlockingCall(body, executor)
   // why unchecked: the task runs on this thread only, and the thread does nothing else meanwhile.
@@ -39,6 +39,7 @@ private final class BlockingCall<T, E: Error>: @unchecked Sendable {
 }
 
 /// A job queue that one thread empties, sleeping on a futex while it is empty.
+@safe
 private final class BlockingExecutor: TaskExecutor, @unchecked Sendable {
   // why: `jobs` and `isFinished` are guarded by `lock`.
   private let lock = FutexLock(.leaf)
@@ -48,11 +49,11 @@ private final class BlockingExecutor: TaskExecutor, @unchecked Sendable {
   private let enqueued: UnsafeMutablePointer<UInt32>
 
   init() {
-    enqueued = .allocate(capacity: 1)
-    enqueued.initialize(to: 0)
+    unsafe enqueued = .allocate(capacity: 1)
+    unsafe enqueued.initialize(to: 0)
   }
 
-  deinit { enqueued.deallocate() }
+  deinit { unsafe enqueued.deallocate() }
 
   func enqueue(_ job: consuming ExecutorJob) {
     let job = UnownedJob(job)
@@ -66,19 +67,19 @@ private final class BlockingExecutor: TaskExecutor, @unchecked Sendable {
   }
 
   private func signal() {
-    lock.withLock { enqueued.pointee &+= 1 }  // a change counter; wraps by design
-    qublk_futex_wake(enqueued, 1)
+    lock.withLock { unsafe enqueued.pointee &+= 1 }  // a change counter; wraps by design
+    unsafe qublk_futex_wake(enqueued, 1)
   }
 
   func runUntilFinished() {
     while true {
-      let (job, done, seen) = lock.withLock { (jobs.pop(), isFinished, enqueued.pointee) }
+      let (job, done, seen) = lock.withLock { unsafe (jobs.pop(), isFinished, enqueued.pointee) }
       if let job {
-        job.runSynchronously(on: asUnownedTaskExecutor())
+        unsafe job.runSynchronously(on: asUnownedTaskExecutor())
       } else if done {
         return
       } else {
-        qublk_futex_wait(enqueued, seen)
+        unsafe qublk_futex_wait(enqueued, seen)
       }
     }
   }

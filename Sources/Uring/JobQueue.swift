@@ -1,4 +1,5 @@
 /// A growing first-in, first-out queue of executor jobs in raw memory.
+@safe
 struct JobQueue: ~Copyable {
   private var storage: UnsafeMutablePointer<UnownedJob>
   private var capacity: Int
@@ -8,22 +9,22 @@ struct JobQueue: ~Copyable {
   /// - Parameter capacity: A power of two.
   init(capacity: Int = 256) {
     self.capacity = capacity
-    storage = .allocate(capacity: capacity)
+    unsafe storage = .allocate(capacity: capacity)
   }
 
-  deinit { storage.deallocate() }
+  deinit { unsafe storage.deallocate() }
 
   var count: Int { tail &- head }  // positions wrap; their distance does not
 
   mutating func push(_ job: UnownedJob) {
     if count == capacity { grow() }
-    (storage + (tail & (capacity - 1))).initialize(to: job)
+    unsafe (storage + (tail & (capacity - 1))).initialize(to: job)
     tail &+= 1  // wraps by design
   }
 
   mutating func pop() -> UnownedJob? {
     guard head != tail else { return nil }
-    let job = (storage + (head & (capacity - 1))).move()
+    let job = unsafe (storage + (head & (capacity - 1))).move()
     head &+= 1  // wraps by design
     return job
   }
@@ -32,10 +33,10 @@ struct JobQueue: ~Copyable {
     let larger = UnsafeMutablePointer<UnownedJob>.allocate(capacity: capacity * 2)
     var moved = 0
     while let job = pop() {
-      (larger + moved).initialize(to: job)
+      unsafe (larger + moved).initialize(to: job)
       moved += 1
     }
-    storage.deallocate()
-    (storage, capacity, head, tail) = (larger, capacity * 2, 0, moved)
+    unsafe storage.deallocate()
+    unsafe (storage, capacity, head, tail) = unsafe (larger, capacity * 2, 0, moved)
   }
 }

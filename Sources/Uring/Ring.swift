@@ -4,6 +4,7 @@ public import CUring
 /// An io_uring with its queues: submits entries and hands out completions.
 ///
 /// Made and used by one thread only (the kernel is told so, where it knows the flag).
+@safe
 public struct Ring: ~Copyable {
   @usableFromInline let raw: UnsafeMutablePointer<io_uring>
 
@@ -14,33 +15,34 @@ public struct Ring: ~Copyable {
   ///   - completions: The completion queue's size: at least what can be in flight at once.
   /// - Throws: The errno of io_uring_setup(2).
   public init(entries: Int, completions: Int) throws(Errno) {
-    raw = .allocate(capacity: 1)
-    raw.initialize(to: io_uring())
-    let result = qublk_ring_init(raw, UInt32(entries), UInt32(completions), 0)
+    unsafe raw = .allocate(capacity: 1)
+    unsafe raw.initialize(to: io_uring())
+    let result = unsafe qublk_ring_init(raw, UInt32(entries), UInt32(completions), 0)
     if result < 0 {
-      raw.deallocate()
+      unsafe raw.deallocate()
       throw Errno(-result)
     }
-    _ = io_uring_register_ring_fd(raw)  // saves a file lookup per enter; older kernels lack it
+    // Saves a file lookup per enter; older kernels lack it.
+    _ = unsafe io_uring_register_ring_fd(raw)
   }
 
   deinit {
-    io_uring_queue_exit(raw)
-    raw.deallocate()
+    unsafe io_uring_queue_exit(raw)
+    unsafe raw.deallocate()
   }
 
   /// Queues `entry`; when the queue is full, submits what it holds first.
   @inlinable public func push(_ entry: SubmissionEntry) {
-    var slot = qublk_ring_next(raw)
-    while slot == nil {
+    var slot = unsafe qublk_ring_next(raw)
+    while unsafe slot == nil {
       makeRoom()
-      slot = qublk_ring_next(raw)
+      unsafe slot = unsafe qublk_ring_next(raw)
     }
-    UnsafeMutableRawPointer(slot)?.storeBytes(of: entry, as: SubmissionEntry.self)
+    unsafe UnsafeMutableRawPointer(slot)?.storeBytes(of: entry, as: SubmissionEntry.self)
   }
 
   @usableFromInline func makeRoom() {
-    let result = io_uring_submit(raw)
+    let result = unsafe io_uring_submit(raw)
     if result >= 0 || Self.isTransient(-result) { return }
     fatalError("io_uring_enter failed with errno \(-result): the ring is unusable")
   }
@@ -50,7 +52,7 @@ public struct Ring: ~Copyable {
   /// With 0, only lets the kernel post what is ready. May return early: a signal, or a transient
   /// shortage.
   public func enter(waitingFor count: Int) {
-    let result = qublk_ring_enter(raw, UInt32(count))
+    let result = unsafe qublk_ring_enter(raw, UInt32(count))
     if result >= 0 || Self.isTransient(-result) { return }
     fatalError("io_uring_enter failed with errno \(-result): the ring is unusable")
   }
@@ -64,13 +66,13 @@ public struct Ring: ~Copyable {
   @inlinable @discardableResult
   public func drain(_ body: (_ userData: UserData, _ result: Int32) -> Void) -> Int {
     var head: UInt32 = 0
-    let count = qublk_cq_available(raw, &head)
+    let count = unsafe qublk_cq_available(raw, &head)
     var index: UInt32 = 0
     while index < count {
       // &+: ring positions wrap at 2^32 by design.
-      if let entry = qublk_cq_at(raw, head &+ index) {
-        let (word, result) = (entry.pointee.user_data, entry.pointee.res)
-        qublk_cq_advance(raw, 1)
+      if let entry = unsafe qublk_cq_at(raw, head &+ index) {
+        let (word, result) = unsafe (entry.pointee.user_data, entry.pointee.res)
+        unsafe qublk_cq_advance(raw, 1)
         body(UserData(word: word), result)
       }
       index &+= 1
@@ -79,27 +81,27 @@ public struct Ring: ~Copyable {
   }
 
   /// The number of entries queued and not yet submitted.
-  public var unsubmitted: Int { Int(qublk_ring_unsubmitted(raw)) }
+  public var unsubmitted: Int { unsafe Int(qublk_ring_unsubmitted(raw)) }
 
   // MARK: Tables
 
   /// Makes `files` known to the kernel, as slots 0 and up in their order.
   public func registerFiles(_ files: [Int32]) throws(Errno) {
-    let result = files.withUnsafeBufferPointer {
-      io_uring_register_files(raw, $0.baseAddress, UInt32($0.count))
+    let result = unsafe files.withUnsafeBufferPointer {
+      unsafe io_uring_register_files(raw, $0.baseAddress, UInt32($0.count))
     }
     if result < 0 { throw Errno(-result) }
   }
 
   /// Takes the table of files back, and with it the references that the ring holds.
-  public func unregisterFiles() { _ = io_uring_unregister_files(raw) }
+  public func unregisterFiles() { _ = unsafe io_uring_unregister_files(raw) }
 
   /// Makes a table of `count` empty buffer slots, for buffers that a driver registers.
   public func registerSparseBuffers(_ count: Int) throws(Errno) {
-    let result = io_uring_register_buffers_sparse(raw, UInt32(count))
+    let result = unsafe io_uring_register_buffers_sparse(raw, UInt32(count))
     if result < 0 { throw Errno(-result) }
   }
 
   /// Takes the table of buffers back.
-  public func unregisterBuffers() { _ = io_uring_unregister_buffers(raw) }
+  public func unregisterBuffers() { _ = unsafe io_uring_unregister_buffers(raw) }
 }

@@ -8,6 +8,7 @@ import Synchronization
 /// Jobs enqueued on the worker's own thread go to a plain queue; from elsewhere to a locked queue
 /// that the loop empties each turn, with a write to the eventfd only if the loop may be asleep.
 /// After the loop has ended, jobs are kept and never run: end the tasks first.
+@safe
 public final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
   // why: `owner` is set before the loop runs, `local` is touched by its thread only, `remote`
   // under `lock`.
@@ -33,11 +34,11 @@ public final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
   deinit { if wakeDescriptor >= 0 { close(wakeDescriptor) } }
 
   /// Makes the calling thread, whose context is `context`, the one that runs the jobs.
-  func bind(to context: UnsafeMutableRawPointer) { owner = context }
+  func bind(to context: UnsafeMutableRawPointer) { unsafe owner = unsafe context }
 
   public func enqueue(_ job: consuming ExecutorJob) {
     let job = UnownedJob(job)
-    if qublk_thread_context() == owner {
+    if unsafe qublk_thread_context() == owner {
       local.push(job)
       return
     }
@@ -51,7 +52,7 @@ public final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
   /// Makes the loop take another turn, whatever it does now; callable from every thread.
   public func wake() {
     var one: UInt64 = 1
-    _ = write(wakeDescriptor, &one, 8)
+    _ = unsafe write(wakeDescriptor, &one, 8)
   }
 
   // MARK: The owner's side
@@ -67,7 +68,7 @@ public final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
   }
 
   private func run(_ job: UnownedJob) {
-    job.runSynchronously(on: asUnownedTaskExecutor())
+    unsafe job.runSynchronously(on: asUnownedTaskExecutor())
   }
 
   private func takeRemoteJobs() {

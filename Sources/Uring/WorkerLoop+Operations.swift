@@ -7,9 +7,9 @@ extension WorkerLoop {
   /// in flight.
   public func perform(_ entry: SubmissionEntry) async -> Int32 {
     guard slots.hasRoom() else { return -Errno.again.code }
-    return await withUnsafeContinuation { continuation in
+    return unsafe await withUnsafeContinuation { continuation in
       var entry = entry
-      entry.userData = UserData(.operation, slot: slots.take(continuation)).word
+      entry.userData = unsafe UserData(.operation, slot: slots.take(continuation)).word
       ring.push(entry)
     }
   }
@@ -20,12 +20,14 @@ extension WorkerLoop {
   @discardableResult
   public func sleep(milliseconds: Int) async -> Bool {
     guard !sleepsHaveEnded, slots.hasRoom() else { return !sleepsHaveEnded }
-    let result: Int32 = await withUnsafeContinuation { continuation in
-      let index = slots.take(continuation)
-      let slot = slots[index]
-      slot.pointee.isTimer = true
-      slot.pointee.timespec = (Int64(milliseconds / 1000), Int64(milliseconds % 1000) * 1_000_000)
-      var entry = SubmissionEntry.timeout(after: slots.timespec(index))
+    let result: Int32 = unsafe await withUnsafeContinuation { continuation in
+      let index = unsafe slots.take(continuation)
+      let slot = unsafe slots[index]
+      unsafe slot.pointee.isTimer = true
+      unsafe slot.pointee.timespec = (
+        Int64(milliseconds / 1000), Int64(milliseconds % 1000) * 1_000_000
+      )
+      var entry = unsafe SubmissionEntry.timeout(after: slots.timespec(index))
       entry.userData = UserData(.operation, slot: index).word
       ring.push(entry)
     }
@@ -44,6 +46,6 @@ extension WorkerLoop {
   public var operationsInFlight: Int { slots.inFlight }
 
   @usableFromInline func finishOperation(_ index: Int, result: Int32) {
-    slots.release(index)?.resume(returning: result)
+    unsafe slots.release(index)?.resume(returning: result)
   }
 }

@@ -14,6 +14,7 @@ public protocol CompletionHandler: AnyObject {
 ///
 /// Made on the thread that runs it; all members except `executor` are for that thread only.
 /// A turn runs ready jobs, enters the kernel once for everything queued, and reaps everything.
+@safe
 public final class WorkerLoop: @unchecked Sendable {
   // why: confined to its thread; other threads touch `executor` only.
 
@@ -30,8 +31,8 @@ public final class WorkerLoop: @unchecked Sendable {
 
   /// The loop whose thread this is; nil on every other thread.
   public static var current: WorkerLoop? {
-    guard let context = qublk_thread_context() else { return nil }
-    return Unmanaged<WorkerLoop>.fromOpaque(context).takeUnretainedValue()
+    guard let context = unsafe qublk_thread_context() else { return nil }
+    return unsafe Unmanaged<WorkerLoop>.fromOpaque(context).takeUnretainedValue()
   }
 
   /// Sets up the ring and makes this thread the loop's.
@@ -41,18 +42,18 @@ public final class WorkerLoop: @unchecked Sendable {
   ///   - completions: The completion queue's size: at least what can be in flight at once.
   /// - Throws: The errno of io_uring_setup(2) or eventfd(2).
   public init(entries: Int, completions: Int) throws(Errno) {
-    precondition(qublk_thread_context() == nil, "this thread already runs a loop")
+    unsafe precondition(qublk_thread_context() == nil, "this thread already runs a loop")
     ring = try Ring(entries: entries, completions: completions)
     executor = try WorkerExecutor()
-    wakeCounter = .allocate(capacity: 1)
-    wakeCounter.initialize(to: 0)
-    let context = Unmanaged.passUnretained(self).toOpaque()
-    executor.bind(to: context)
-    qublk_set_thread_context(context)
+    unsafe wakeCounter = .allocate(capacity: 1)
+    unsafe wakeCounter.initialize(to: 0)
+    let context = unsafe Unmanaged.passUnretained(self).toOpaque()
+    unsafe executor.bind(to: context)
+    unsafe qublk_set_thread_context(context)
     armWake()
   }
 
-  deinit { wakeCounter.deallocate() }
+  deinit { unsafe wakeCounter.deallocate() }
 
   /// Takes turns until `handler` is finished.
   ///
@@ -94,7 +95,7 @@ public final class WorkerLoop: @unchecked Sendable {
   }
 
   @usableFromInline func armWake() {
-    var entry = SubmissionEntry.read(
+    var entry = unsafe SubmissionEntry.read(
       .descriptor(executor.wakeDescriptor),
       into: DataBuffer(memory: UnsafeMutableRawPointer(wakeCounter), count: 8), at: 0)
     entry.userData = UserData(.wake).word

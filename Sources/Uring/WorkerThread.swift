@@ -18,21 +18,21 @@ public final class WorkerThread: @unchecked Sendable {
     name: String, stackBytes: Int = 1 << 20, _ body: @escaping @Sendable () -> Void
   ) throws(Errno) {
     var attributes = pthread_attr_t()
-    pthread_attr_init(&attributes)
-    defer { pthread_attr_destroy(&attributes) }
-    pthread_attr_setstacksize(&attributes, stackBytes)
-    let start = Unmanaged.passRetained(ThreadStart(name, body))
-    let code = pthread_create(
+    unsafe pthread_attr_init(&attributes)
+    defer { unsafe pthread_attr_destroy(&attributes) }
+    unsafe pthread_attr_setstacksize(&attributes, stackBytes)
+    let start = unsafe Unmanaged.passRetained(ThreadStart(name, body))
+    let code = unsafe pthread_create(
       &handle, &attributes,
       { argument in
-        guard let argument else { return nil }
-        let start = Unmanaged<ThreadStart>.fromOpaque(argument).takeRetainedValue()
-        qublk_name_thread(start.name)
+        guard let argument = unsafe argument else { return nil }
+        let start = unsafe Unmanaged<ThreadStart>.fromOpaque(argument).takeRetainedValue()
+        unsafe qublk_name_thread(start.name)
         start.body()
         return nil
-      }, start.toOpaque())
+      }, unsafe start.toOpaque())
     if code != 0 {
-      start.release()
+      unsafe start.release()
       throw Errno(code)
     }
   }

@@ -21,12 +21,12 @@ struct AttachRequest {
   let printsJSON: Bool
 
   init(_ command: AddCommand) throws(CommandError) {
-    guard let resolved = realpath(command.image, nil) else {
+    guard let resolved = unsafe realpath(command.image, nil) else {
       throw .file(command.image, .open, Errno(errno))
     }
-    defer { free(resolved) }
+    defer { unsafe free(resolved) }
     name = command.image
-    path = String(cString: resolved)
+    path = unsafe String(cString: resolved)
     id = command.id
     queues = command.queues ?? min(max(sysconf(Int32(_SC_NPROCESSORS_ONLN)), 1), 4)
     depth = command.depth

@@ -9,7 +9,7 @@ struct Control {
 
   /// Finds out whether the driver is there and may be used, before anything is changed for it.
   static func checkDriver() throws(CommandError) {
-    let descriptor = qublk_open_file("/dev/ublk-control", O_RDWR, 0)
+    let descriptor = unsafe qublk_open_file("/dev/ublk-control", O_RDWR, 0)
     if descriptor < 0 { throw .device(.noControlDevice(Errno(errno))) }
     close(descriptor)
   }

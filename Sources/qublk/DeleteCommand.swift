@@ -67,7 +67,7 @@ private struct Deletion {
       try deleteDirectly()
     }
     let isGone = wait(seconds: 10) {
-      access(device.path, F_OK) != 0 && access(device.serverPath, F_OK) != 0
+      unsafe access(device.path, F_OK) != 0 && access(device.serverPath, F_OK) != 0
     }
     if !isGone { throw .leftBehind(device) }
   }
@@ -75,7 +75,7 @@ private struct Deletion {
   /// Refuses a device in use, and writes its page cache back while failing can still be undone.
   private func checkUnused() throws(CommandError) {
     if let use = DeviceUse.findLasting(device) { throw .busy(device, use) }
-    let descriptor = qublk_open_file(device.path, O_RDONLY, 0)
+    let descriptor = unsafe qublk_open_file(device.path, O_RDONLY, 0)
     guard descriptor >= 0 else { return }  // not started, or gone: the daemon knows better
     defer { close(descriptor) }
     if fsync(descriptor) < 0 { throw .lastFlush(device, Errno(errno)) }

@@ -7,7 +7,9 @@ func writeAll(_ descriptor: Int32, _ text: String) -> Bool {
   let bytes = Array(text.utf8)
   var done = 0
   while done < bytes.count {
-    let count = bytes[done...].withUnsafeBytes { write(descriptor, $0.baseAddress, $0.count) }
+    let count = unsafe bytes[done...].withUnsafeBytes {
+      unsafe write(descriptor, $0.baseAddress, $0.count)
+    }
     if count < 0, errno == EINTR { continue }
     guard count > 0 else { return false }
     done += count
@@ -22,7 +24,7 @@ func readAll(_ descriptor: Int32, limit: Int = 1 << 20) -> String? {
   var bytes: [UInt8] = []
   var chunk = [UInt8](repeating: 0, count: 4096)
   while bytes.count < limit {
-    let count = read(descriptor, &chunk, chunk.count)
+    let count = unsafe read(descriptor, &chunk, chunk.count)
     if count < 0, errno == EINTR { continue }
     if count < 0 { return nil }
     if count == 0 { break }
@@ -36,5 +38,5 @@ func readAll(_ descriptor: Int32, limit: Int = 1 << 20) -> String? {
 /// - Returns: False after `milliseconds`.
 func waitReadable(_ descriptor: Int32, milliseconds: Int32) -> Bool {
   var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
-  return poll(&entry, 1, milliseconds) > 0
+  return unsafe poll(&entry, 1, milliseconds) > 0
 }

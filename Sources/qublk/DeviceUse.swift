@@ -41,7 +41,7 @@ extension DeviceUse {
   /// A claim (mount, swap, device mapper) in whatever mount namespace is found by asking for one
   /// (O_EXCL), plain openers by /proc. A partition's claim counts as one of the disk.
   static func find(_ device: DeviceName) -> DeviceUse? {
-    let descriptor = qublk_open_file(device.path, O_RDONLY | O_EXCL | O_NONBLOCK, 0)
+    let descriptor = unsafe qublk_open_file(device.path, O_RDONLY | O_EXCL | O_NONBLOCK, 0)
     let isClaimed = descriptor < 0 && errno == EBUSY
     if descriptor >= 0 { close(descriptor) }
     return isClaimed ? claim(device) : opener(device)
@@ -83,7 +83,7 @@ extension DeviceUse {
       guard let process = Int32(name), process != getpid() else { continue }
       for entry in directoryEntries("/proc/\(process)/fd") {
         var status = stat()
-        guard stat("/proc/\(process)/fd/\(entry)", &status) == 0,
+        guard unsafe stat("/proc/\(process)/fd/\(entry)", &status) == 0,
           status.st_mode & S_IFMT == S_IFBLK,
           numbers.contains(number(UInt64(status.st_rdev)))
         else { continue }

@@ -83,8 +83,8 @@ extension CommandError {
   private static func ending(_ status: Int32) -> String {
     let signal = qublk_wait_signal(status)
     guard signal != 0 else { return "exit status \(qublk_wait_exit(status))" }
-    guard let name = qublk_signal_name(signal) else { return "signal \(signal)" }
-    return "killed by SIG\(String(cString: name))"
+    guard let name = unsafe qublk_signal_name(signal) else { return "signal \(signal)" }
+    return unsafe "killed by SIG\(String(cString: name))"
   }
 }
 

@@ -104,6 +104,20 @@ import Testing
     for table in 1..<6 { #expect(verifier.sector(table * 64) != nil) }
   }
 
+  @Test("After a flush that failed to write, the background round tries again")
+  func theBackgroundRoundTriesAgain() throws {
+    let bench = bench()
+    bench.options.dirtyAgeMilliseconds = 0
+    try bench.host.run {
+      let image = try await bench.open()
+      await self.write(bench, image, sector: 3)
+      bench.faulty.fault = Fault(.write, number: 1, errno: .noSpace)
+      await #expect(throws: ImageError.self) { try await image.flush() }
+      await image.maintain()
+      #expect(!image.flusher.hasDirtySlices)
+    }
+  }
+
   @Test("A flush that fails to write keeps everything dirty for the next")
   func aFailedFlushKeepsEverythingDirty() throws {
     for number in 1...4 {

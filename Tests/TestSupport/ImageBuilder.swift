@@ -1,5 +1,5 @@
 /// Builds qcow2 images byte by byte from the specification; shares nothing with the engine.
-package struct ImageBuilder {
+@safe package struct ImageBuilder {
   /// What a guest cluster is mapped to at first.
   package enum Mapping: Sendable {
     /// A data cluster, to be filled by `fill`.

@@ -1,7 +1,7 @@
 import Glibc
 
 /// The bytes of a file in memory: sparse, growing, zero where nothing was written.
-package final class ImageBytes: @unchecked Sendable {  // why: users order access
+@safe package final class ImageBytes: @unchecked Sendable {  // why: users order access
   package let base: UnsafeMutableRawPointer
   private let capacity: Int
   /// The length of the file; bytes beyond it are zero.

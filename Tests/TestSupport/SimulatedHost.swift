@@ -9,7 +9,7 @@ package final class SimulatedHost: TaskExecutor, @unchecked Sendable {  // why: 
     package let description: String
   }
 
-  private struct Pending {
+  @safe private struct Pending {
     let label: String
     let continuation: UnsafeContinuation<Void, Never>
   }

@@ -1,7 +1,7 @@
 import Glibc
 
 /// A real thread that runs jobs one by one, as a queue worker's loop does.
-package final class ThreadExecutor: TaskExecutor, @unchecked Sendable {  // why: `mutex`
+@safe package final class ThreadExecutor: TaskExecutor, @unchecked Sendable {  // why: `mutex`
   private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
   private let condition = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
   private var jobs: [UnownedJob] = []

@@ -4,7 +4,7 @@ import Synchronization
 
 /// A disk as plain as can be, guest offset = host offset, yet with both paths of a real one: a
 /// cluster that was never written reads as zeros without I/O, and its first write is a slow one.
-final class FileTarget: BlockTarget, @unchecked Sendable {
+@safe final class FileTarget: BlockTarget, @unchecked Sendable {
   // why: `written` is made once; its elements are atomics.
   static let clusterSize: UInt64 = 65536
 

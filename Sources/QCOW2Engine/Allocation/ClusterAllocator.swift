@@ -66,11 +66,12 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     if let limit { end = min(end, limit) }
     let fresh = freshFrom
     let order = geometry.refcountOrder
-    let found = try await withSlice(of: first) { [refcounts] bytes in
-      let free = Self.firstFree(
+    let found = try unsafe await withSlice(of: first) { [refcounts] bytes in
+      let free = unsafe Self.firstFree(
         bytes, order: order, from: first, to: end, upTo: wanted, fresh: fresh, refcounts)
       for cluster in free {
-        RefcountWidth.set(bytes, order: order, index: refcounts.indexInSlice(cluster), value: 1)
+        unsafe RefcountWidth.set(
+          bytes, order: order, index: refcounts.indexInSlice(cluster), value: 1)
       }
       return (free, !free.isEmpty)
     }
@@ -87,7 +88,9 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   }
 
   /// Grows the file over a reserved run: later writes into it then need no change of length, which
-  /// file systems serialise. One owner does this, in steps of a whole run. Never shortens it: in a
+  /// file systems serialise.
+  ///
+  /// One owner does this, in steps of a whole run. Never shortens it: in a
   /// broken image there may be data beyond the clusters that have a refcount.
   private func extendFile(over run: Range<UInt64>) async throws(ImageError) {
     let end = geometry.start(ofHostCluster: run.upperBound).bytes
@@ -105,7 +108,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     upTo wanted: UInt64, fresh: UInt64, _ refcounts: RefcountStore
   ) -> Range<UInt64> {
     func isFree(_ cluster: UInt64) -> Bool {
-      RefcountWidth.get(bytes, order: order, index: refcounts.indexInSlice(cluster)) == 0
+      unsafe RefcountWidth.get(bytes, order: order, index: refcounts.indexInSlice(cluster)) == 0
     }
     var start = first
     while start < end && !isFree(start) { start += 1 }
@@ -156,10 +159,12 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   /// The runs in `part` whose refcount is exactly one: they become free next.
   private func lastReferences(_ part: Range<UInt64>) async throws(ImageError) -> [Range<UInt64>] {
     let order = geometry.refcountOrder
-    return try await withSlice(of: part.lowerBound) { [refcounts] bytes in
+    return try unsafe await withSlice(of: part.lowerBound) { [refcounts] bytes in
       var runs: [Range<UInt64>] = []
       for cluster in part
-      where RefcountWidth.get(bytes, order: order, index: refcounts.indexInSlice(cluster)) == 1 {
+      where unsafe RefcountWidth.get(bytes, order: order, index: refcounts.indexInSlice(cluster))
+        == 1
+      {
         if let last = runs.last, last.upperBound == cluster {
           runs[runs.count - 1] = last.lowerBound..<(cluster + 1)
         } else {
@@ -176,12 +181,12 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     var next = clusters.lowerBound
     while next < clusters.upperBound {
       let part = next..<min(refcounts.sliceRange(of: next).upperBound, clusters.upperBound)
-      let bad = try await withSlice(of: next) { [refcounts] bytes in
+      let bad = try unsafe await withSlice(of: next) { [refcounts] bytes in
         for cluster in part {
           let index = refcounts.indexInSlice(cluster)
-          let value = RefcountWidth.get(bytes, order: order, index: index)
+          let value = unsafe RefcountWidth.get(bytes, order: order, index: index)
           if value == 0 { return (cluster as UInt64?, true) }
-          RefcountWidth.set(bytes, order: order, index: index, value: value - 1)
+          unsafe RefcountWidth.set(bytes, order: order, index: index, value: value - 1)
         }
         return (nil, true)
       }
@@ -195,8 +200,8 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   func refcount(of cluster: UInt64) async throws(ImageError) -> UInt64 {
     guard try refcounts.sliceKey(of: cluster) != nil else { return 0 }
     let order = geometry.refcountOrder
-    return try await withSlice(of: cluster) { [refcounts] bytes in
-      (RefcountWidth.get(bytes, order: order, index: refcounts.indexInSlice(cluster)), false)
+    return try unsafe await withSlice(of: cluster) { [refcounts] bytes in
+      unsafe (RefcountWidth.get(bytes, order: order, index: refcounts.indexInSlice(cluster)), false)
     }
   }
 
@@ -212,7 +217,8 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     guard let key = try refcounts.sliceKey(of: cluster) else {
       throw .refcountRange(cluster: cluster)
     }
-    return try await refcounts.cache.withSlice(key, storage: storage, makeRoom: makeRoom, body)
+    return try unsafe await refcounts.cache.withSlice(
+      key, storage: storage, makeRoom: makeRoom, body)
   }
 }
 
@@ -240,7 +246,10 @@ extension ClusterAllocator {
     }
     let offset = geometry.start(ofHostCluster: block)
     if block >= freshFrom {
+      // Longer now, under the mutex: no write of a flush round may extend the file while an arena's
+      // change of length runs [ORD-22].
       freshFrom = block + 1
+      try await storage.setLength(geometry.start(ofHostCluster: block + 1).bytes)
     } else {
       try await storage.writeZeroes(at: offset, length: geometry.clusterSize)
     }
@@ -250,8 +259,9 @@ extension ClusterAllocator {
     // The block counts itself before the table points at it: a round that falls in between must
     // not find an entry for a block that is not there, or that looks free.
     let order = geometry.refcountOrder
-    try await refcounts.cache.withSlice(offset, storage: storage, makeRoom: makeRoom) { bytes in
-      RefcountWidth.set(bytes, order: order, index: 0, value: 1)
+    try unsafe await refcounts.cache.withSlice(offset, storage: storage, makeRoom: makeRoom) {
+      bytes in
+      unsafe RefcountWidth.set(bytes, order: order, index: 0, value: 1)
       return ((), true)
     }
     metadata.tables.insert(block)

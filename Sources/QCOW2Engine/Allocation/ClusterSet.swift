@@ -6,7 +6,9 @@ import Synchronization
 /// Lookups take no lock (the hit path makes one per cluster written); changes do. Open-addressed
 /// with linear probing; a removed cluster leaves a tombstone until the next growth. A table that has
 /// been outgrown stays allocated until the set goes away, since a reader may still be in it.
+@safe
 final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `lock` orders writers
+  @safe
   private struct Table {
     let slots: UnsafeMutablePointer<Atomic<UInt64>>
     let mask: Int
@@ -16,19 +18,19 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
   private static let tombstone: UInt64 = UInt64.max
   private let lock = FutexLock(.leaf)
   private let current: Atomic<UnsafeMutableRawPointer>
-  private var tables: [UnsafeMutablePointer<Table>] = []
+  private var tables: [UnsafeMutablePointer<Table>] = unsafe []
   private var used = 0
 
   init(minimumCapacity: Int) {
-    let first = Self.makeTable(minimumCapacity * 2)
-    tables.append(first)
-    current = Atomic(UnsafeMutableRawPointer(first))
+    let first = unsafe Self.makeTable(minimumCapacity * 2)
+    unsafe tables.append(first)
+    unsafe current = unsafe Atomic(UnsafeMutableRawPointer(first))
   }
 
   deinit {
-    for table in tables {
-      table.pointee.slots.deallocate()
-      table.deallocate()
+    unsafe tables.forEach { table in
+      unsafe table.pointee.slots.deallocate()
+      unsafe table.deallocate()
     }
   }
 
@@ -36,10 +38,10 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
     var size = 64
     while size < wanted { size *= 2 }
     let slots = UnsafeMutablePointer<Atomic<UInt64>>.allocate(capacity: size)
-    for index in 0..<size { (slots + index).initialize(to: Atomic(empty)) }
+    for index in 0..<size { unsafe (slots + index).initialize(to: Atomic(empty)) }
     let table = UnsafeMutablePointer<Table>.allocate(capacity: 1)
-    table.initialize(to: Table(slots: slots, mask: size - 1))
-    return table
+    unsafe table.initialize(to: Table(slots: slots, mask: size - 1))
+    return unsafe table
   }
 
   @inline(__always) private static func home(_ cluster: UInt64) -> Int {
@@ -47,7 +49,7 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
   }
 
   @inline(__always) private var table: Table {
-    current.load(ordering: .acquiring).assumingMemoryBound(to: Table.self).pointee
+    unsafe current.load(ordering: .acquiring).assumingMemoryBound(to: Table.self).pointee
   }
 
   /// Whether `cluster`, a host cluster index above 0, is in the set.
@@ -55,7 +57,7 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
     let table = table
     var position = Self.home(cluster) & table.mask
     while true {
-      let value = table.slots[position].load(ordering: .relaxed)
+      let value = unsafe table.slots[position].load(ordering: .relaxed)
       if value == cluster { return true }
       if value == Self.empty { return false }
       position = (position &+ 1) & table.mask
@@ -78,33 +80,33 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
       let table = table
       var position = Self.home(cluster) & table.mask
       while true {
-        let value = table.slots[position].load(ordering: .relaxed)
+        let value = unsafe table.slots[position].load(ordering: .relaxed)
         if value == Self.empty { return }
         if value == cluster { break }
         position = (position + 1) & table.mask
       }
-      table.slots[position].store(Self.tombstone, ordering: .relaxed)
+      unsafe table.slots[position].store(Self.tombstone, ordering: .relaxed)
     }
   }
 
   private func place(_ cluster: UInt64, in table: Table) {
     var position = Self.home(cluster) & table.mask
-    while table.slots[position].load(ordering: .relaxed) != Self.empty {
+    while unsafe table.slots[position].load(ordering: .relaxed) != Self.empty {
       position = (position + 1) & table.mask
     }
-    table.slots[position].store(cluster, ordering: .relaxed)
+    unsafe table.slots[position].store(cluster, ordering: .relaxed)
     used += 1
   }
 
   private func grow() {
     let old = table
-    let bigger = Self.makeTable((old.mask + 1) * 2)
+    let bigger = unsafe Self.makeTable((old.mask + 1) * 2)
     used = 0
     for index in 0...old.mask {
-      let value = old.slots[index].load(ordering: .relaxed)
-      if value != Self.empty && value != Self.tombstone { place(value, in: bigger.pointee) }
+      let value = unsafe old.slots[index].load(ordering: .relaxed)
+      if value != Self.empty && value != Self.tombstone { unsafe place(value, in: bigger.pointee) }
     }
-    tables.append(bigger)
-    current.store(UnsafeMutableRawPointer(bigger), ordering: .releasing)
+    unsafe tables.append(bigger)
+    unsafe current.store(UnsafeMutableRawPointer(bigger), ordering: .releasing)
   }
 }

@@ -31,8 +31,10 @@ struct RefcountTableLayout {
         clusters += 1
       }
     }
-    guard clusters << UInt64(geometry.clusterBits) <= max(
-      FormatLimit.refcountTableBytes, geometry.clusterSize)
+    guard
+      clusters << UInt64(geometry.clusterBits)
+        <= max(
+          FormatLimit.refcountTableBytes, geometry.clusterSize)
     else { throw .noSpace }
     blocks = first..<(first + blockCount)
     tableStart = first + blockCount
@@ -49,7 +51,7 @@ struct RefcountTableLayout {
   private func tableBytes(old: DiskTable, geometry: ClusterGeometry) -> IOBuffer {
     let buffer = IOBuffer(count: Int(tableClusters << UInt64(geometry.clusterBits)))
     for index in 0..<(buffer.count / 8) {
-      buffer.base.storeBE64(entry(index, old: old, geometry: geometry), index * 8)
+      unsafe buffer.base.storeBE64(entry(index, old: old, geometry: geometry), index * 8)
     }
     return buffer
   }
@@ -57,7 +59,7 @@ struct RefcountTableLayout {
   /// The new table, for use in memory.
   func table(old: DiskTable, geometry: ClusterGeometry) -> DiskTable {
     let bytes = tableBytes(old: old, geometry: geometry)
-    return DiskTable(
+    return unsafe DiskTable(
       offset: geometry.start(ofHostCluster: tableStart),
       bytes: UnsafeRawBufferPointer(start: bytes.base, count: bytes.count),
       count: bytes.count / 8)
@@ -71,7 +73,7 @@ struct RefcountTableLayout {
       let buffer = IOBuffer(count: Int(geometry.clusterSize))
       let base = first + (block - first) * geometry.refcountBlockEntries
       for index in 0..<geometry.refcountBlockEntries where base + index < end {
-        RefcountWidth.set(
+        unsafe RefcountWidth.set(
           buffer.base, order: geometry.refcountOrder, index: Int(index), value: 1)
       }
       try await storage.write(from: buffer, at: geometry.start(ofHostCluster: block))

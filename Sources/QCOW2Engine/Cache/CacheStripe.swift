@@ -1,6 +1,8 @@
 import BlockCore
 
-/// Where a slot of the cache stands. Life cycle: empty → loading → clean ⇄ dirty → empty.
+/// Where a slot of the cache stands.
+///
+/// Life cycle: empty → loading → clean ⇄ dirty → empty.
 enum SlotState: UInt8 {
   case empty, loading, resident
 }
@@ -20,6 +22,7 @@ struct CacheSlot {
 ///
 /// The index is open-addressed with linear probing and backward-shift deletion, and holds slot
 /// numbers plus one. Nothing here allocates after `init`.
+@safe
 struct CacheStripe: ~Copyable {
   /// The stripe's first slot in the cache-wide arena.
   let firstSlot: Int
@@ -35,27 +38,27 @@ struct CacheStripe: ~Copyable {
   init(firstSlot: Int, slotCount: Int) {
     self.firstSlot = firstSlot
     self.slotCount = slotCount
-    slots = .allocate(capacity: slotCount)
-    slots.initialize(repeating: CacheSlot(), count: slotCount)
+    unsafe slots = .allocate(capacity: slotCount)
+    unsafe slots.initialize(repeating: CacheSlot(), count: slotCount)
     var size = 4
     while size < slotCount * 2 { size *= 2 }
-    index = .allocate(capacity: size)
-    index.initialize(repeating: 0, count: size)
+    unsafe index = .allocate(capacity: size)
+    unsafe index.initialize(repeating: 0, count: size)
     indexMask = size - 1
   }
 
   deinit {
-    slots.deallocate()
-    index.deallocate()
+    unsafe slots.deallocate()
+    unsafe index.deallocate()
   }
 
   /// The slot that holds `key`, loading or resident; -1 if there is none.
   @inline(__always) func find(_ key: UInt64, hash: UInt64) -> Int {
     var position = Int(truncatingIfNeeded: hash) & indexMask
     while true {
-      let entry = index[position]
+      let entry = unsafe index[position]
       if entry == 0 { return -1 }
-      if slots[Int(entry) &- 1].key == key { return Int(entry) &- 1 }
+      if unsafe slots[Int(entry) &- 1].key == key { return Int(entry) &- 1 }
       position = (position &+ 1) & indexMask
     }
   }
@@ -67,18 +70,18 @@ struct CacheStripe: ~Copyable {
       let slot = hand
       hand = hand + 1 == slotCount ? 0 : hand + 1
       steps -= 1
-      switch slots[slot].state {
+      switch unsafe slots[slot].state {
       case .loading: continue
       case .empty: break
       case .resident:
-        if slots[slot].dirtyGeneration != 0 { continue }
-        if slots[slot].isReferenced {
-          slots[slot].isReferenced = false
+        if unsafe slots[slot].dirtyGeneration != 0 { continue }
+        if unsafe slots[slot].isReferenced {
+          unsafe slots[slot].isReferenced = false
           continue
         }
         remove(slot, hashOf: hashOf)
       }
-      slots[slot] = CacheSlot(key: key, state: .loading, isReferenced: true)
+      unsafe slots[slot] = CacheSlot(key: key, state: .loading, isReferenced: true)
       insert(slot, hash: hash)
       return slot
     }
@@ -87,40 +90,41 @@ struct CacheStripe: ~Copyable {
 
   /// Forgets the slot's slice, which must not be dirty.
   mutating func remove(_ slot: Int, hashOf: (UInt64) -> UInt64) {
-    assert(slots[slot].dirtyGeneration == 0)
-    var hole = Int(truncatingIfNeeded: hashOf(slots[slot].key)) & indexMask
-    while Int(index[hole]) != slot + 1 { hole = (hole + 1) & indexMask }
-    slots[slot] = CacheSlot()
+    unsafe assert(slots[slot].dirtyGeneration == 0)
+    var hole = unsafe Int(truncatingIfNeeded: hashOf(slots[slot].key)) & indexMask
+    while unsafe Int(index[hole]) != slot + 1 { hole = (hole + 1) & indexMask }
+    unsafe slots[slot] = CacheSlot()
     var next = (hole + 1) & indexMask
-    while index[next] != 0 {
-      let home = Int(truncatingIfNeeded: hashOf(slots[Int(index[next]) - 1].key)) & indexMask
+    while unsafe index[next] != 0 {
+      let home = unsafe Int(truncatingIfNeeded: hashOf(slots[Int(index[next]) - 1].key)) & indexMask
       if (next - home) & indexMask >= (next - hole) & indexMask {
-        index[hole] = index[next]
+        unsafe index[hole] = unsafe index[next]
         hole = next
       }
       next = (next + 1) & indexMask
     }
-    index[hole] = 0
+    unsafe index[hole] = 0
   }
 
   /// Notes a change to the slot; call under the same lock hold as the change itself.
   @inline(__always) mutating func markDirty(_ slot: Int) {
-    if slots[slot].dirtyGeneration == 0 { dirtyCount &+= 1 }
+    if unsafe slots[slot].dirtyGeneration == 0 { dirtyCount &+= 1 }
     generation &+= 1
-    slots[slot].dirtyGeneration = generation
+    unsafe slots[slot].dirtyGeneration = generation
   }
 
   /// Ends a write-back: clean, unless the slice changed after the copy of `generation` was taken.
   mutating func markWritten(_ slot: Int, key: UInt64, generation: UInt64) {
-    guard slots[slot].key == key, slots[slot].dirtyGeneration == generation, generation != 0
+    guard unsafe slots[slot].key == key, unsafe slots[slot].dirtyGeneration == generation,
+      generation != 0
     else { return }
-    slots[slot].dirtyGeneration = 0
+    unsafe slots[slot].dirtyGeneration = 0
     dirtyCount -= 1
   }
 
   private func insert(_ slot: Int, hash: UInt64) {
     var position = Int(truncatingIfNeeded: hash) & indexMask
-    while index[position] != 0 { position = (position + 1) & indexMask }
-    index[position] = UInt32(slot + 1)
+    while unsafe index[position] != 0 { position = (position + 1) & indexMask }
+    unsafe index[position] = UInt32(slot + 1)
   }
 }

@@ -10,15 +10,17 @@ import Synchronization
 /// whatever an L2 copy points at had its refcount raised before the copy was taken, and that refcount
 /// is copied later. Changes made meanwhile belong to the next round. One round runs at a time;
 /// flushes that arrive during it join the next one.
-final class FlushCoordinator: @unchecked Sendable {  // why: `lock` guards the turn; a round runs alone
+@safe
+final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   private enum Turn {
     case lead
     case done(ImageError?)
   }
 
+  /// Guards `isRunning` and `waiters`; everything else belongs to the one running round.
   private let lock = FutexLock(.flushRound)
   private var isRunning = false
-  private var waiters: [UnsafeContinuation<Turn, Never>] = []
+  private var waiters: [UnsafeContinuation<Turn, Never>] = unsafe []
 
   private let storage: ImageStorage
   private let l1: DiskTable
@@ -55,7 +57,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: `lock` guards the t
   /// A failed barrier is sticky: it and all later flushes throw, and metadata stays unwritten.
   func flush() async throws(ImageError) {
     guard lock.withLock({ startsNow() }) else { return try await join() }
-    try await lead(served: [])
+    try unsafe await lead(served: [])
   }
 
   private func startsNow() -> Bool {
@@ -65,39 +67,40 @@ final class FlushCoordinator: @unchecked Sendable {  // why: `lock` guards the t
   }
 
   private func join() async throws(ImageError) {
-    let turn = await withUnsafeContinuation { (continuation: UnsafeContinuation<Turn, Never>) in
+    let turn = unsafe await withUnsafeContinuation {
+      (continuation: UnsafeContinuation<Turn, Never>) in
       let leads = lock.withLock { () -> Bool in
         if startsNow() { return true }
-        waiters.append(continuation)
+        unsafe waiters.append(continuation)
         return false
       }
-      if leads { continuation.resume(returning: .lead) }
+      if leads { unsafe continuation.resume(returning: .lead) }
     }
     switch turn {
     case .done(let error): if let error { throw error }
     case .lead:
       // All who waited so far are served by the round that starts now.
-      let served = lock.withLock { () -> [UnsafeContinuation<Turn, Never>] in
-        let taken = waiters
-        waiters = []
-        return taken
+      let served = unsafe lock.withLock { () -> [UnsafeContinuation<Turn, Never>] in
+        let taken = unsafe waiters
+        unsafe waiters = unsafe []
+        return unsafe taken
       }
-      try await lead(served: served)
+      try unsafe await lead(served: served)
     }
   }
 
   private func lead(served: [UnsafeContinuation<Turn, Never>]) async throws(ImageError) {
     var failure: ImageError?
     do { try await round() } catch { failure = error }
-    let next = lock.withLock { () -> UnsafeContinuation<Turn, Never>? in
-      if waiters.isEmpty {
+    let next = unsafe lock.withLock { () -> UnsafeContinuation<Turn, Never>? in
+      if unsafe waiters.isEmpty {
         isRunning = false
         return nil
       }
-      return waiters.removeFirst()
+      return unsafe waiters.removeFirst()
     }
-    for waiter in served { waiter.resume(returning: .done(failure)) }
-    next?.resume(returning: .lead)
+    unsafe served.forEach { unsafe $0.resume(returning: .done(failure)) }
+    unsafe next?.resume(returning: .lead)
     if let failure { throw failure }
   }
 

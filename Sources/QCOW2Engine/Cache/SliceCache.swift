@@ -8,6 +8,7 @@ import Synchronization
 /// Loading is single-flight: the first comer leaves a `loading` slot and reads without the lock,
 /// others wait for the stripe to change. A dirty slice is never evicted; when a stripe has nothing
 /// else left, the caller's `makeRoom` writes back a whole round in order.
+@safe
 final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable state
   /// The bytes of a slice: a power of two, at most a cluster.
   let sliceSize: Int
@@ -34,12 +35,12 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     stripes = LockedStripes(count: count, rank: .slice) { number in
       CacheStripe(firstSlot: number * perStripe, slotCount: perStripe)
     }
-    arena = .allocate(byteCount: slotCount * sliceSize, alignment: 4096)
+    unsafe arena = .allocate(byteCount: slotCount * sliceSize, alignment: 4096)
   }
 
   deinit {
     stripes.deallocate()
-    arena.deallocate()
+    unsafe arena.deallocate()
   }
 
   /// The slice that holds the byte at `offset`.
@@ -59,24 +60,26 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
   @inline(__always) private func bytes(
     _ stripe: Stripe, _ slot: Int
   ) -> UnsafeMutableRawPointer {
-    arena + (stripe.state.pointee.firstSlot &+ slot) &* sliceSize
+    unsafe arena + (stripe.state.pointee.firstSlot &+ slot) &* sliceSize
   }
 
   /// The number of dirty slices at some recent moment.
   var dirtyCount: Int { dirtySlices.load(ordering: .relaxed) }
 
-  /// Reads a resident slice under its lock; nil if it is not there. Never waits.
+  /// Reads a resident slice under its lock; nil if it is not there.
+  ///
+  /// Never waits.
   @inline(__always) func withResident<R>(
     _ key: HostOffset, _ body: (UnsafeRawPointer) -> R
   ) -> R? {
     let hash = hash(key.bytes)
     let stripe = stripe(hash)
-    stripe.lock.pointee.lock()
-    defer { stripe.lock.pointee.unlock() }
-    let slot = stripe.state.pointee.find(key.bytes, hash: hash)
-    guard slot >= 0, stripe.state.pointee.slots[slot].state == .resident else { return nil }
-    stripe.state.pointee.slots[slot].isReferenced = true
-    return body(UnsafeRawPointer(bytes(stripe, slot)))
+    unsafe stripe.lock.pointee.lock()
+    defer { unsafe stripe.lock.pointee.unlock() }
+    let slot = unsafe stripe.state.pointee.find(key.bytes, hash: hash)
+    guard slot >= 0, unsafe stripe.state.pointee.slots[slot].state == .resident else { return nil }
+    unsafe stripe.state.pointee.slots[slot].isReferenced = true
+    return unsafe body(UnsafeRawPointer(bytes(stripe, slot)))
   }
 
   /// Runs `body` on the slice under its stripe's lock, loading it first if need be.
@@ -91,22 +94,23 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     _ body: (UnsafeMutableRawPointer) -> (R, changed: Bool)
   ) async throws(ImageError) -> R {
     while true {
-      switch lookUp(key, body) {
+      switch unsafe lookUp(key, body) {
       case .done(let result): return result
       case .load(let slot, let memory):
         // Only this task may touch the memory while the slot is `loading`.
-        let target = DataBuffer(memory: memory, count: sliceSize)
+        let target = unsafe DataBuffer(memory: memory, count: sliceSize)
         do { try await storage.read(into: target, at: key) } catch {
           abandon(key, slot)
           throw error
         }
-        return finishLoading(key, slot, body)
+        return unsafe finishLoading(key, slot, body)
       case .wait(let version): await waitForChange(key, since: version)
       case .full: try await makeRoom()
       }
     }
   }
 
+  @safe
   private enum LookUp<R> {
     case done(R)
     case load(slot: Int, memory: UnsafeMutableRawPointer)
@@ -119,19 +123,19 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
   ) -> LookUp<R> {
     let hash = hash(key.bytes)
     let stripe = stripe(hash)
-    stripe.lock.pointee.lock()
-    defer { stripe.lock.pointee.unlock() }
-    let found = stripe.state.pointee.find(key.bytes, hash: hash)
+    unsafe stripe.lock.pointee.lock()
+    defer { unsafe stripe.lock.pointee.unlock() }
+    let found = unsafe stripe.state.pointee.find(key.bytes, hash: hash)
     if found >= 0 {
-      guard stripe.state.pointee.slots[found].state == .resident else {
-        return .wait(version: stripe.state.pointee.waiters.version)
+      guard unsafe stripe.state.pointee.slots[found].state == .resident else {
+        return unsafe .wait(version: stripe.state.pointee.waiters.version)
       }
-      return .done(run(body, stripe, found))
+      return unsafe .done(run(body, stripe, found))
     }
-    let slot = stripe.state.pointee.claim(key.bytes, hash: hash, hashOf: self.hash)
-    if slot >= 0 { return .load(slot: slot, memory: bytes(stripe, slot)) }
-    let hasDirty = stripe.state.pointee.dirtyCount > 0
-    return hasDirty ? .full : .wait(version: stripe.state.pointee.waiters.version)
+    let slot = unsafe stripe.state.pointee.claim(key.bytes, hash: hash, hashOf: self.hash)
+    if slot >= 0 { return unsafe .load(slot: slot, memory: bytes(stripe, slot)) }
+    let hasDirty = unsafe stripe.state.pointee.dirtyCount > 0
+    return unsafe hasDirty ? .full : .wait(version: stripe.state.pointee.waiters.version)
   }
 
   /// Runs `body` on a resident slot; call under the lock.
@@ -139,13 +143,13 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     _ body: (UnsafeMutableRawPointer) -> (R, changed: Bool),
     _ stripe: Stripe, _ slot: Int
   ) -> R {
-    let (result, changed) = body(bytes(stripe, slot))
-    stripe.state.pointee.slots[slot].isReferenced = true
+    let (result, changed) = unsafe body(bytes(stripe, slot))
+    unsafe stripe.state.pointee.slots[slot].isReferenced = true
     if changed {
-      if stripe.state.pointee.slots[slot].dirtyGeneration == 0 {
+      if unsafe stripe.state.pointee.slots[slot].dirtyGeneration == 0 {
         dirtySlices.wrappingAdd(1, ordering: .relaxed)
       }
-      stripe.state.pointee.markDirty(slot)
+      unsafe stripe.state.pointee.markDirty(slot)
     }
     return result
   }
@@ -154,30 +158,30 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     _ key: HostOffset, _ slot: Int, _ body: (UnsafeMutableRawPointer) -> (R, changed: Bool)
   ) -> R {
     let stripe = stripe(hash(key.bytes))
-    let (result, waiters) = stripe.lock.pointee.withLock {
-      stripe.state.pointee.slots[slot].state = .resident
-      return (run(body, stripe, slot), stripe.state.pointee.waiters.takeAll())
+    let (result, waiters) = unsafe stripe.lock.pointee.withLock {
+      unsafe stripe.state.pointee.slots[slot].state = .resident
+      return unsafe (run(body, stripe, slot), stripe.state.pointee.waiters.takeAll())
     }
-    for waiter in waiters { waiter.resume() }
+    unsafe waiters.forEach { unsafe $0.resume() }
     return result
   }
 
   private func abandon(_ key: HostOffset, _ slot: Int) {
     let stripe = stripe(hash(key.bytes))
-    let waiters = stripe.lock.pointee.withLock {
-      stripe.state.pointee.remove(slot, hashOf: hash)
-      return stripe.state.pointee.waiters.takeAll()
+    let waiters = unsafe stripe.lock.pointee.withLock {
+      unsafe stripe.state.pointee.remove(slot, hashOf: hash)
+      return unsafe stripe.state.pointee.waiters.takeAll()
     }
-    for waiter in waiters { waiter.resume() }
+    unsafe waiters.forEach { unsafe $0.resume() }
   }
 
   private func waitForChange(_ key: HostOffset, since version: UInt64) async {
     let stripe = stripe(hash(key.bytes))
-    await withUnsafeContinuation { continuation in
-      let waits = stripe.lock.pointee.withLock {
-        stripe.state.pointee.waiters.add(continuation, ifStill: version)
+    unsafe await withUnsafeContinuation { continuation in
+      let waits = unsafe stripe.lock.pointee.withLock {
+        unsafe stripe.state.pointee.waiters.add(continuation, ifStill: version)
       }
-      if !waits { continuation.resume() }
+      if !waits { unsafe continuation.resume() }
     }
   }
 
@@ -189,13 +193,13 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     while key < start.bytes &+ length {
       let hash = hash(key)
       let stripe = stripe(hash)
-      let dropped = stripe.lock.pointee.withLock { () -> Bool in
-        let slot = stripe.state.pointee.find(key, hash: hash)
+      let dropped = unsafe stripe.lock.pointee.withLock { () -> Bool in
+        let slot = unsafe stripe.state.pointee.find(key, hash: hash)
         if slot < 0 { return true }
-        guard stripe.state.pointee.slots[slot].state == .resident,
-          stripe.state.pointee.slots[slot].dirtyGeneration == 0
+        guard unsafe stripe.state.pointee.slots[slot].state == .resident,
+          unsafe stripe.state.pointee.slots[slot].dirtyGeneration == 0
         else { return false }
-        stripe.state.pointee.remove(slot, hashOf: self.hash)
+        unsafe stripe.state.pointee.remove(slot, hashOf: self.hash)
         return true
       }
       if !dropped { return false }
@@ -223,11 +227,11 @@ extension SliceCache {
     found.reserveCapacity(dirtyCount)
     for number in 0..<stripes.count {
       let stripe = stripes[number]
-      stripe.lock.pointee.withLock {
-        guard stripe.state.pointee.dirtyCount > 0 else { return }
-        for slot in 0..<stripe.state.pointee.slotCount
-        where stripe.state.pointee.slots[slot].dirtyGeneration != 0 {
-          let key = stripe.state.pointee.slots[slot].key
+      unsafe stripe.lock.pointee.withLock {
+        guard unsafe stripe.state.pointee.dirtyCount > 0 else { return }
+        for slot in unsafe 0..<stripe.state.pointee.slotCount
+        where unsafe stripe.state.pointee.slots[slot].dirtyGeneration != 0 {
+          let key = unsafe stripe.state.pointee.slots[slot].key
           found.append(DirtySlice(key: key, stripe: Int32(number), slot: Int32(slot)))
         }
       }
@@ -240,9 +244,9 @@ extension SliceCache {
   func copy(_ slice: inout DirtySlice, to target: UnsafeMutableRawPointer) {
     let stripe = stripes[Int(slice.stripe)]
     let slot = Int(slice.slot)
-    slice.generation = stripe.lock.pointee.withLock {
-      target.copyMemory(from: bytes(stripe, slot), byteCount: sliceSize)
-      return stripe.state.pointee.slots[slot].dirtyGeneration
+    slice.generation = unsafe stripe.lock.pointee.withLock {
+      unsafe target.copyMemory(from: bytes(stripe, slot), byteCount: sliceSize)
+      return unsafe stripe.state.pointee.slots[slot].dirtyGeneration
     }
   }
 
@@ -250,14 +254,16 @@ extension SliceCache {
   func markWritten(_ slices: ArraySlice<DirtySlice>) {
     for slice in slices {
       let stripe = stripes[Int(slice.stripe)]
-      let (cleaned, waiters) = stripe.lock.pointee.withLock {
-        let before = stripe.state.pointee.dirtyCount
-        stripe.state.pointee.markWritten(
+      let (cleaned, waiters) = unsafe stripe.lock.pointee.withLock {
+        let before = unsafe stripe.state.pointee.dirtyCount
+        unsafe stripe.state.pointee.markWritten(
           Int(slice.slot), key: slice.key, generation: slice.generation)
-        return (before != stripe.state.pointee.dirtyCount, stripe.state.pointee.waiters.takeAll())
+        return unsafe (
+          before != stripe.state.pointee.dirtyCount, stripe.state.pointee.waiters.takeAll()
+        )
       }
       if cleaned { dirtySlices.wrappingSubtract(1, ordering: .relaxed) }
-      for waiter in waiters { waiter.resume() }
+      unsafe waiters.forEach { unsafe $0.resume() }
     }
   }
 }

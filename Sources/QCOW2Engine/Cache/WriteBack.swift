@@ -24,7 +24,7 @@ final class WriteBackBatch: @unchecked Sendable {  // why: owned by the one runn
     slices = Array(dirty.prefix(room))
     dirty = dirty.dropFirst(slices.count)
     for index in slices.indices {
-      cache.copy(&slices[index], to: staging.base + index * cache.sliceSize)
+      unsafe cache.copy(&slices[index], to: staging.base + index * cache.sliceSize)
     }
   }
 
@@ -33,7 +33,7 @@ final class WriteBackBatch: @unchecked Sendable {  // why: owned by the one runn
     var start = 0
     while start < slices.count {
       let end = endOfRun(from: start)
-      try await storage.write(
+      try unsafe await storage.write(
         from: DataBuffer(
           memory: staging.base + start * cache.sliceSize, count: (end - start) * cache.sliceSize),
         at: HostOffset(slices[start].key))

@@ -7,6 +7,7 @@ import Synchronization
 /// Entries are atomic words in the machine's byte order; any thread may read one at any time.
 /// A change marks the 512-byte sector of the entry dirty; ``FlushCoordinator`` writes such sectors
 /// back. Only one task writes a given entry at a time: the holder of its in-flight range.
+@safe
 final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
   /// Entries in one sector, the unit of write-back.
   static let entriesPerSector = 64
@@ -19,6 +20,7 @@ final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
   private let dirty: UnsafeMutablePointer<Atomic<UInt64>>
 
   /// - Parameters:
+  ///   - offset: Where the table starts in the host file; a cluster boundary.
   ///   - bytes: The table as it is on the host file, `count` big-endian entries or more.
   ///   - count: The number of entries.
   init(offset: HostOffset, bytes: UnsafeRawBufferPointer, count: Int) {
@@ -26,24 +28,26 @@ final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
     self.count = count
     sectors = (count + Self.entriesPerSector - 1) / Self.entriesPerSector
     let padded = max(sectors, 1) * Self.entriesPerSector
-    entries = .allocate(capacity: padded)
+    unsafe entries = .allocate(capacity: padded)
     for index in 0..<padded {
       let value =
-        (index + 1) * 8 <= bytes.count
-        ? bytes.baseAddress.map { $0.be64(index * 8) } ?? 0 : 0
-      (entries + index).initialize(to: Atomic(value))
+        unsafe (index + 1) * 8 <= bytes.count
+        ? bytes.baseAddress.map { unsafe $0.be64(index * 8) } ?? 0 : 0
+      unsafe (entries + index).initialize(to: Atomic(value))
     }
     let words = sectors / 64 + 1
-    dirty = .allocate(capacity: words)
-    for index in 0..<words { (dirty + index).initialize(to: Atomic(0)) }
+    unsafe dirty = .allocate(capacity: words)
+    for index in 0..<words { unsafe (dirty + index).initialize(to: Atomic(0)) }
   }
 
   deinit {
-    entries.deallocate()
-    dirty.deallocate()
+    unsafe entries.deallocate()
+    unsafe dirty.deallocate()
   }
 
-  @inline(__always) func load(_ index: Int) -> UInt64 { entries[index].load(ordering: .acquiring) }
+  @inline(__always) func load(_ index: Int) -> UInt64 {
+    unsafe entries[index].load(ordering: .acquiring)
+  }
 
   /// The number of entries that are not zero.
   func countUsed() -> Int {
@@ -54,19 +58,19 @@ final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
 
   /// Changes an entry and marks its sector dirty, in that order.
   func store(_ value: UInt64, at index: Int) {
-    entries[index].store(value, ordering: .releasing)
+    unsafe entries[index].store(value, ordering: .releasing)
     markDirty(sector: index / Self.entriesPerSector)
   }
 
   private func markDirty(sector: Int) {
-    dirty[sector / 64].bitwiseOr(1 << UInt64(sector % 64), ordering: .acquiringAndReleasing)
+    unsafe dirty[sector / 64].bitwiseOr(1 << UInt64(sector % 64), ordering: .acquiringAndReleasing)
   }
 
   /// The dirty sectors, each copied after its mark was taken away: a later change marks it again.
   func takeDirty() -> [TableSector] {
     var taken: [TableSector] = []
-    for word in 0...(sectors / 64) where dirty[word].load(ordering: .relaxed) != 0 {
-      var bits = dirty[word].exchange(0, ordering: .acquiringAndReleasing)
+    for word in 0...(sectors / 64) where unsafe dirty[word].load(ordering: .relaxed) != 0 {
+      var bits = unsafe dirty[word].exchange(0, ordering: .acquiringAndReleasing)
       while bits != 0 {
         taken.append(copy(sector: word * 64 + bits.trailingZeroBitCount))
         bits &= bits &- 1
@@ -83,7 +87,7 @@ final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
   private func copy(sector: Int) -> TableSector {
     let buffer = IOBuffer(count: 512)
     for entry in 0..<Self.entriesPerSector {
-      buffer.base.storeBE64(load(sector * Self.entriesPerSector + entry), entry * 8)
+      unsafe buffer.base.storeBE64(load(sector * Self.entriesPerSector + entry), entry * 8)
     }
     return TableSector(index: sector, at: offset + UInt64(sector) * 512, buffer: buffer)
   }

@@ -40,11 +40,11 @@ final class InFlightRanges: @unchecked Sendable {  // why: each stripe's lock gu
         return nil
       }
       guard let blockedAt else { return }
-      await withUnsafeContinuation { continuation in
+      unsafe await withUnsafeContinuation { continuation in
         let waits = stripe.withLock {
-          $0.waiters.add(continuation, ifStill: blockedAt)
+          unsafe $0.waiters.add(continuation, ifStill: blockedAt)
         }
-        if !waits { continuation.resume() }
+        if !waits { unsafe continuation.resume() }
       }
     }
   }
@@ -52,13 +52,13 @@ final class InFlightRanges: @unchecked Sendable {  // why: each stripe's lock gu
   /// Gives the range back and wakes everyone who waits in its stripe.
   func release(_ range: Range<UInt64>) {
     let stripe = stripe(range)
-    let waiters = stripe.withLock { state in
+    let waiters = unsafe stripe.withLock { state in
       if let index = state.held.firstIndex(of: range) {
         state.held.swapAt(index, state.held.count - 1)
         state.held.removeLast()
       }
-      return state.waiters.takeAll()
+      return unsafe state.waiters.takeAll()
     }
-    for waiter in waiters { waiter.resume() }
+    unsafe waiters.forEach { unsafe $0.resume() }
   }
 }

@@ -13,7 +13,7 @@ extension Image {
       !isWrite || (health.allowsWrites && !options.readOnly), inBounds(request)
     else { return .needsService }
     stamps.enter(worker: worker, slot: slot)
-    var builder = PlanBuilder(plan)
+    var builder = unsafe PlanBuilder(plan)
     var offset = request.offset
     var remaining = request.length
     while remaining > 0 {
@@ -53,8 +53,8 @@ extension Image {
     }
     let index = geometry.l2Index(of: offset) << UInt64(geometry.l2EntryBits)
     let key = l2.key(of: table + index)
-    return l2.withResident(key) { bytes in
-      planSlice(bytes, Int(index) & (l2.sliceSize - 1), offset, remaining, isWrite, &builder)
+    return unsafe l2.withResident(key) { bytes in
+      unsafe planSlice(bytes, Int(index) & (l2.sliceSize - 1), offset, remaining, isWrite, &builder)
     } ?? 0
   }
 
@@ -67,7 +67,7 @@ extension Image {
     var covered: UInt64 = 0
     var inCluster = offset.bytes & geometry.clusterMask
     while covered < remaining && position < l2.sliceSize {
-      let entry = L2Entry(raw: bytes.be64(position))
+      let entry = unsafe L2Entry(raw: bytes.be64(position))
       let length = min(geometry.clusterSize &- inCluster, remaining &- covered)
       switch entry.kind(hasZeroFlag: header.hasZeroFlag) {
       case .data:
@@ -88,12 +88,15 @@ extension Image {
 }
 
 /// Collects transfers, joining neighbours that continue each other.
+@safe
 struct PlanBuilder {
   private let plan: UnsafeMutableBufferPointer<HostTransfer>
   private(set) var count = 0
   private var dataOffset: UInt32 = 0
 
-  @inline(__always) init(_ plan: UnsafeMutableBufferPointer<HostTransfer>) { self.plan = plan }
+  @inline(__always) init(_ plan: UnsafeMutableBufferPointer<HostTransfer>) {
+    unsafe self.plan = unsafe plan
+  }
 
   /// - Returns: false when the plan is full.
   @inline(__always) mutating func append(
@@ -101,17 +104,17 @@ struct PlanBuilder {
   ) -> Bool {
     let length32 = UInt32(truncatingIfNeeded: length)
     if count > 0 {
-      let last = plan[count &- 1]
+      let last = unsafe plan[count &- 1]
       if last.kind == kind
         && (kind == .zeroes || last.hostOffset.bytes &+ UInt64(last.length) == host.bytes)
       {
-        plan[count &- 1].length = last.length &+ length32
+        unsafe plan[count &- 1].length = last.length &+ length32
         dataOffset &+= length32
         return true
       }
     }
-    if count == plan.count { return false }
-    plan[count] = HostTransfer(
+    if unsafe count == plan.count { return false }
+    unsafe plan[count] = HostTransfer(
       kind: kind, length: length32, dataOffset: dataOffset, hostOffset: host)
     count &+= 1
     dataOffset &+= length32

@@ -59,8 +59,9 @@ extension Image {
       let nextIsData = next.kind(hasZeroFlag: header.hasZeroFlag) == .data
       guard nextIsData == isData,
         next.kind(hasZeroFlag: header.hasZeroFlag) != .compressed,
-        !isData || next.hostCluster?.bytes == (first.hostCluster?.bytes ?? 0)
-          &+ UInt64(count) << UInt64(geometry.clusterBits)
+        !isData
+          || next.hostCluster?.bytes == (first.hostCluster?.bytes ?? 0)
+            &+ UInt64(count) << UInt64(geometry.clusterBits)
       else { break }
       count += 1
     }

@@ -42,10 +42,10 @@ extension Image {
   ) async throws(ImageError) -> R {
     let flusher = self.flusher
     let makeRoom = { () async throws(ImageError) in try await flusher.flush() }
-    return try await l2.withSlice(
+    return try unsafe await l2.withSlice(
       table + part.sliceOffset, storage: storage, makeRoom: makeRoom
     ) { bytes in
-      var entries = SliceEntries(
+      var entries = unsafe SliceEntries(
         bytes: bytes, first: part.firstEntry, count: part.clusters.count)
       let result = body(&entries)
       return (result, entries.isChanged)
@@ -69,6 +69,7 @@ extension Image {
 }
 
 /// The entries of one ``SlicePart``, in the cache, under the stripe's lock.
+@safe
 struct SliceEntries {
   private let bytes: UnsafeMutableRawPointer
   private let first: Int
@@ -76,15 +77,15 @@ struct SliceEntries {
   private(set) var isChanged = false
 
   init(bytes: UnsafeMutableRawPointer, first: Int, count: Int) {
-    self.bytes = bytes
+    unsafe self.bytes = unsafe bytes
     self.first = first
     self.count = count
   }
 
   subscript(index: Int) -> L2Entry {
-    get { L2Entry(raw: bytes.be64((first &+ index) &* 8)) }
+    get { unsafe L2Entry(raw: bytes.be64((first &+ index) &* 8)) }
     set {
-      bytes.storeBE64(newValue.raw, (first &+ index) &* 8)
+      unsafe bytes.storeBE64(newValue.raw, (first &+ index) &* 8)
       isChanged = true
     }
   }

@@ -4,24 +4,25 @@ import BlockCore
 ///
 /// First come, first served. The owner hands over directly to the next waiter, which resumes on its
 /// own worker.
+@safe
 final class AsyncMutex: @unchecked Sendable {  // why: `held` and `waiters` are guarded by `lock`
   private let lock = FutexLock(.leaf)
   private var held = false
-  private var waiters: [UnsafeContinuation<Void, Never>] = []
+  private var waiters: [UnsafeContinuation<Void, Never>] = unsafe []
 
   /// Takes the mutex, suspending while another task has it.
   func acquire() async {
     if tryAcquire() { return }
-    await withUnsafeContinuation { continuation in
+    unsafe await withUnsafeContinuation { continuation in
       let acquired = lock.withLock { () -> Bool in
         if !held {
           held = true
           return true
         }
-        waiters.append(continuation)
+        unsafe waiters.append(continuation)
         return false
       }
-      if acquired { continuation.resume() }
+      if acquired { unsafe continuation.resume() }
     }
   }
 
@@ -36,13 +37,13 @@ final class AsyncMutex: @unchecked Sendable {  // why: `held` and `waiters` are 
 
   /// Gives the mutex to the longest waiter, or frees it.
   func release() {
-    let next = lock.withLock { () -> UnsafeContinuation<Void, Never>? in
-      if waiters.isEmpty {
+    let next = unsafe lock.withLock { () -> UnsafeContinuation<Void, Never>? in
+      if unsafe waiters.isEmpty {
         held = false
         return nil
       }
-      return waiters.removeFirst()
+      return unsafe waiters.removeFirst()
     }
-    next?.resume()
+    unsafe next?.resume()
   }
 }

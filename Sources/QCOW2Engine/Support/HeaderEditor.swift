@@ -17,9 +17,9 @@ final class HeaderEditor: @unchecked Sendable {  // why: `mutex` guards the head
 
   /// Points the header at another refcount table: offset and size in one sector write.
   func setRefcountTable(at offset: HostOffset, clusters: UInt64) async throws(ImageError) {
-    try await edit { sector, header in
-      sector.storeBE64(offset.bytes, Header.Field.refcountTableOffset)
-      sector.storeBE32(UInt32(clusters), Header.Field.refcountTableClusters)
+    try unsafe await edit { sector, header in
+      unsafe sector.storeBE64(offset.bytes, Header.Field.refcountTableOffset)
+      unsafe sector.storeBE32(UInt32(clusters), Header.Field.refcountTableClusters)
       header.refcountTableOffset = offset.bytes
       header.refcountTableClusters = UInt32(clusters)
     }
@@ -27,30 +27,32 @@ final class HeaderEditor: @unchecked Sendable {  // why: `mutex` guards the head
 
   /// Marks the image corrupt; version 2 has no such bit.
   func markCorrupt() async throws(ImageError) {
-    try await edit { sector, header in
+    try unsafe await edit { sector, header in
       guard header.version >= 3 else { return }
       header.incompatible.insert(.corrupt)
-      sector.storeBE64(header.incompatible.rawValue, Header.Field.incompatible)
+      unsafe sector.storeBE64(header.incompatible.rawValue, Header.Field.incompatible)
     }
   }
 
   /// Clears all autoclear bits: nothing that they vouch for is kept up to date here.
   func clearAutoclear() async throws(ImageError) {
-    try await edit { sector, header in
+    try unsafe await edit { sector, header in
       guard header.version >= 3 else { return }
       header.autoclear = []
-      sector.storeBE64(0, Header.Field.autoclear)
+      unsafe sector.storeBE64(0, Header.Field.autoclear)
     }
   }
 
-  /// Whether a write that failed took effect all the same. If that cannot be told, writing stops.
+  /// Whether a write that failed took effect all the same.
+  ///
+  /// If that cannot be told, writing stops.
   private func isOnHostFile(_ sector: IOBuffer) async throws(ImageError) -> Bool {
     let found = IOBuffer(count: sector.count)
     do { try await storage.read(into: found, at: HostOffset(0)) } catch {
       storage.health.noteSyncFailure()
       throw error
     }
-    return UnsafeRawBufferPointer(start: found.base, count: found.count)
+    return unsafe UnsafeRawBufferPointer(start: found.base, count: found.count)
       .elementsEqual(UnsafeRawBufferPointer(start: sector.base, count: sector.count))
   }
 
@@ -62,7 +64,7 @@ final class HeaderEditor: @unchecked Sendable {  // why: `mutex` guards the head
     let sector = IOBuffer(count: 512)
     try await storage.read(into: sector, at: HostOffset(0))
     var edited = header
-    change(sector.base, &edited)
+    unsafe change(sector.base, &edited)
     do { try await storage.write(from: sector, at: HostOffset(0)) } catch {
       // Old or new header: whoever goes on must know which one is in force.
       guard try await isOnHostFile(sector) else { throw error }

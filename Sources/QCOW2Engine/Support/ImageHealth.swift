@@ -15,7 +15,9 @@ final class ImageHealth: Sendable {
   /// A barrier failed.
   var hasLostSync: Bool { flags.load(ordering: .acquiring) & Self.syncFailed != 0 }
 
-  /// Notes corruption. Returns true the first time.
+  /// Notes corruption.
+  ///
+  /// Returns true the first time.
   func noteCorruption() -> Bool {
     flags.bitwiseOr(Self.corrupt, ordering: .acquiringAndReleasing).oldValue & Self.corrupt == 0
   }

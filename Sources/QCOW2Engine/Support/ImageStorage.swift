@@ -47,7 +47,9 @@ struct ImageStorage: Sendable {
     try? await file.punchHole(at: offset, length: length)
   }
 
-  /// The barrier. A failure sticks: it may have dropped writes that a second sync, finding nothing
+  /// The barrier.
+  ///
+  /// A failure sticks: it may have dropped writes that a second sync, finding nothing
   /// left to do, would call durable [ORD-9].
   func sync() async throws(ImageError) {
     if health.hasLostSync { throw .writesStopped }

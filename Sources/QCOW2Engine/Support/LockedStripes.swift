@@ -1,15 +1,16 @@
 import BlockCore
 
 /// A lock, and the state that it guards.
+@safe
 struct LockedStripe<State: ~Copyable> {
   let lock: UnsafeMutablePointer<FutexLock>
   /// Touch only with ``lock`` held.
   let state: UnsafeMutablePointer<State>
 
   @inline(__always) func withLock<R>(_ body: (inout State) -> R) -> R {
-    lock.pointee.lock()
-    defer { lock.pointee.unlock() }
-    return body(&state.pointee)
+    unsafe lock.pointee.lock()
+    defer { unsafe lock.pointee.unlock() }
+    return unsafe body(&state.pointee)
   }
 }
 
@@ -17,6 +18,7 @@ struct LockedStripe<State: ~Copyable> {
 ///
 /// Lock and state are variables of their own, not fields of one struct: a change of any field is an
 /// exclusive access to the whole struct, and others touch the lock word at that very moment.
+@safe
 struct LockedStripes<State: ~Copyable>: @unchecked Sendable {  // why: the locks guard the states
   let count: Int
   private let memory: UnsafeMutableRawPointer
@@ -27,20 +29,23 @@ struct LockedStripes<State: ~Copyable>: @unchecked Sendable {  // why: the locks
     return (MemoryLayout<FutexLock>.size + alignment - 1) / alignment * alignment
   }
 
-  /// - Parameter state: makes the state of the stripe with a number.
+  /// - Parameters:
+  ///   - count: the number of stripes.
+  ///   - rank: the rank of their locks.
+  ///   - state: makes the state of the stripe with a number.
   init(count: Int, rank: LockRank, _ state: (Int) -> State) {
     self.count = count
     stride = (Self.stateOffset + MemoryLayout<State>.size + 63) & ~63
-    memory = .allocate(byteCount: count * stride, alignment: 64)
+    unsafe memory = .allocate(byteCount: count * stride, alignment: 64)
     for number in 0..<count {
-      self[number].lock.initialize(to: FutexLock(rank))
-      self[number].state.initialize(to: state(number))
+      unsafe self[number].lock.initialize(to: FutexLock(rank))
+      unsafe self[number].state.initialize(to: state(number))
     }
   }
 
   @inline(__always) subscript(number: Int) -> LockedStripe<State> {
-    let start = memory + number &* stride
-    return LockedStripe(
+    let start = unsafe memory + number &* stride
+    return unsafe LockedStripe(
       lock: start.assumingMemoryBound(to: FutexLock.self),
       state: (start + Self.stateOffset).assumingMemoryBound(to: State.self))
   }
@@ -48,9 +53,9 @@ struct LockedStripes<State: ~Copyable>: @unchecked Sendable {  // why: the locks
   /// Ends the lives of all stripes; the owner calls this once, in its deinit.
   func deallocate() {
     for number in 0..<count {
-      self[number].lock.deinitialize(count: 1)
-      self[number].state.deinitialize(count: 1)
+      unsafe self[number].lock.deinitialize(count: 1)
+      unsafe self[number].state.deinitialize(count: 1)
     }
-    memory.deallocate()
+    unsafe memory.deallocate()
   }
 }

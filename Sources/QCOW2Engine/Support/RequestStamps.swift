@@ -7,6 +7,7 @@ import Synchronization
 /// mapping. A cluster whose pointer was removed before the clock read F can be reused when every
 /// word is 0 or above F: a request that saw the old pointer carries a stamp of at most F.
 /// Entering costs the hit path one load and one store; nothing is counted per cluster.
+@safe
 final class RequestStamps: @unchecked Sendable {  // why: atomics in stable storage
   private let clock = Atomic<UInt64>(1)
   private let stamps: UnsafeMutablePointer<Atomic<UInt64>>
@@ -16,24 +17,27 @@ final class RequestStamps: @unchecked Sendable {  // why: atomics in stable stor
   init(workers: Int, slotsPerWorker: Int) {
     self.slotsPerWorker = slotsPerWorker
     count = workers * slotsPerWorker
-    stamps = .allocate(capacity: count)
-    for index in 0..<count { (stamps + index).initialize(to: Atomic(0)) }
+    unsafe stamps = .allocate(capacity: count)
+    for index in 0..<count { unsafe (stamps + index).initialize(to: Atomic(0)) }
   }
 
   deinit {
-    stamps.deinitialize(count: count)
-    stamps.deallocate()
+    unsafe stamps.deinitialize(count: count)
+    unsafe stamps.deallocate()
   }
 
   /// Marks the request in flight; call before looking at any mapping.
+  ///
+  /// Sequentially consistent: the store must not linger in a store buffer while the mapping is read,
+  /// or ``oldest()`` on another thread would miss a request that has seen the old pointer.
   @inline(__always) func enter(worker: Int, slot: Int) {
-    stamps[worker &* slotsPerWorker &+ slot].store(
-      clock.load(ordering: .relaxed), ordering: .releasing)
+    unsafe stamps[worker &* slotsPerWorker &+ slot].store(
+      clock.load(ordering: .relaxed), ordering: .sequentiallyConsistent)
   }
 
   /// Marks the request done; call after its last transfer.
   @inline(__always) func exit(worker: Int, slot: Int) {
-    stamps[worker &* slotsPerWorker &+ slot].store(0, ordering: .releasing)
+    unsafe stamps[worker &* slotsPerWorker &+ slot].store(0, ordering: .releasing)
   }
 
   /// Advances the clock; call after the pointers were removed.
@@ -43,7 +47,7 @@ final class RequestStamps: @unchecked Sendable {  // why: atomics in stable stor
   func oldest() -> UInt64 {
     var oldest = UInt64.max
     for index in 0..<count {
-      let stamp = stamps[index].load(ordering: .acquiring)
+      let stamp = unsafe stamps[index].load(ordering: .sequentiallyConsistent)
       if stamp != 0 { oldest = min(oldest, stamp) }
     }
     return oldest

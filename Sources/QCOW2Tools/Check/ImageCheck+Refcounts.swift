@@ -70,7 +70,7 @@ extension ImageCheck {
     let order = geometry.refcountOrder
     let mask = geometry.refcountBlockEntries &- 1
     for cluster in clusters {
-      let refcount = RefcountWidth.get(block.base, order: order, index: Int(cluster & mask))
+      let refcount = unsafe RefcountWidth.get(block.base, order: order, index: Int(cluster & mask))
       compare(cluster, refcount: refcount, &highest)
     }
   }

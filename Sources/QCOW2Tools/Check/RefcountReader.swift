@@ -62,7 +62,7 @@ final class RefcountReader {
     case .at(let offset):
       let entry = Int(cluster & (geometry.refcountBlockEntries &- 1))
       let block = try contents(index, at: offset)
-      return RefcountWidth.get(block.base, order: geometry.refcountOrder, index: entry)
+      return unsafe RefcountWidth.get(block.base, order: geometry.refcountOrder, index: entry)
     }
   }
 }

@@ -3,6 +3,7 @@
 /// Sparse: memory is taken, two bytes for each cluster, only for pages of 4096 clusters of which at
 /// least one is referred to, and never for clusters beyond the count given at the start [CHK-2].
 /// Counts saturate at 2^64 - 1.
+@safe
 struct ReferenceMap: ~Copyable {
   /// Bits 0 to 11: the count; bits 12 to 15: the ``HostUse``.
   private typealias Cell = UInt16
@@ -20,11 +21,11 @@ struct ReferenceMap: ~Copyable {
   init(clusterCount: UInt64) {
     self.clusterCount = clusterCount
     let pageCount = (clusterCount >> Self.pageBits) + 1
-    pages = Array(repeating: nil, count: Int(pageCount))
+    unsafe pages = unsafe Array(repeating: nil, count: Int(pageCount))
   }
 
   deinit {
-    for page in pages { page?.deallocate() }
+    unsafe pages.forEach { unsafe $0?.deallocate() }
   }
 
   /// Adds `times` references to a cluster.
@@ -32,13 +33,13 @@ struct ReferenceMap: ~Copyable {
   /// - Returns: The use that the cluster had before; ``HostUse/nothing`` for the first reference.
   mutating func add(_ use: HostUse, to cluster: UInt64, times: UInt64 = 1) -> HostUse {
     guard cluster < clusterCount else { return .nothing }
-    let cell = page(of: cluster) + Int(cluster & ((1 << Self.pageBits) - 1))
-    let before = HostUse(rawValue: UInt8(cell.pointee >> Self.countBits)) ?? .conflict
-    let (sum, overflow) = count(cell.pointee, cluster).addingReportingOverflow(times)
+    let cell = unsafe page(of: cluster) + Int(cluster & ((1 << Self.pageBits) - 1))
+    let before = unsafe HostUse(rawValue: UInt8(cell.pointee >> Self.countBits)) ?? .conflict
+    let (sum, overflow) = unsafe count(cell.pointee, cluster).addingReportingOverflow(times)
     let count = overflow ? UInt64.max : sum
     if count >= Self.isLarge { large[cluster] = count }
     let stored = Cell(min(count, Self.isLarge))
-    cell.pointee = stored | Cell(use.rawValue) << Self.countBits
+    unsafe cell.pointee = stored | Cell(use.rawValue) << Self.countBits
     return before
   }
 
@@ -49,16 +50,20 @@ struct ReferenceMap: ~Copyable {
 
   /// The number of references to a cluster.
   func count(of cluster: UInt64) -> UInt64 {
-    guard cluster < clusterCount, let page = pages[Int(cluster >> Self.pageBits)] else { return 0 }
-    return count(page[Int(cluster & ((1 << Self.pageBits) - 1))], cluster)
+    guard cluster < clusterCount, let page = unsafe pages[Int(cluster >> Self.pageBits)] else {
+      return 0
+    }
+    return unsafe count(page[Int(cluster & ((1 << Self.pageBits) - 1))], cluster)
   }
 
   /// The first cluster at or after `cluster` that may have references; nil if there is none.
   func nextTouched(from cluster: UInt64) -> UInt64? {
     guard cluster < clusterCount else { return nil }
     let index = Int(cluster >> Self.pageBits)
-    if pages[index] != nil { return cluster }
-    guard let found = pages[index...].firstIndex(where: { $0 != nil }) else { return nil }
+    if unsafe pages[index] != nil { return cluster }
+    guard let found = unsafe pages[index...].firstIndex(where: { unsafe $0 != nil }) else {
+      return nil
+    }
     return UInt64(found) << Self.pageBits
   }
 
@@ -69,10 +74,10 @@ struct ReferenceMap: ~Copyable {
 
   private mutating func page(of cluster: UInt64) -> UnsafeMutablePointer<Cell> {
     let index = Int(cluster >> Self.pageBits)
-    if let page = pages[index] { return page }
+    if let page = unsafe pages[index] { return unsafe page }
     let page = UnsafeMutablePointer<Cell>.allocate(capacity: 1 << Int(Self.pageBits))
-    page.initialize(repeating: 0, count: 1 << Int(Self.pageBits))
-    pages[index] = page
-    return page
+    unsafe page.initialize(repeating: 0, count: 1 << Int(Self.pageBits))
+    unsafe pages[index] = unsafe page
+    return unsafe page
   }
 }

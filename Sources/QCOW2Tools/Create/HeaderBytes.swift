@@ -10,29 +10,30 @@ enum HeaderBytes {
 
   /// Fills in the header and its extensions; `block` is one cluster of zeros.
   static func write(_ options: CreateOptions, _ layout: ImageLayout, into block: IOBuffer) {
-    let base = block.base
-    base.storeBE32(Header.magic, 0)
-    base.storeBE32(options.version, 4)
-    base.storeBE32(UInt32(options.clusterBits), 20)
-    base.storeBE64(options.virtualSize, 24)
-    base.storeBE32(UInt32(layout.l1Entries), Header.Field.l1Size)
-    base.storeBE64(layout.l1Table.bytes, Header.Field.l1TableOffset)
-    base.storeBE64(layout.refcountTable.bytes, Header.Field.refcountTableOffset)
-    base.storeBE32(UInt32(layout.refcountTableClusters), Header.Field.refcountTableClusters)
+    let base = unsafe block.base
+    unsafe base.storeBE32(Header.magic, 0)
+    unsafe base.storeBE32(options.version, 4)
+    unsafe base.storeBE32(UInt32(options.clusterBits), 20)
+    unsafe base.storeBE64(options.virtualSize, 24)
+    unsafe base.storeBE32(UInt32(layout.l1Entries), Header.Field.l1Size)
+    unsafe base.storeBE64(layout.l1Table.bytes, Header.Field.l1TableOffset)
+    unsafe base.storeBE64(layout.refcountTable.bytes, Header.Field.refcountTableOffset)
+    unsafe base.storeBE32(UInt32(layout.refcountTableClusters), Header.Field.refcountTableClusters)
     guard options.version == 3 else { return }
     let compatible: CompatibleFeatures = options.lazyRefcounts ? .lazyRefcounts : []
-    base.storeBE64(compatible.rawValue, 80)
-    base.storeBE32(UInt32(options.refcountOrder), 96)
-    base.storeBE32(UInt32(v3Length), 100)
-    if block.count >= smallestClusterWithNames { writeNames(into: base + v3Length) }
+    unsafe base.storeBE64(compatible.rawValue, 80)
+    unsafe base.storeBE32(UInt32(options.refcountOrder), 96)
+    unsafe base.storeBE32(UInt32(v3Length), 100)
+    if block.count >= smallestClusterWithNames { unsafe writeNames(into: base + v3Length) }
   }
 
   private static func writeNames(into area: UnsafeMutableRawPointer) {
     let names = FeatureNames.standard.encoded
-    area.storeBE32(HeaderExtension.Kind.featureNames.rawValue, 0)
-    area.storeBE32(UInt32(names.count), 4)
-    names.withUnsafeBytes { source in
-      UnsafeMutableRawBufferPointer(start: area + 8, count: names.count).copyMemory(from: source)
+    unsafe area.storeBE32(HeaderExtension.Kind.featureNames.rawValue, 0)
+    unsafe area.storeBE32(UInt32(names.count), 4)
+    unsafe names.withUnsafeBytes { source in
+      unsafe UnsafeMutableRawBufferPointer(start: area + 8, count: names.count).copyMemory(
+        from: source)
     }
   }
 }

@@ -20,7 +20,7 @@ package enum ImageCreate {
     _ = try layout(options)
     let file = try FileBytes(path: path, access: .create, lock: lock)
     do throws(ToolError) { try run(options, on: file) } catch {
-      if file.isNew { _ = unlink(path) }  // the error of the create is the one to report
+      if file.isNew { _ = unsafe unlink(path) }  // the error of the create is the one to report
       throw error
     }
   }
@@ -88,11 +88,11 @@ private struct ImageWriter {
     for index in 0..<layout.refcountBlocks {
       let used = min(perBlock, layout.clusters - index * perBlock)
       for entry in 0..<perBlock {
-        RefcountWidth.set(
+        unsafe RefcountWidth.set(
           block.base, order: geometry.refcountOrder, index: Int(entry),
           value: entry < used ? 1 : 0)
       }
-      try file.write(block.bytes, at: layout.refcountBlock(index))
+      try unsafe file.write(block.bytes, at: layout.refcountBlock(index))
     }
     try writeTable(
       at: layout.refcountTable, entries: layout.refcountBlocks,
@@ -127,7 +127,7 @@ private struct ImageWriter {
   func writeHeader() throws(ToolError) {
     let block = IOBuffer(count: Int(geometry.clusterSize))
     HeaderBytes.write(options, layout, into: block)
-    try file.write(block.bytes, at: HostOffset(0))
+    try unsafe file.write(block.bytes, at: HostOffset(0))
   }
 
   /// Writes `entries` big-endian entries, then zeros up to `padded` bytes.
@@ -140,9 +140,9 @@ private struct ImageWriter {
       let count = min(padded - done, UInt64(buffer.count))
       for index in 0..<(count / 8) {
         let number = done / 8 + index
-        buffer.base.storeBE64(number < entries ? entry(number) : 0, Int(index) * 8)
+        unsafe buffer.base.storeBE64(number < entries ? entry(number) : 0, Int(index) * 8)
       }
-      try file.write(buffer.bytes(count: Int(count)), at: start + done)
+      try unsafe file.write(buffer.bytes(count: Int(count)), at: start + done)
       done += count
     }
   }
@@ -152,7 +152,7 @@ private struct ImageWriter {
     var done: UInt64 = 0
     while done < length {
       let count = min(length - done, UInt64(buffer.count))
-      try file.write(buffer.bytes(count: Int(count)), at: start + done)
+      try unsafe file.write(buffer.bytes(count: Int(count)), at: start + done)
       done += count
     }
   }
@@ -160,10 +160,10 @@ private struct ImageWriter {
 
 extension IOBuffer {
   /// All bytes, for a write.
-  var bytes: UnsafeRawBufferPointer { bytes(count: count) }
+  var bytes: UnsafeRawBufferPointer { unsafe bytes(count: count) }
 
   /// The first `count` bytes, for a write.
   func bytes(count: Int) -> UnsafeRawBufferPointer {
-    UnsafeRawBufferPointer(start: base, count: count)
+    unsafe UnsafeRawBufferPointer(start: base, count: count)
   }
 }

@@ -44,7 +44,7 @@ package enum BitmapList {
     while position < location.directoryLength {
       let space = location.directoryLength - position
       guard space >= UInt64(BitmapEntry.fixedLength) else { throw tooLong(space) }
-      let entry = BitmapEntry(parsing: directory.base + Int(position))
+      let entry = unsafe BitmapEntry(parsing: directory.base + Int(position))
       guard entry.length <= space else { throw tooLong(entry.length) }
       try entry.validate(head.geometry, diskSize: head.diskSize)
       let name = directory.text(

@@ -3,8 +3,8 @@ import Glibc
 
 /// The system's text for an error number with the number's name: "No such file … (ENOENT)".
 package func errorText(_ errno: Errno) -> String {
-  guard let text = strerror(errno.code) else { return errorName(errno) }
-  return "\(String(cString: text)) (\(errorName(errno)))"
+  guard let text = unsafe strerror(errno.code) else { return errorName(errno) }
+  return unsafe "\(String(cString: text)) (\(errorName(errno)))"
 }
 
 private func errorName(_ errno: Errno) -> String {

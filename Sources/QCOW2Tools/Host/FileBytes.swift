@@ -50,21 +50,21 @@ package final class FileBytes: WritableImageBytes {
   ) throws(ToolError) -> (Int32, isNew: Bool) {
     let flags = O_CLOEXEC | O_NONBLOCK | O_NOCTTY
     if access == .readOnly {
-      let descriptor = Glibc.open(path, flags | O_RDONLY)
+      let descriptor = unsafe Glibc.open(path, flags | O_RDONLY)
       guard descriptor >= 0 else { throw .host(.open, errno: Errno(errno)) }
       return (descriptor, false)
     }
-    let made = Glibc.open(path, flags | O_RDWR | O_CREAT | O_EXCL, 0o644)
+    let made = unsafe Glibc.open(path, flags | O_RDWR | O_CREAT | O_EXCL, 0o644)
     if made >= 0 { return (made, true) }
     guard errno == EEXIST else { throw .host(.create, errno: Errno(errno)) }
-    let descriptor = Glibc.open(path, flags | O_RDWR)
+    let descriptor = unsafe Glibc.open(path, flags | O_RDWR)
     guard descriptor >= 0 else { throw .host(.create, errno: Errno(errno)) }
     return (descriptor, false)
   }
 
   private static func status(of descriptor: Int32) throws(ToolError) -> stat {
     var status = stat()
-    guard fstat(descriptor, &status) == 0 else { throw .host(.stat, errno: Errno(errno)) }
+    guard unsafe fstat(descriptor, &status) == 0 else { throw .host(.stat, errno: Errno(errno)) }
     return status
   }
 
@@ -81,15 +81,15 @@ package final class FileBytes: WritableImageBytes {
     while done < buffer.count {
       let (position, overflow) = offset.bytes.addingReportingOverflow(UInt64(done))
       guard !overflow, position < length else { break }
-      let part = UnsafeMutableRawBufferPointer(rebasing: buffer[done...])
-      let count = pread(descriptor, part.baseAddress, part.count, off_t(position))
+      let part = unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[done...])
+      let count = unsafe pread(descriptor, part.baseAddress, part.count, off_t(position))
       if count < 0 && errno == EINTR { continue }
       guard count >= 0 else { throw .host(.read(at: offset), errno: Errno(errno)) }
       if count == 0 { break }
       done += count
     }
-    let rest = UnsafeMutableRawBufferPointer(rebasing: buffer[done...])
-    rest.initializeMemory(as: UInt8.self, repeating: 0)
+    let rest = unsafe UnsafeMutableRawBufferPointer(rebasing: buffer[done...])
+    unsafe rest.initializeMemory(as: UInt8.self, repeating: 0)
   }
 
   package func write(_ buffer: UnsafeRawBufferPointer, at offset: HostOffset) throws(ToolError) {
@@ -98,8 +98,8 @@ package final class FileBytes: WritableImageBytes {
     }
     var done = 0
     while done < buffer.count {
-      let part = UnsafeRawBufferPointer(rebasing: buffer[done...])
-      let count = pwrite(
+      let part = unsafe UnsafeRawBufferPointer(rebasing: buffer[done...])
+      let count = unsafe pwrite(
         descriptor, part.baseAddress, part.count, off_t(offset.bytes) + off_t(done))
       if count < 0 && errno == EINTR { continue }
       guard count > 0 else {

@@ -8,7 +8,7 @@ func twoPlaces(_ value: Double) -> String { formatted("%0.2f", value) }
 
 private func formatted(_ format: String, _ value: Double) -> String {
   var text = [CChar](repeating: 0, count: 64)
-  let count = withVaList([value]) { vsnprintf(&text, text.count, format, $0) }
+  let count = unsafe withVaList([value]) { unsafe vsnprintf(&text, text.count, format, $0) }
   let bytes = text.prefix(max(0, min(Int(count), text.count - 1)))
   return String(decoding: bytes.map { UInt8(bitPattern: $0) }, as: UTF8.self)
 }

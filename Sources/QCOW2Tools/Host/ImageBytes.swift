@@ -18,8 +18,8 @@ extension ImageBytes {
     into block: IOBuffer, count: Int, at offset: HostOffset
   ) throws(ToolError) {
     precondition(count >= 0 && count <= block.count)
-    let part = UnsafeMutableRawBufferPointer(start: block.base, count: count)
-    try read(into: part, at: offset)
+    let part = unsafe UnsafeMutableRawBufferPointer(start: block.base, count: count)
+    try unsafe read(into: part, at: offset)
   }
 
   /// Reads into a fresh block of `count` bytes; the caller has bounded `count`.
@@ -35,14 +35,14 @@ extension IOBuffer {
   /// The big-endian number at `offset`.
   func be64(_ offset: Int) -> UInt64 {
     precondition(offset >= 0 && offset &+ 8 <= count)
-    return withExtendedLifetime(self) { base.be64(offset) }
+    return withExtendedLifetime(self) { unsafe base.be64(offset) }
   }
 
   /// A copy of some bytes.
   func copy(at offset: Int, count: Int) -> [UInt8] {
     precondition(offset >= 0 && count >= 0 && offset &+ count <= self.count)
     return withExtendedLifetime(self) {
-      [UInt8](UnsafeRawBufferPointer(start: base + offset, count: count))
+      unsafe [UInt8](UnsafeRawBufferPointer(start: base + offset, count: count))
     }
   }
 
@@ -82,12 +82,13 @@ package final class MemoryBytes: WritableImageBytes {
   package func read(
     into buffer: UnsafeMutableRawBufferPointer, at offset: HostOffset
   ) throws(ToolError) {
-    buffer.initializeMemory(as: UInt8.self, repeating: 0)
+    unsafe buffer.initializeMemory(as: UInt8.self, repeating: 0)
     guard offset.bytes < length else { return }
     let start = Int(offset.bytes)
     let count = min(buffer.count, bytes.count - start)
-    bytes.withUnsafeBytes { source in
-      buffer.copyMemory(from: UnsafeRawBufferPointer(rebasing: source[start..<start + count]))
+    unsafe bytes.withUnsafeBytes { source in
+      unsafe buffer.copyMemory(
+        from: UnsafeRawBufferPointer(rebasing: source[start..<start + count]))
     }
   }
 
@@ -100,7 +101,7 @@ package final class MemoryBytes: WritableImageBytes {
       guard !isBlockDevice else { throw .host(.write(at: offset), errno: .noSpace) }
       bytes.append(contentsOf: repeatElement(0, count: Int(end - length)))
     }
-    bytes.replaceSubrange(Int(offset.bytes)..<Int(end), with: buffer)
+    unsafe bytes.replaceSubrange(Int(offset.bytes)..<Int(end), with: buffer)
   }
 
   package func setLength(_ length: UInt64) throws(ToolError) {

@@ -21,7 +21,7 @@ package struct ImageHead {
     fileLength = bytes.length
     let start = try bytes.block(at: HostOffset(0), count: 512)
     do throws(FormatError) {
-      header = try Header(parsing: UnsafeRawBufferPointer(start: start.base, count: 512))
+      header = try unsafe Header(parsing: UnsafeRawBufferPointer(start: start.base, count: 512))
       try Self.validateForm(header)
     } catch {
       throw .format(error)
@@ -64,7 +64,7 @@ package struct ImageHead {
     _ header: Header, _ cluster: IOBuffer
   ) throws(FormatError) -> [HeaderExtension] {
     let end = header.backingFileOffset == 0 ? cluster.count : Int(header.backingFileOffset)
-    return try HeaderExtension.list(
+    return try unsafe HeaderExtension.list(
       in: UnsafeRawBufferPointer(start: cluster.base, count: cluster.count),
       from: Int(header.headerLength), to: end)
   }

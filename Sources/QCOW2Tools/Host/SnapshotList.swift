@@ -41,14 +41,14 @@ package struct SnapshotList: Equatable, Sendable {
     let fixedLength = SnapshotEntry.fixedLength
     let fixed = try bytes.block(
       at: start, count: fixedLength + SnapshotEntry.knownExtraLength)
-    var entry = SnapshotEntry(parsing: fixed.base)
+    var entry = unsafe SnapshotEntry(parsing: fixed.base)
     guard entry.extraLength <= SnapshotEntry.mostExtraLength else {
       throw .format(
         .badField(
           name: "extra_data_size of a snapshot", found: UInt64(entry.extraLength),
           allowed: "at most \(SnapshotEntry.mostExtraLength)"))
     }
-    entry.applyExtra(fixed.base + fixedLength)
+    unsafe entry.applyExtra(fixed.base + fixedLength)
     let idLength = Int(entry.idLength)
     let texts = try bytes.block(
       at: start + entry.idPosition, count: idLength + Int(entry.nameLength))

@@ -53,11 +53,11 @@ extension ImageInfo {
   /// Local time, as "2026-01-31 23:59:59".
   private static func date(_ seconds: UInt32) -> String {
     var time = time_t(seconds)
-    var parts = tm()
-    guard localtime_r(&time, &parts) != nil else { return "" }
-    let day = [parts.tm_mon + 1, parts.tm_mday].map { padded(UInt64($0), 2) }
-    let clock = [parts.tm_hour, parts.tm_min, parts.tm_sec].map { padded(UInt64($0), 2) }
-    return "\(parts.tm_year + 1900)-" + day.joined(separator: "-") + " "
+    var parts = unsafe tm()
+    guard unsafe localtime_r(&time, &parts) != nil else { return "" }
+    let day = unsafe [parts.tm_mon + 1, parts.tm_mday].map { padded(UInt64($0), 2) }
+    let clock = unsafe [parts.tm_hour, parts.tm_min, parts.tm_sec].map { padded(UInt64($0), 2) }
+    return unsafe "\(parts.tm_year + 1900)-" + day.joined(separator: "-") + " "
       + clock.joined(separator: ":")
   }
 

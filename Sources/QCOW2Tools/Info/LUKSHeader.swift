@@ -31,19 +31,19 @@ struct LUKSHeader: Equatable {
 
   /// - Parameter block: At least ``length`` bytes.
   init?(parsing block: IOBuffer) {
-    let base = UnsafeRawPointer(block.base)
-    guard base.be64(0) >> 16 == Self.magic else { return nil }
-    version = base.be16(6)
+    let base = unsafe UnsafeRawPointer(block.base)
+    guard unsafe base.be64(0) >> 16 == Self.magic else { return nil }
+    version = unsafe base.be16(6)
     cipher = block.text(at: 8, count: 32)
     mode = block.text(at: 40, count: 32)
     hash = block.text(at: 72, count: 32)
-    payloadSector = base.be32(104)
-    keyBytes = base.be32(108)
-    masterKeyIterations = base.be32(164)
+    payloadSector = unsafe base.be32(104)
+    keyBytes = unsafe base.be32(108)
+    masterKeyIterations = unsafe base.be32(164)
     uuid = block.text(at: 168, count: 40)
     slots = (0..<8).map { number in
-      let slot = base + 208 + number * 48
-      return Slot(
+      let slot = unsafe base + 208 + number * 48
+      return unsafe Slot(
         isActive: slot.be32(0) == 0x00ac_71f3, iterations: slot.be32(4), keySector: slot.be32(40),
         stripes: slot.be32(44))
     }

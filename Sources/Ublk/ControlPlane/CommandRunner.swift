@@ -7,6 +7,7 @@ import Synchronization
 import Uring
 
 /// One command, its memory and its result; alive until the kernel has answered, however late.
+@safe
 final class CommandRequest: @unchecked Sendable {
   // why: filled before it is posted, `result` read after `isDone` was seen.
   let command: ControlCommand
@@ -24,31 +25,33 @@ final class CommandRequest: @unchecked Sendable {
     header.dev_id = device
     header.queue_id = queue
     if let buffer {
-      header.addr = UInt64(UInt(bitPattern: buffer.base))
+      header.addr = unsafe UInt64(UInt(bitPattern: buffer.base))
       header.len = UInt16(buffer.count)
     }
-    isDone = .allocate(capacity: 1)
-    isDone.initialize(to: 0)
+    unsafe isDone = .allocate(capacity: 1)
+    unsafe isDone.initialize(to: 0)
   }
 
-  deinit { isDone.deallocate() }
+  deinit { unsafe isDone.deallocate() }
 
   func complete(_ result: Int32) {
     lock.withLock {
       self.result = result
-      isDone.pointee = 1
+      unsafe isDone.pointee = 1
     }
-    qublk_futex_wake(isDone, 1)
+    unsafe qublk_futex_wake(isDone, 1)
   }
 
   /// Waits for the result; nil when `milliseconds` have passed without one.
   func wait(milliseconds: Int) -> Int32? {
     let end = qublk_monotonic_milliseconds() + UInt64(milliseconds)
     while true {
-      if let result = lock.withLock({ isDone.pointee == 1 ? self.result : nil }) { return result }
+      if let result = lock.withLock({ unsafe isDone.pointee == 1 ? self.result : nil }) {
+        return result
+      }
       let now = qublk_monotonic_milliseconds()
       if now >= end { return nil }
-      _ = qublk_futex_wait_for(isDone, 0, end - now)
+      _ = unsafe qublk_futex_wait_for(isDone, 0, end - now)
     }
   }
 }
@@ -57,6 +60,7 @@ final class CommandRequest: @unchecked Sendable {
 ///
 /// Whoever gives up waiting abandons the runner: its thread stays in the kernel for as long as the
 /// command takes, and touches nothing that anyone else uses.
+@safe
 final class CommandRunner: @unchecked Sendable {
   // why: `pending` and `isClosing` are guarded by `lock`.
   private let descriptor: Int32
@@ -66,9 +70,9 @@ final class CommandRunner: @unchecked Sendable {
   private let signal: UnsafeMutablePointer<UInt32>
 
   init() throws(UblkError) {
-    descriptor = open("/dev/ublk-control", O_RDWR | O_CLOEXEC)
-    signal = .allocate(capacity: 1)
-    signal.initialize(to: 0)
+    descriptor = unsafe open("/dev/ublk-control", O_RDWR | O_CLOEXEC)
+    unsafe signal = .allocate(capacity: 1)
+    unsafe signal.initialize(to: 0)
     if descriptor < 0 { throw .noControlDevice(Errno(errno)) }
     do throws(Errno) {
       let thread = try WorkerThread(name: "qublk-control") { [self] in serve() }
@@ -77,53 +81,53 @@ final class CommandRunner: @unchecked Sendable {
   }
 
   deinit {
-    signal.deallocate()
+    unsafe signal.deallocate()
     if descriptor >= 0 { close(descriptor) }
   }
 
   func post(_ request: CommandRequest) {
     lock.withLock {
       pending = request
-      signal.pointee &+= 1  // a change counter; wraps by design
+      unsafe signal.pointee &+= 1  // a change counter; wraps by design
     }
-    qublk_futex_wake(signal, 1)
+    unsafe qublk_futex_wake(signal, 1)
   }
 
   /// Ends the thread once it is idle.
   func retire() {
     lock.withLock {
       isClosing = true
-      signal.pointee &+= 1  // a change counter; wraps by design
+      unsafe signal.pointee &+= 1  // a change counter; wraps by design
     }
-    qublk_futex_wake(signal, 1)
+    unsafe qublk_futex_wake(signal, 1)
   }
 
   private func serve() {
     let ring = UnsafeMutablePointer<io_uring>.allocate(capacity: 1)
-    defer { ring.deallocate() }
-    ring.initialize(to: io_uring())
-    let status = qublk_ring_init(ring, 4, 0, 1)
+    defer { unsafe ring.deallocate() }
+    unsafe ring.initialize(to: io_uring())
+    let status = unsafe qublk_ring_init(ring, 4, 0, 1)
     while let request = next() {
       if status < 0 {
         request.complete(status)
         continue
       }
       let size = UInt32(MemoryLayout<ublk_control_command>.size)
-      request.complete(
+      unsafe request.complete(
         qublk_ring_command(ring, descriptor, request.command.opcode, &request.header, size))
     }
-    if status == 0 { io_uring_queue_exit(ring) }
+    if status == 0 { unsafe io_uring_queue_exit(ring) }
   }
 
   private func next() -> CommandRequest? {
     while true {
       let (request, closing, seen) = lock.withLock {
         defer { pending = nil }
-        return (pending, isClosing, signal.pointee)
+        return unsafe (pending, isClosing, signal.pointee)
       }
       if let request { return request }
       if closing { return nil }
-      qublk_futex_wait(signal, seen)
+      unsafe qublk_futex_wait(signal, seen)
     }
   }
 }

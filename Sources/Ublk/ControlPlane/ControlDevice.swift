@@ -46,7 +46,7 @@ package final class ControlDevice {
       if case .refused(_, let errno) = error, errno == .notSupported { return [] }
       throw error
     }
-    return DeviceFeatures(rawValue: buffer.base.load(as: UInt64.self))
+    return unsafe DeviceFeatures(rawValue: buffer.base.load(as: UInt64.self))
   }
 
   /// What the driver knows of device `id`.
@@ -56,7 +56,7 @@ package final class ControlDevice {
     }
     let buffer = IOBuffer(count: MemoryLayout<ublk_device_info>.size)
     try run(CommandRequest(.getDeviceInfo, device: id, buffer: buffer))
-    return DeviceInfo(buffer.base.load(as: ublk_device_info.self))
+    return unsafe DeviceInfo(buffer.base.load(as: ublk_device_info.self))
   }
 
   /// GET_DEV_INFO2, which wants the character device's path in front of the result.
@@ -64,21 +64,21 @@ package final class ControlDevice {
     let path = Array("/dev/ublkc\(id)".utf8) + [0]
     let buffer = IOBuffer(count: path.count + MemoryLayout<ublk_device_info>.size)
     for (index, byte) in path.enumerated() {
-      buffer.base.storeBytes(of: byte, toByteOffset: index, as: UInt8.self)
+      unsafe buffer.base.storeBytes(of: byte, toByteOffset: index, as: UInt8.self)
     }
     let request = CommandRequest(.getDeviceInfo2, device: id, buffer: buffer)
     request.header.dev_path_len = UInt16(path.count)
     try run(request)
-    return DeviceInfo((buffer.base + path.count).loadUnaligned(as: ublk_device_info.self))
+    return unsafe DeviceInfo((buffer.base + path.count).loadUnaligned(as: ublk_device_info.self))
   }
 
   /// The parameters in force, with the device numbers once it is started.
   package func parameters(_ id: UInt32) throws(UblkError) -> ublk_parameters {
     let size = MemoryLayout<ublk_parameters>.size
     let buffer = IOBuffer(count: size)
-    buffer.base.storeBytes(of: UInt32(size), as: UInt32.self)
+    unsafe buffer.base.storeBytes(of: UInt32(size), as: UInt32.self)
     try run(CommandRequest(.getParameters, device: id, buffer: buffer))
-    return buffer.base.load(as: ublk_parameters.self)
+    return unsafe buffer.base.load(as: ublk_parameters.self)
   }
 
   /// The CPUs that submit to a queue, as the bytes of a CPU mask.
@@ -87,7 +87,7 @@ package final class ControlDevice {
     let request = CommandRequest(.getQueueAffinity, device: id, buffer: buffer)
     request.header.data = UInt64(queue)
     try run(request)
-    return [UInt8](UnsafeRawBufferPointer(start: buffer.base, count: buffer.count))
+    return unsafe [UInt8](UnsafeRawBufferPointer(start: buffer.base, count: buffer.count))
   }
 
   // MARK: Orders
@@ -105,15 +105,15 @@ package final class ControlDevice {
     info.dev_id = id ?? .max
     info.flags = features.rawValue
     let buffer = IOBuffer(count: MemoryLayout<ublk_device_info>.size)
-    buffer.base.storeBytes(of: info, as: ublk_device_info.self)
+    unsafe buffer.base.storeBytes(of: info, as: ublk_device_info.self)
     try run(CommandRequest(.addDevice, device: info.dev_id, buffer: buffer))
-    return DeviceInfo(buffer.base.load(as: ublk_device_info.self))
+    return unsafe DeviceInfo(buffer.base.load(as: ublk_device_info.self))
   }
 
   /// Sets the parameters of a device that has not been started.
   package func setParameters(_ id: UInt32, _ parameters: ublk_parameters) throws(UblkError) {
     let buffer = IOBuffer(count: MemoryLayout<ublk_parameters>.size)
-    buffer.base.storeBytes(of: parameters, as: ublk_parameters.self)
+    unsafe buffer.base.storeBytes(of: parameters, as: ublk_parameters.self)
     try run(CommandRequest(.setParameters, device: id, buffer: buffer))
   }
 

@@ -175,7 +175,7 @@ private struct DeviceFiles {
   mutating func open(_ id: UInt32, zeroCopy: Bool, deadline: Int) throws(UblkError) {
     let end = qublk_monotonic_milliseconds() + UInt64(deadline)
     repeat {
-      character = Glibc.open("/dev/ublkc\(id)", O_RDWR | O_CLOEXEC)
+      character = unsafe Glibc.open("/dev/ublkc\(id)", O_RDWR | O_CLOEXEC)
       if character >= 0 { break }
       let error = Errno(errno)
       let mayAppear = error == .noEntry || error == .busy || error == .accessDenied
@@ -185,7 +185,7 @@ private struct DeviceFiles {
       usleep(5000)
     } while true
     guard zeroCopy else { return }
-    zero = Glibc.open("/dev/zero", O_RDONLY | O_CLOEXEC)
+    zero = unsafe Glibc.open("/dev/zero", O_RDONLY | O_CLOEXEC)
     if zero < 0 { throw .worker(queue: 0, .tables, Errno(errno)) }
   }
 
@@ -211,6 +211,6 @@ private final class EndSignal: Sendable {
   func workerEnded() {
     guard running.subtract(1, ordering: .acquiringAndReleasing).newValue == 0 else { return }
     var one: UInt64 = 1
-    _ = write(descriptor, &one, 8)
+    _ = unsafe write(descriptor, &one, 8)
   }
 }

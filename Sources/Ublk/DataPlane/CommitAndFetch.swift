@@ -15,7 +15,7 @@ extension QueueWorker {
   /// reports the whole length. Other operations report 0.
   func commit(_ tag: Int, outcome failure: Int32) {
     if failure == 0 {
-      let request = tags[tag].request
+      let request = unsafe tags[tag].request
       let transfers = request.operation == .read || request.operation == .write
       commit(tag, result: transfers ? Int32(truncatingIfNeeded: request.length) : 0)
     } else {
@@ -31,7 +31,7 @@ extension QueueWorker {
   }
 
   private func send(_ opcode: UInt32, _ tag: Int, result: Int32) {
-    tags[tag].phase = .fetching
+    unsafe tags[tag].phase = .fetching
     let head =
       UInt64(UInt16(setup.queue)) | UInt64(UInt16(tag)) << 16
       | UInt64(UInt32(bitPattern: result)) << 32
@@ -40,7 +40,7 @@ extension QueueWorker {
     if setup.usesZeroCopy {
       registration = UInt64(tag) | UInt64(UBLK_AUTO_BUF_REG_FALLBACK) << 16
     } else {
-      buffer = UInt64(UInt(bitPattern: memory.buffers + tag * memory.bufferBytes))
+      buffer = unsafe UInt64(UInt(bitPattern: memory.buffers + tag * memory.bufferBytes))
     }
     var entry = SubmissionEntry.command(
       opcode, Self.characterSlot, payload: (head, buffer), address: registration)

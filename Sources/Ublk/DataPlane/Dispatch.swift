@@ -10,15 +10,15 @@ extension QueueWorker {
       var request = try descriptor.request(size: target.size, maxIOBytes: setup.maxIOBytes)
       count(request)
       request.data = data(tag, of: request)
-      tags[tag].request = request
-      tags[tag].needsUserCopy = false
+      unsafe tags[tag].request = request
+      unsafe tags[tag].needsUserCopy = false
       if setup.usesZeroCopy && descriptor.lacksRegisteredBuffer {
         setup.counters.unregisteredRequests.add()
-        tags[tag].needsUserCopy = true
+        unsafe tags[tag].needsUserCopy = true
         return startServing(tag)
       }
     } catch {
-      tags[tag].request = BlockRequest(.flush)
+      unsafe tags[tag].request = BlockRequest(.flush)
       return commit(tag, result: -error.code)
     }
     plan(tag)
@@ -27,10 +27,10 @@ extension QueueWorker {
   /// Asks the target for host transfers and starts them, or hands over to the slow path.
   private func plan(_ tag: Int) {
     // Durability before completion means waiting for metadata: never a matter of transfers alone.
-    if tags[tag].request.isFUA { return startServing(tag) }
-    let buffer = UnsafeMutableBufferPointer(
+    if unsafe tags[tag].request.isFUA { return startServing(tag) }
+    let buffer = unsafe UnsafeMutableBufferPointer(
       start: plans + tag * Self.planCapacity, count: Self.planCapacity)
-    switch target.plan(tags[tag].request, worker: setup.queue, slot: tag, into: buffer) {
+    switch unsafe target.plan(tags[tag].request, worker: setup.queue, slot: tag, into: buffer) {
     case .transfers(let count): startTransfers(tag, count)
     case .needsService: startServing(tag)
     }

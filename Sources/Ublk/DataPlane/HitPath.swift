@@ -5,23 +5,23 @@ import Uring
 extension QueueWorker {
   /// Starts the first `count` transfers of the tag's plan; commits at once if there is nothing to do.
   func startTransfers(_ tag: Int, _ count: Int) {
-    tags[tag].phase = .transferring
-    tags[tag].failure = 0
-    tags[tag].retries = 0
-    tags[tag].pending = UInt16(count)
+    unsafe tags[tag].phase = .transferring
+    unsafe tags[tag].failure = 0
+    unsafe tags[tag].retries = 0
+    unsafe tags[tag].pending = UInt16(count)
     for part in 0..<count { startTransfer(tag, part) }
     if count == 0 { finishTransfers(tag) }
   }
 
   private func startTransfer(_ tag: Int, _ part: Int) {
-    let transfer = plans[tag * Self.planCapacity + part]
-    let request = tags[tag].request
+    let transfer = unsafe plans[tag * Self.planCapacity + part]
+    let request = unsafe tags[tag].request
     let data = request.data.slice(Int(transfer.dataOffset), Int(transfer.length))
     var entry: SubmissionEntry
     switch transfer.kind {
     case .zeroes:
-      if let memory = data.memory {
-        memory.initializeMemory(as: UInt8.self, repeating: 0, count: data.count)
+      if let memory = unsafe data.memory {
+        unsafe memory.initializeMemory(as: UInt8.self, repeating: 0, count: data.count)
         return endTransfer(tag)
       }
       entry = .read(Self.zeroSlot, into: data, at: 0)
@@ -36,7 +36,7 @@ extension QueueWorker {
 
   /// One transfer has come back.
   func transferred(_ tag: Int, part: Int, result: Int32) {
-    if result == Int32(bitPattern: plans[tag * Self.planCapacity + part].length) {
+    if unsafe result == Int32(bitPattern: plans[tag * Self.planCapacity + part].length) {
       endTransfer(tag)
     } else {
       continueTransfer(tag, part, result)
@@ -44,13 +44,13 @@ extension QueueWorker {
   }
 
   private func endTransfer(_ tag: Int) {
-    tags[tag].pending -= 1
-    if tags[tag].pending == 0 { finishTransfers(tag) }
+    unsafe tags[tag].pending -= 1
+    if unsafe tags[tag].pending == 0 { finishTransfers(tag) }
   }
 
   private func finishTransfers(_ tag: Int) {
     target.finish(worker: setup.queue, slot: tag)
-    commit(tag, outcome: tags[tag].failure)
+    unsafe commit(tag, outcome: tags[tag].failure)
   }
 
   // MARK: Partial transfers
@@ -60,13 +60,13 @@ extension QueueWorker {
     let place = tag * Self.planCapacity + part
     if result < 0 {
       retryOrFail(tag, part, Errno(-result))
-    } else if result > 0, result % 512 == 0 || plans[place].kind == .zeroes {
+    } else if result > 0, unsafe result % 512 == 0 || plans[place].kind == .zeroes {
       advance(place, by: result)
       startTransfer(tag, part)
-    } else if tags[tag].request.operation == .read, plans[place].kind == .image {
+    } else if unsafe tags[tag].request.operation == .read, unsafe plans[place].kind == .image {
       // The end of the host file: what lies beyond reads as zeros.
       advance(place, by: result)
-      plans[place].kind = .zeroes
+      unsafe plans[place].kind = .zeroes
       startTransfer(tag, part)
     } else {
       fail(tag, .io)
@@ -74,20 +74,20 @@ extension QueueWorker {
   }
 
   private func advance(_ place: Int, by count: Int32) {
-    plans[place].length -= UInt32(count)
-    plans[place].dataOffset += UInt32(count)
-    plans[place].hostOffset = plans[place].hostOffset + UInt64(count)
+    unsafe plans[place].length -= UInt32(count)
+    unsafe plans[place].dataOffset += UInt32(count)
+    unsafe plans[place].hostOffset = unsafe plans[place].hostOffset + UInt64(count)
   }
 
   private func retryOrFail(_ tag: Int, _ part: Int, _ error: Errno) {
     guard error == .again || error == .interrupted else { return fail(tag, error) }
-    guard tags[tag].retries < 64 else { return fail(tag, .io) }
-    tags[tag].retries += 1
+    guard unsafe tags[tag].retries < 64 else { return fail(tag, .io) }
+    unsafe tags[tag].retries += 1
     startTransfer(tag, part)
   }
 
   private func fail(_ tag: Int, _ error: Errno) {
-    if tags[tag].failure == 0 { tags[tag].failure = error.code }
+    if unsafe tags[tag].failure == 0 { unsafe tags[tag].failure = error.code }
     endTransfer(tag)
   }
 }

@@ -4,6 +4,7 @@ import Synchronization
 import Uring
 
 /// A queue's worker as the control thread sees it: a thread and how far it has come.
+@safe
 final class QueueThread: @unchecked Sendable {
   // why: `state` orders the fields: written before it changes, read after the change was seen.
 
@@ -30,14 +31,14 @@ final class QueueThread: @unchecked Sendable {
   init(_ setup: QueueSetup, onEnd: @escaping @Sendable () -> Void) throws(UblkError) {
     queue = setup.queue
     self.onEnd = onEnd
-    state = .allocate(capacity: 1)
-    state.initialize(to: State.starting)
+    unsafe state = .allocate(capacity: 1)
+    unsafe state.initialize(to: State.starting)
     do throws(Errno) {
       thread = try WorkerThread(name: "qublk-q\(queue)") { [self] in run(setup) }
     } catch { throw .worker(queue: queue, .thread, error) }
   }
 
-  deinit { state.deallocate() }
+  deinit { unsafe state.deallocate() }
 
   // MARK: The control thread's side
 
@@ -46,12 +47,12 @@ final class QueueThread: @unchecked Sendable {
     let end = qublk_monotonic_milliseconds() + UInt64(milliseconds)
     while true {
       let now = qublk_monotonic_milliseconds()
-      let (seen, failed) = lock.withLock { (state.pointee, failure) }
+      let (seen, failed) = lock.withLock { unsafe (state.pointee, failure) }
       if let failed { throw .worker(queue: queue, failed.stage, failed.error) }
       if seen == State.serving { return }
       if seen == State.ended { throw .worker(queue: queue, .fetch, .noDevice) }
       if now >= end { throw .worker(queue: queue, .readiness, .timedOut) }
-      _ = qublk_futex_wait_for(state, seen, end - now)
+      _ = unsafe qublk_futex_wait_for(state, seen, end - now)
     }
   }
 
@@ -100,7 +101,7 @@ final class QueueThread: @unchecked Sendable {
 
   private func prepareThread(_ setup: QueueSetup) {
     if let mask = setup.affinity {
-      let result = qublk_set_affinity(mask, mask.count)
+      let result = unsafe qublk_set_affinity(mask, mask.count)
       if result < 0 { warn(.affinity(queue: queue, Errno(-result))) }
     }
     if let error = Self.becomeIOFlusher() { warn(.ioFlusher(queue: queue, error)) }
@@ -111,7 +112,7 @@ final class QueueThread: @unchecked Sendable {
     let result = qublk_set_io_flusher(1)
     if result < 0 { return Errno(-result) }
     var flags: UInt32 = 0
-    let read = qublk_thread_flags(&flags)
+    let read = unsafe qublk_thread_flags(&flags)
     if read < 0 { return Errno(-read) }
     let wanted = UInt32(QUBLK_IO_FLUSHER_FLAGS)
     return flags & wanted == wanted ? nil : .notSupported
@@ -125,8 +126,8 @@ final class QueueThread: @unchecked Sendable {
   }
 
   private func set(_ value: UInt32) {
-    lock.withLock { state.pointee = value }
-    qublk_futex_wake(state, Int32.max)
+    lock.withLock { unsafe state.pointee = value }
+    unsafe qublk_futex_wake(state, Int32.max)
   }
 }
 

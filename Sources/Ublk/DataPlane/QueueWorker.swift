@@ -6,6 +6,7 @@ import Uring
 ///
 /// Made, run and released on its own thread. A tag is always in exactly one ``TagState/Phase``;
 /// its descriptor and buffer are touched only while the driver does not own it.
+@safe
 final class QueueWorker: CompletionHandler, @unchecked Sendable {
   // why: confined to its thread; tasks made here run on this thread's executor.
 
@@ -41,10 +42,10 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
     self.abandoned = abandoned
     target = setup.target
     userCopy = UserCopy(characterDevice: setup.characterDevice, queue: setup.queue)
-    tags = .allocate(capacity: setup.depth)
-    tags.initialize(repeating: TagState(), count: setup.depth)
-    plans = .allocate(capacity: setup.depth * Self.planCapacity)
-    plans.initialize(
+    unsafe tags = .allocate(capacity: setup.depth)
+    unsafe tags.initialize(repeating: TagState(), count: setup.depth)
+    unsafe plans = .allocate(capacity: setup.depth * Self.planCapacity)
+    unsafe plans.initialize(
       repeating: HostTransfer(kind: .zeroes, length: 0, dataOffset: 0, hostOffset: HostOffset(0)),
       count: setup.depth * Self.planCapacity)
     stage = .ring
@@ -58,8 +59,8 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
   }
 
   deinit {
-    tags.deallocate()
-    plans.deallocate()
+    unsafe tags.deallocate()
+    unsafe plans.deallocate()
   }
 
   private static func makeLoop(_ depth: Int) throws(Errno) -> WorkerLoop {
@@ -115,9 +116,9 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
     isEnding = true
     loop.endSleeps()
     for tag in 0..<setup.depth {
-      let parked = tags[tag].parked
-      tags[tag].parked = nil
-      parked?.resume(returning: false)
+      let parked = unsafe tags[tag].parked
+      unsafe tags[tag].parked = nil
+      unsafe parked?.resume(returning: false)
     }
   }
 
@@ -143,11 +144,11 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
   /// The driver has handed over the request in `tag`, or taken the tag back.
   private func arrive(_ tag: Int, result: Int32) {
     guard result == 0 else {
-      tags[tag].phase = .idle
+      unsafe tags[tag].phase = .idle
       openTags -= 1
       if result != -Errno.noDevice.code, fetchFailure == nil { fetchFailure = Errno(-result) }
       return
     }
-    dispatch(tag, IODescriptor(memory.descriptors[tag]))
+    unsafe dispatch(tag, IODescriptor(memory.descriptors[tag]))
   }
 }

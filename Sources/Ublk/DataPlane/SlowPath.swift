@@ -6,13 +6,13 @@ extension QueueWorker {
   /// Hands the request in `tag` to the tag's task.
   func startServing(_ tag: Int) {
     setup.counters.slowRequests.add()
-    tags[tag].phase = .serving
-    if let parked = tags[tag].parked {
-      tags[tag].parked = nil
-      parked.resume(returning: true)
+    unsafe tags[tag].phase = .serving
+    if let parked = unsafe tags[tag].parked {
+      unsafe tags[tag].parked = nil
+      unsafe parked.resume(returning: true)
     } else {
-      assert(!tags[tag].hasTask)
-      tags[tag].hasTask = true
+      unsafe assert(!tags[tag].hasTask)
+      unsafe tags[tag].hasTask = true
       spawn { [self] in await serveTag(tag) }
     }
   }
@@ -22,19 +22,19 @@ extension QueueWorker {
       let failure = await serveRequest(tag)
       commit(tag, outcome: failure?.code ?? 0)
     } while await nextRequest(tag)
-    tags[tag].hasTask = false
+    unsafe tags[tag].hasTask = false
   }
 
   /// Parks the tag's task until there is a request; false when the worker ends.
   private func nextRequest(_ tag: Int) async -> Bool {
     if isEnding { return false }
-    return await withUnsafeContinuation { tags[tag].parked = $0 }
+    return unsafe await withUnsafeContinuation { unsafe tags[tag].parked = unsafe $0 }
   }
 
   private func serveRequest(_ tag: Int) async -> Errno? {
-    let request = tags[tag].request
+    let request = unsafe tags[tag].request
     let copies =
-      setup.usesZeroCopy && (tags[tag].needsUserCopy || setup.slowPathData == .memory)
+      unsafe setup.usesZeroCopy && (tags[tag].needsUserCopy || setup.slowPathData == .memory)
     if copies && (request.operation == .read || request.operation == .write) {
       return await serveThroughMemory(tag, request)
     }
@@ -44,18 +44,18 @@ extension QueueWorker {
   /// Serves with plain memory in place of the request's own pages.
   private func serveThroughMemory(_ tag: Int, _ request: BlockRequest) async -> Errno? {
     let count = Int(request.length)
-    let buffer = memory.buffers + tag * memory.bufferBytes
+    let buffer = unsafe memory.buffers + tag * memory.bufferBytes
     var request = request
     request.data = memory.buffer(tag, count)
     do throws(Errno) {
       if request.operation == .write {
-        try userCopy.load(tag: tag, into: buffer, count: count)
+        try unsafe userCopy.load(tag: tag, into: buffer, count: count)
       }
       if let failure = await target.serve(request, worker: setup.queue, slot: tag) {
         return failure
       }
       if request.operation == .read {
-        try userCopy.store(tag: tag, from: buffer, count: count)
+        try unsafe userCopy.store(tag: tag, from: buffer, count: count)
       }
       return nil
     } catch { return error }

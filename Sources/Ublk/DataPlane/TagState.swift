@@ -1,6 +1,7 @@
 import BlockCore
 
 /// Who has a tag and what is left to do for its request.
+@safe
 struct TagState {
   /// The owner of the tag's descriptor and buffer.
   enum Phase: UInt8 {

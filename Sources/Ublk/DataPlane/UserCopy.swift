@@ -27,7 +27,7 @@ package struct UserCopy: Sendable {
     tag: Int, offset: Int = 0, into memory: UnsafeMutableRawPointer, count: Int
   ) throws(Errno) {
     let start = off_t(position(tag: tag, offset: offset))
-    try whole(count) { pread(characterDevice, memory + $0, count - $0, start + off_t($0)) }
+    try whole(count) { unsafe pread(characterDevice, memory + $0, count - $0, start + off_t($0)) }
   }
 
   /// Hands `memory` to a read, from byte `offset` of the request on.
@@ -35,7 +35,7 @@ package struct UserCopy: Sendable {
     tag: Int, offset: Int = 0, from memory: UnsafeRawPointer, count: Int
   ) throws(Errno) {
     let start = off_t(position(tag: tag, offset: offset))
-    try whole(count) { pwrite(characterDevice, memory + $0, count - $0, start + off_t($0)) }
+    try whole(count) { unsafe pwrite(characterDevice, memory + $0, count - $0, start + off_t($0)) }
   }
 
   private func whole(_ count: Int, _ copy: (_ done: Int) -> Int) throws(Errno) {

@@ -4,7 +4,9 @@ import Uring
 
 /// One load-making thread: keeps `depth` requests in flight on a ring of its own, the way a queue
 /// worker of the data plane does, but with requests that it makes up itself.
+@safe
 final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confined to its thread
+  @safe
   private struct Slot {
     var request = BlockRequest(.read)
     var transfersLeft = 0
@@ -42,17 +44,18 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
     loop = try WorkerLoop(entries: 1024, completions: 8192)
     try loop.registerFiles([file.descriptor])
     imageFile = .registered(0)
-    slots = .allocate(capacity: options.depth)
-    slots.initialize(repeating: Slot(), count: options.depth)
-    plans = .allocate(capacity: options.depth * Self.planCapacity)
+    unsafe slots = .allocate(capacity: options.depth)
+    unsafe slots.initialize(repeating: Slot(), count: options.depth)
+    unsafe plans = .allocate(capacity: options.depth * Self.planCapacity)
     memory = IOBuffer(count: options.depth * options.bufferSize)
-    memory.base.initializeMemory(as: UInt8.self, repeating: options.pattern, count: memory.count)
+    unsafe memory.base.initializeMemory(
+      as: UInt8.self, repeating: options.pattern, count: memory.count)
     tasksLeft = options.depth
   }
 
   deinit {
-    slots.deallocate()
-    plans.deallocate()
+    unsafe slots.deallocate()
+    unsafe plans.deallocate()
   }
 
   /// Makes the whole load; returns when every request has completed.
@@ -74,9 +77,9 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
   private func end() {
     isEnding = true
     for slot in 0..<options.depth {
-      let waiter = slots[slot].waiter
-      slots[slot].waiter = nil
-      waiter?.resume(returning: false)
+      let waiter = unsafe slots[slot].waiter
+      unsafe slots[slot].waiter = nil
+      unsafe waiter?.resume(returning: false)
     }
   }
 
@@ -86,7 +89,7 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
   private func startNext(_ slot: Int) {
     while let request = nextRequest(slot) {
       inFlight += 1
-      slots[slot].request = request
+      unsafe slots[slot].request = request
       if start(slot) { return }
       target.finish(worker: number, slot: slot)
       note(failed: false)
@@ -113,33 +116,33 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
 
   /// - Returns: false if the request is done already: all zeros.
   private func start(_ slot: Int) -> Bool {
-    let plan = UnsafeMutableBufferPointer(
+    let plan = unsafe UnsafeMutableBufferPointer(
       start: plans + slot * Self.planCapacity, count: Self.planCapacity)
-    switch target.plan(slots[slot].request, worker: number, slot: slot, into: plan) {
+    switch unsafe target.plan(slots[slot].request, worker: number, slot: slot, into: plan) {
     case .needsService:
       handOver(slot)
       return true
     case .transfers(let count):
       result.hits += 1
-      submit(slot, plan, count)
-      return slots[slot].transfersLeft > 0
+      unsafe submit(slot, plan, count)
+      return unsafe slots[slot].transfersLeft > 0
     }
   }
 
   private func submit(
     _ slot: Int, _ plan: UnsafeMutableBufferPointer<HostTransfer>, _ count: Int
   ) {
-    slots[slot].transfersLeft = 0
-    slots[slot].failed = false
+    unsafe slots[slot].transfersLeft = 0
+    unsafe slots[slot].failed = false
     for part in 0..<count {
-      let data = slots[slot].request.data.slice(
+      let data = unsafe slots[slot].request.data.slice(
         Int(plan[part].dataOffset), Int(plan[part].length))
-      if plan[part].kind == .zeroes {
-        data.memory?.initializeMemory(as: UInt8.self, repeating: 0, count: data.count)
+      if unsafe plan[part].kind == .zeroes {
+        unsafe data.memory?.initializeMemory(as: UInt8.self, repeating: 0, count: data.count)
         continue
       }
-      slots[slot].transfersLeft += 1
-      let at = plan[part].hostOffset.bytes
+      unsafe slots[slot].transfersLeft += 1
+      let at = unsafe plan[part].hostOffset.bytes
       var entry: SubmissionEntry =
         options.isWrite
         ? .write(imageFile, from: data, at: at) : .read(imageFile, into: data, at: at)
@@ -150,16 +153,16 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
 
   func complete(_ userData: UserData, result: Int32) {
     let slot = userData.slot
-    if result != Int32(plans[slot * Self.planCapacity + userData.part].length) {
-      slots[slot].failed = true
+    if unsafe result != Int32(plans[slot * Self.planCapacity + userData.part].length) {
+      unsafe slots[slot].failed = true
     }
-    slots[slot].transfersLeft -= 1
-    if slots[slot].transfersLeft == 0 { endHit(slot) }
+    unsafe slots[slot].transfersLeft -= 1
+    if unsafe slots[slot].transfersLeft == 0 { endHit(slot) }
   }
 
   private func endHit(_ slot: Int) {
     target.finish(worker: number, slot: slot)
-    note(failed: slots[slot].failed)
+    unsafe note(failed: slots[slot].failed)
     startNext(slot)
   }
 
@@ -172,17 +175,17 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
   // MARK: Slow path
 
   private func handOver(_ slot: Int) {
-    slots[slot].hasWork = true
-    let waiter = slots[slot].waiter
-    slots[slot].waiter = nil
-    waiter?.resume(returning: true)
+    unsafe slots[slot].hasWork = true
+    let waiter = unsafe slots[slot].waiter
+    unsafe slots[slot].waiter = nil
+    unsafe waiter?.resume(returning: true)
   }
 
   /// One long-lived task per slot, so that a slow request makes no new task.
   private func serveSlot(_ slot: Int) async {
     while await hasWork(slot) {
-      slots[slot].hasWork = false
-      let errno = await target.serve(slots[slot].request, worker: number, slot: slot)
+      unsafe slots[slot].hasWork = false
+      let errno = unsafe await target.serve(slots[slot].request, worker: number, slot: slot)
       note(failed: errno != nil)
       startNext(slot)
     }
@@ -190,8 +193,8 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
   }
 
   private func hasWork(_ slot: Int) async -> Bool {
-    if slots[slot].hasWork { return true }
+    if unsafe slots[slot].hasWork { return true }
     if isEnding { return false }
-    return await withUnsafeContinuation { slots[slot].waiter = $0 }
+    return unsafe await withUnsafeContinuation { unsafe slots[slot].waiter = unsafe $0 }
   }
 }

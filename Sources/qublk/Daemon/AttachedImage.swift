@@ -66,7 +66,9 @@ final class AttachedImage {
     of file: RingHostFile, name: String
   ) throws(CommandError) -> (device: UInt64, inode: UInt64) {
     var status = stat()
-    guard fstat(file.descriptor, &status) == 0 else { throw .file(name, .stat, Errno(errno)) }
+    guard unsafe fstat(file.descriptor, &status) == 0 else {
+      throw .file(name, .stat, Errno(errno))
+    }
     return (UInt64(status.st_dev), UInt64(status.st_ino))
   }
 

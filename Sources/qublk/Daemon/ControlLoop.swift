@@ -31,7 +31,7 @@ struct ControlLoop: ~Copyable {
 
   /// Starts to take requests at `path`.
   mutating func listen(at path: String) throws(CommandError) {
-    listener = qublk_unix_listen(path)
+    listener = unsafe qublk_unix_listen(path)
     if listener < 0 { throw .controlSocket(path, Errno(errno)) }
   }
 
@@ -48,7 +48,7 @@ struct ControlLoop: ~Copyable {
         pollfd(fd: $0, events: Int16(POLLIN), revents: 0)
       }
       let left = milliseconds < 0 ? -1 : deadline.milliseconds
-      let count = poll(&entries, nfds_t(entries.count), left)
+      let count = unsafe poll(&entries, nfds_t(entries.count), left)
       if count < 0, errno == EINTR { continue }
       if entries[2].revents != 0 { return .ended }
       if entries[0].revents != 0 {

@@ -71,7 +71,7 @@ enum ControlClient {
   ///
   /// - Returns: nil if the daemon could not be reached or ended without an answer.
   static func ask(_ request: ControlRequest, socket: String) -> ControlReply? {
-    let descriptor = qublk_unix_connect(socket)
+    let descriptor = unsafe qublk_unix_connect(socket)
     guard descriptor >= 0 else { return nil }
     defer { close(descriptor) }
     guard writeAll(descriptor, request.rawValue + "\n"), let answer = readAll(descriptor) else {
@@ -85,7 +85,7 @@ enum ControlClient {
 private func readLine(_ descriptor: Int32) -> String? {
   var bytes: [UInt8] = []
   var byte: UInt8 = 0
-  while bytes.count < 100, read(descriptor, &byte, 1) == 1 {
+  while bytes.count < 100, unsafe read(descriptor, &byte, 1) == 1 {
     if byte == UInt8(ascii: "\n") { return String(decoding: bytes, as: UTF8.self) }
     bytes.append(byte)
   }

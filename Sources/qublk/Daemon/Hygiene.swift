@@ -18,7 +18,7 @@ enum Hygiene {
     if qublk_process_private_mounts() < 0 { throw .hygiene(.mountNamespace, Errno(errno)) }
     let needed: Set = ["/", "/dev", "/proc", "/sys", "/run"]
     for place in MountTable.places().reversed() where !needed.contains(place) {
-      _ = qublk_detach_mount(place)  // gone already, or below one that is
+      _ = unsafe qublk_detach_mount(place)  // gone already, or below one that is
     }
   }
 
@@ -31,7 +31,9 @@ enum Hygiene {
     if result < 0 { throw .hygiene(.flusher, Errno(-result)) }
     var flags: UInt32 = 0
     let wanted = UInt32(QUBLK_IO_FLUSHER_FLAGS)
-    guard qublk_thread_flags(&flags) == 0, flags & wanted == wanted else { throw .flusherNotSet }
+    guard unsafe qublk_thread_flags(&flags) == 0, flags & wanted == wanted else {
+      throw .flusherNotSet
+    }
   }
 
   /// Keeps what is touched in memory, and the process from being chosen when memory runs out.
@@ -44,7 +46,7 @@ enum Hygiene {
     let result = qublk_lock_memory_on_fault()
     if result < 0 { failures.append("cannot lock memory: \(Errno(-result))") }
     let file = "/proc/self/oom_score_adj"
-    let descriptor = qublk_open_file(file, O_WRONLY, 0)
+    let descriptor = unsafe qublk_open_file(file, O_WRONLY, 0)
     if descriptor < 0 || !writeAll(descriptor, "-1000") {
       failures.append("\(file): cannot write: \(Errno(errno))")
     }

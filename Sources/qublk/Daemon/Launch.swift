@@ -20,7 +20,7 @@ enum Launch {
     _ daemon: (ReadySignal) throws(CommandError) -> Void
   ) throws(CommandError) -> String {
     var ends: [Int32] = [-1, -1]
-    guard qublk_pipe_cloexec(&ends) == 0 else { throw .fork(Errno(errno)) }
+    guard unsafe qublk_pipe_cloexec(&ends) == 0 else { throw .fork(Errno(errno)) }
     let child = qublk_process_fork()
     guard child >= 0 else { throw .fork(Errno(errno)) }
     if child == 0 {
@@ -36,9 +36,9 @@ enum Launch {
     _ ready: ReadySignal, _ daemon: (ReadySignal) throws(CommandError) -> Void
   ) -> Never {
     setsid()
-    chdir("/")
+    unsafe chdir("/")
     umask(0o077)
-    let null = qublk_open_file("/dev/null", O_RDWR, 0)
+    let null = unsafe qublk_open_file("/dev/null", O_RDWR, 0)
     dup2(null, STDIN_FILENO)
     dup2(null, STDOUT_FILENO)
     close(null)
@@ -58,7 +58,7 @@ enum Launch {
     case "E": throw .startFailed(String(message.dropFirst()))
     default:
       var status: Int32 = 0
-      waitpid(child, &status, 0)
+      unsafe waitpid(child, &status, 0)
       throw .startSilent(status: status)
     }
   }

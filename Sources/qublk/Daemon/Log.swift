@@ -20,7 +20,7 @@ enum Log {
   /// Points standard error at the journal where there is one, else at `file`.
   static func redirect(orTo file: String) throws(CommandError) {
     let stream = journalStream()
-    let descriptor = stream >= 0 ? stream : qublk_open_file(file, O_WRONLY | O_APPEND, 1)
+    let descriptor = unsafe stream >= 0 ? stream : qublk_open_file(file, O_WRONLY | O_APPEND, 1)
     guard descriptor >= 0 else { throw .file(file, .create, Errno(errno)) }
     dup2(descriptor, STDERR_FILENO)
     close(descriptor)
@@ -32,7 +32,7 @@ enum Log {
   /// The seven lines are identifier, unit, priority, whether lines carry a level, and whether to
   /// forward to syslog, kmsg and console.
   private static func journalStream() -> Int32 {
-    let descriptor = qublk_unix_connect(journalSocket)
+    let descriptor = unsafe qublk_unix_connect(journalSocket)
     guard descriptor >= 0 else { return -1 }
     guard writeAll(descriptor, "qublk\n\n6\n1\n0\n0\n0\n") else {
       close(descriptor)
@@ -45,10 +45,10 @@ enum Log {
   /// `JOURNAL_STREAM` names, which processes further down inherit even with another one.
   private static func isJournal(_ descriptor: Int32) -> Bool {
     var status = stat()
-    guard let named = getenv("JOURNAL_STREAM"), fstat(descriptor, &status) == 0 else {
+    guard let named = unsafe getenv("JOURNAL_STREAM"), unsafe fstat(descriptor, &status) == 0 else {
       return false
     }
-    return String(cString: named) == "\(status.st_dev):\(status.st_ino)"
+    return unsafe String(cString: named) == "\(status.st_dev):\(status.st_ino)"
   }
 
   private static func line(_ level: String, _ text: String) {

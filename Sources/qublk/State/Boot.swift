@@ -12,5 +12,5 @@ enum Boot {
 /// Whether a path leads to a block device now.
 func isBlockDevice(_ path: String) -> Bool {
   var status = stat()
-  return stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFBLK
+  return unsafe stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFBLK
 }

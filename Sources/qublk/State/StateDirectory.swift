@@ -26,7 +26,7 @@ struct StateDirectory {
 
   /// Whether the daemon that made this directory is alive; takes nothing that another would miss.
   var hasDaemon: Bool {
-    let descriptor = qublk_open_file(lock, O_RDONLY, 0)
+    let descriptor = unsafe qublk_open_file(lock, O_RDONLY, 0)
     guard descriptor >= 0 else { return false }
     defer { close(descriptor) }
     return qublk_flock(descriptor, 0) < 0 && errno == EWOULDBLOCK
@@ -42,7 +42,7 @@ struct StateDirectory {
     while true {
       try makeDirectory(Self.root)
       try makeDirectory(path)
-      let descriptor = qublk_open_file(lock, O_RDWR, 1)
+      let descriptor = unsafe qublk_open_file(lock, O_RDWR, 1)
       guard descriptor >= 0 else { throw .file(lock, .open, Errno(errno)) }
       if qublk_flock(descriptor, 1) == 0, isStill(descriptor, at: lock) {
         clear()
@@ -57,13 +57,13 @@ struct StateDirectory {
   /// Writes the state file in one step: a reader sees the old file, the new one or none.
   func write(_ value: DeviceState) throws(CommandError) {
     let draft = "\(path)/state.new"
-    let descriptor = qublk_open_file(draft, O_WRONLY | O_TRUNC, 1)
+    let descriptor = unsafe qublk_open_file(draft, O_WRONLY | O_TRUNC, 1)
     guard descriptor >= 0 else { throw .file(draft, .create, Errno(errno)) }
     defer { close(descriptor) }
     guard writeAll(descriptor, value.json.text + "\n") else {
       throw .file(draft, .write, Errno(errno))
     }
-    guard rename(draft, state) == 0 else { throw .file(state, .create, Errno(errno)) }
+    guard unsafe rename(draft, state) == 0 else { throw .file(state, .create, Errno(errno)) }
   }
 
   /// Removes everything, the lock last: from then on the id can be claimed anew.
@@ -71,25 +71,25 @@ struct StateDirectory {
   /// - Parameter keepingLog: Leaves the log, for a stop that went wrong and told nobody.
   func remove(keepingLog: Bool = false) {
     clear(keepingLog: keepingLog)
-    unlink(lock)
-    rmdir(path)
+    unsafe unlink(lock)
+    unsafe rmdir(path)
   }
 
   private func clear(keepingLog: Bool = false) {
     for file in [state, "\(path)/state.new", controlSocket] + (keepingLog ? [] : [log]) {
-      unlink(file)
+      unsafe unlink(file)
     }
   }
 
   private func makeDirectory(_ path: String) throws(CommandError) {
-    if mkdir(path, 0o700) < 0, errno != EEXIST { throw .file(path, .create, Errno(errno)) }
+    if unsafe mkdir(path, 0o700) < 0, errno != EEXIST { throw .file(path, .create, Errno(errno)) }
   }
 
   /// Whether `path` still names the open file: its former owner may have removed it meanwhile.
   private func isStill(_ descriptor: Int32, at path: String) -> Bool {
     var opened = stat()
     var named = stat()
-    return fstat(descriptor, &opened) == 0 && stat(path, &named) == 0
+    return unsafe fstat(descriptor, &opened) == 0 && stat(path, &named) == 0
       && opened.st_ino == named.st_ino && opened.st_dev == named.st_dev
   }
 }
