@@ -96,7 +96,9 @@ package final class Image: BlockTarget {
     try await flush()
     await maturing.acquire()
     defer { maturing.release() }
-    while !frees.isEmpty {
+    // One pass makes what is pending durable, the next returns it. Bounded: what is still held
+    // after that stays leaked, which is better than a close that does not end.
+    for _ in 0..<4 where !frees.isEmpty {
       try await returnMatureClusters()
       try await flusher.flush()
     }
