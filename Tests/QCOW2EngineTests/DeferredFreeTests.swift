@@ -106,6 +106,66 @@ import Testing
     }
   }
 
+  @Test("A table in the place of an older table is not seen through the older one's slices")
+  func aNewTableIsNotSeenThroughOldSlices() throws {
+    var builder = ImageBuilder()
+    builder.clusterBits = 9
+    builder.size = 256 << 10
+    for cluster in 0..<8 { builder.mappings[cluster] = .data }
+    let bench = Bench(builder, schedule: nil, isImmediate: true)
+    bench.options.workers = 2
+    // Not COPIED although unshared: the first write moves the table and lets this one go.
+    let entry = Int(bench.bytes.be64(40))
+    let old = bench.bytes.be64(entry) & ~(1 << 63)
+    bench.bytes.put64(old, entry)
+    try bench.host.run {
+      let image = try await bench.open()
+      let workers = (0..<2).map { MiniWorker(target: image, file: bench.file, worker: $0) }
+      let data = IOBuffer(count: 8 * 512)
+      func request(_ operation: BlockOperation, _ sector: Int, _ count: Int) -> BlockRequest {
+        BlockRequest(
+          operation, offset: GuestOffset(UInt64(sector * 512)), length: UInt64(count * 512),
+          data: data.data.slice(0, count * 512))
+      }
+      #expect(await workers[0].perform(request(.read, 0, 8), slot: 0) == nil)
+      #expect(await workers[0].perform(request(.write, 0, 1), slot: 0) == nil)
+      try await image.flush()
+      await image.maintain()
+      // The other worker's arena is empty: its first cluster is the lowest free one.
+      #expect(await workers[1].perform(request(.write, 64 * 4 + 3, 1), slot: 0) == nil)
+      #expect(await workers[1].perform(request(.read, 64 * 4 + 4, 4), slot: 0) == nil)
+      for sector in 0..<4 {
+        #expect(SectorPattern.change(in: data.base + sector * 512, sector: sector) == 0)
+      }
+      try await image.close()
+    }
+    #expect(bench.bytes.be64(entry + 4 * 8) == old | 1 << 63, "the place was not reused")
+    #expect(ImageVerifier(bench.bytes).check().errors.isEmpty)
+  }
+
+  @Test("A failed data write, or a failed flush, leaks nothing in the end", arguments: 1...8)
+  func failuresLeakNothing(number: Int) throws {
+    let bench = bench()
+    try bench.host.run {
+      let image = try await bench.open()
+      let driver = MiniWorker(target: image, file: bench.file, worker: 0)
+      let buffer = IOBuffer(count: 8192)
+      await self.discard(image, 2)
+      bench.faulty.fault = Fault(.write, number: number, errno: .io)
+      for cluster in [20, 1, 2] {
+        let request = BlockRequest(
+          .write, offset: GuestOffset(UInt64(cluster) << 12), length: 8192, data: buffer.data)
+        _ = await driver.perform(request, slot: 0)
+        await self.discard(image, 5)
+        _ = try? await image.flush()
+      }
+      bench.faulty.fault = nil
+      try await image.close()
+    }
+    let report = ImageVerifier(bench.bytes).check()
+    #expect(report.errors.isEmpty && report.leaks == 0, "\(report)")
+  }
+
   @Test("Space freed by discards is used again, so the file does not grow")
   func freedSpaceIsUsedAgain() throws {
     let bench = bench()

@@ -69,6 +69,24 @@ import Testing
     }
   }
 
+  @Test("A block device, full of old bytes and not growing, keeps to the model", arguments: [9, 12, 16])
+  func blockDevicesKeepToTheModel(clusterBits: Int) throws {
+    let seed = testSeed("block device")
+    let shape = ImageShape(clusterBits: clusterBits, contents: .prefilled)
+    let bench = Bench(
+      shape.builder, schedule: seed, traits: HostFileTraits(isBlockDevice: true))
+    let used = bench.bytes.length
+    bench.bytes.fill(0xee, count: 64 << 20, at: used)
+    var options = WorkloadOptions()
+    options.regions = shape.regions
+    options.operations = 300
+    options.workers = 2
+    options.depth = 4
+    let found = try problems(bench, options, seed: seed)
+    #expect(found.isEmpty, "seed \(seed): \(found.prefix(5))")
+    #expect(bench.bytes.length == used + (64 << 20))
+  }
+
   @Test("A cache of one or two slices changes nothing", arguments: ImageShape.matrix, [1, 2])
   func tinyCachesChangeNothing(shape: ImageShape, slices: Int) throws {
     let seed = testSeed("tiny cache")

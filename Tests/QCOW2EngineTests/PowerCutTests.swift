@@ -49,6 +49,9 @@ import Testing
     let seed = testSeed("power cut")
     for round in 0..<UInt64(testSetting("QUBLK_POWER_CUT_ROUNDS", default: 1)) {
       let bench = try record(scenario, seed: seed &+ round)
+      if scenario.shape.isNearGrowth {
+        #expect(bench.bytes.be64(48) != bench.original.be64(48), "the table did not grow")
+      }
       let states = try CrashCheck(bench, seed: seed &+ round).run(perCut: 2)
       print("power cut: \(states) crash states, \(scenario.testDescription)")
     }

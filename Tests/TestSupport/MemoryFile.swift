@@ -73,6 +73,7 @@ package final class MemoryFile: HostFile, @unchecked Sendable {  // why: `lock`,
 
   package func setLength(_ length: UInt64) async throws(Errno) {
     if !bytes.fits(0, Int(length)) { throw .fileTooBig }
+    if traits.isBlockDevice { lock.withLock { violations.append("length of a device set") } }
     let old = lock.withLock { UInt64(bytes.length) }
     // The engine only ever grows a file: shorter means that something was cut off.
     if length < old { lock.withLock { violations.append("length \(old) cut to \(length)") } }
