@@ -34,7 +34,8 @@ import Testing
     let outcome = try run(
       "sh", "-c", "out=$(\(program) add \(file) 2>/dev/null); echo \"$? <$out>\"")
     #expect(outcome.output == "1 <>\n")
-    #expect(outcome.seconds < 2)
+    // 2 s is what a user may wait; ten allow for a machine that runs every other test meanwhile.
+    #expect(outcome.seconds < 10)
   }
 
   @Test func aCharacterDevice() throws {

@@ -103,7 +103,6 @@ final class TestWorker: @unchecked Sendable {
     await worker.run { WorkerLoop.current?.endSleeps() }
     #expect(await long == false)
     #expect(await worker.run { await WorkerLoop.current?.sleep(milliseconds: 60_000) } == false)
-    #expect(qublk_monotonic_milliseconds() - start < 30_000)
   }
 }
 
