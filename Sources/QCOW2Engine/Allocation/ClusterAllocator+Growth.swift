@@ -1,0 +1,78 @@
+import BlockCore
+import QCOW2Format
+
+// Growth of the refcount structures, on behalf of a reservation.
+
+extension ClusterAllocator {
+  /// Makes sure that a refcount block covers `cluster`; call with `mutex` held.
+  ///
+  /// A new block describes itself: it takes the first cluster that it covers, all of which were
+  /// free. The table entry is written after the block, by the flush order.
+  ///
+  /// - Returns: false if the cursor was moved and the caller must look again.
+  func ensureBlock(for cluster: UInt64) async throws(ImageError) -> Bool {
+    let table = refcounts.table
+    let index = refcounts.tableIndex(of: cluster)
+    guard index < UInt64(table.count) else {
+      try await growTable(toCover: index)
+      return false
+    }
+    if try refcounts.sliceKey(of: cluster) != nil { return true }
+    let block = index << UInt64(geometry.refcountBlockBits)
+    if let limit, block >= limit { throw .noSpace }
+    if let overlap = metadata.firstOverlap(block..<(block + 1)) {
+      throw .overlapsMetadata(cluster: overlap)
+    }
+    let offset = geometry.start(ofHostCluster: block)
+    if block >= freshFrom {
+      // Longer now, under the mutex: no write of a flush round may extend the file while an arena's
+      // change of length runs [ORD-22].
+      freshFrom = block + 1
+      try await storage.setLength(geometry.start(ofHostCluster: block + 1).bytes)
+    } else {
+      try await storage.writeZeroes(at: offset, length: geometry.clusterSize)
+    }
+    guard refcounts.cache.drop(from: offset, length: geometry.clusterSize) else {
+      throw .overlapsMetadata(cluster: block)
+    }
+    // The block counts itself before the table points at it: a round that falls in between must
+    // not find an entry for a block that is not there, or that looks free.
+    let order = geometry.refcountOrder
+    try unsafe await refcounts.cache.withSlice(offset, storage: storage, makeRoom: makeRoom) {
+      bytes in
+      unsafe RefcountWidth.set(bytes, order: order, index: 0, value: 1)
+      return ((), true)
+    }
+    metadata.tables.insert(block)
+    table.store(RefcountTableEntry(block: offset).raw, at: Int(index))
+    return true
+  }
+
+  /// Moves the refcount table to a larger place; call with `mutex` held.
+  ///
+  /// The new table and the blocks that count it go where no block reached before, so nothing in use
+  /// is touched. They are durable before the header points at them; the old table is released once
+  /// the header is durable. A crash before that leaves the old table in force.
+  private func growTable(toCover index: UInt64) async throws(ImageError) {
+    // Entries dirty in the old table must not be lost with it.
+    try await makeRoom()
+    let old = refcounts.table
+    let layout = try RefcountTableLayout(
+      growing: old, toCover: index, geometry: geometry)
+    if let limit, layout.end > limit { throw .noSpace }
+    if let overlap = metadata.firstOverlap(layout.first..<layout.end) {
+      throw .overlapsMetadata(cluster: overlap)
+    }
+    try await layout.write(old: old, storage: storage, geometry: geometry)
+    try await storage.sync()
+    try await headerEditor.setRefcountTable(
+      at: geometry.start(ofHostCluster: layout.tableStart), clusters: layout.tableClusters)
+    if freshFrom != UInt64.max { freshFrom = max(freshFrom, layout.end) }
+    for block in layout.blocks { metadata.tables.insert(block) }
+    metadata.moveRefcountTable(to: layout.tableStart..<layout.end)
+    let oldStart = geometry.hostCluster(of: old.offset)
+    let oldClusters = geometry.clusters(covering: UInt64(old.count) * 8)
+    refcounts.replaceTable(layout.table(old: old, geometry: geometry))
+    frees.add([ClusterRun(start: oldStart, count: oldClusters, isFresh: false)])
+  }
+}
