@@ -2,7 +2,8 @@ import BlockCore
 import Testing
 
 @Suite struct BufferTests {
-  @Test("A new buffer is aligned for O_DIRECT and all zeros", arguments: [0, 1, 512, 4096, 100_000])
+  @Test(
+    "A new buffer is aligned for O_DIRECT and all zeros", arguments: [0, 1, 512, 4096, 100_000])
   func newBuffersAreZero(count: Int) {
     let buffer = IOBuffer(count: count)
     #expect(UInt(bitPattern: buffer.base) % 4096 == 0)

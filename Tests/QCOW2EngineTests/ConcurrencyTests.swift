@@ -4,10 +4,13 @@ import QCOW2Format
 import TestSupport
 import Testing
 
-/// Real threads on one image. Also the test for the thread sanitizer:
-/// `swift test --sanitize=thread --filter Concurrency`.
+/// Real threads on one image.
+///
+/// Also the test for the thread sanitizer: `swift test --sanitize=thread --filter Concurrency`.
 @Suite(.serialized) struct ConcurrencyTests {
-  @Test("Four threads share clusters, slices and the allocator without losing a write", arguments: [9, 12], [false, true])
+  @Test(
+    "Four threads share clusters, slices and the allocator without losing a write",
+    arguments: [9, 12], [false, true])
   func fourThreadsLoseNothing(clusterBits: Int, hasTinyCache: Bool) async throws {
     let seed = testSeed("threads")
     var builder = ImageBuilder()
@@ -41,7 +44,8 @@ import Testing
     #expect(clients.flatMap(\.problems).isEmpty)
     let verifier = ImageVerifier(file.bytes)
     let report = verifier.check()
-    #expect(report.errors.isEmpty && report.leaks == 0, "\(report.errors.prefix(3)), \(report.leaks)")
+    #expect(
+      report.errors.isEmpty && report.leaks == 0, "\(report.errors.prefix(3)), \(report.leaks)")
     #expect(clients.compactMap { $0.problemOnDisk(verifier) }.isEmpty)
   }
 }

@@ -50,7 +50,8 @@ import Testing
     let original = before.value
     bench.bytes.put64(original.be64(72), 72)
     for cluster in metadata(original, keepsTables) {
-      for offset in stride(from: cluster * size, to: min((cluster + 1) * size, original.length), by: 8)
+      for offset in stride(
+        from: cluster * size, to: min((cluster + 1) * size, original.length), by: 8)
       where bench.bytes.be64(offset) != original.be64(offset) {
         Issue.record("metadata changed at \(offset)")
         return
@@ -117,7 +118,9 @@ import Testing
     }
   }
 
-  @Test("An unaligned pointer is found, whatever is asked", arguments: [BlockOperation.write, .discard, .writeZeroes])
+  @Test(
+    "An unaligned pointer is found, whatever is asked",
+    arguments: [BlockOperation.write, .discard, .writeZeroes])
   func anUnalignedPointerIsFound(operation: BlockOperation) throws {
     let bench = bench(12)
     try expectRefusal(bench, operation, clusters: 5..<6) {

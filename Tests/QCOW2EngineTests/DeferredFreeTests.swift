@@ -27,7 +27,9 @@ import Testing
   }
 
   /// Plans a request on guest cluster 2 and leaves it in flight.
-  private func leaveInFlight(_ image: Image, _ operation: BlockOperation, _ data: IOBuffer) -> UInt64 {
+  private func leaveInFlight(_ image: Image, _ operation: BlockOperation, _ data: IOBuffer)
+    -> UInt64
+  {
     let request = BlockRequest(
       operation, offset: GuestOffset(2 << 12), length: 4096, data: data.data)
     return withUnsafeTemporaryAllocation(of: HostTransfer.self, capacity: 4) { plan in

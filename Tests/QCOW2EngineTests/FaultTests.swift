@@ -32,7 +32,8 @@ import Testing
     try each(scenario, stride: 1) { Fault(number: $0, errno: .io) }
   }
 
-  @Test("An operation that reports an error although it took effect does no harm", arguments: scenarios)
+  @Test(
+    "An operation that reports an error although it took effect does no harm", arguments: scenarios)
   func anErrorAfterTheEffectDoesNoHarm(scenario: Scenario) throws {
     try each(scenario, stride: 2) { Fault(number: $0, errno: .io, takesEffect: true) }
   }

@@ -71,7 +71,8 @@ import Testing
     }
   }
 
-  @Test("Flushes at the same time share at most two rounds", arguments: [nil, 1, 2, 3] as [UInt64?])
+  @Test(
+    "Flushes at the same time share at most two rounds", arguments: [nil, 1, 2, 3] as [UInt64?])
   func flushesShareRounds(schedule: UInt64?) throws {
     let bench = bench(schedule)
     try bench.host.run {
@@ -85,7 +86,9 @@ import Testing
     }
   }
 
-  @Test("What is dirtied during a flush is written by the next one", arguments: 1...30 as ClosedRange<UInt64>)
+  @Test(
+    "What is dirtied during a flush is written by the next one",
+    arguments: 1...30 as ClosedRange<UInt64>)
   func whatIsDirtiedDuringAFlushIsWrittenByTheNext(schedule: UInt64) throws {
     let bench = bench(schedule)
     try bench.host.run {

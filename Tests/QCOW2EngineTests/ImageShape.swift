@@ -3,7 +3,9 @@ import Testing
 
 /// A point of the test matrix: the geometry of an image and what it holds at first.
 struct ImageShape: Sendable, CustomTestStringConvertible {
-  enum Contents: String, CaseIterable, Sendable { case empty, prefilled, preallocatedZero, snapshot }
+  enum Contents: String, CaseIterable, Sendable {
+    case empty, prefilled, preallocatedZero, snapshot
+  }
   var clusterBits: Int
   var version = 3
   var refcountOrder = 4
@@ -15,7 +17,8 @@ struct ImageShape: Sendable, CustomTestStringConvertible {
     clusterBits: 9, refcountOrder: 6, contents: .prefilled, isNearGrowth: true)
 
   var testDescription: String {
-    (isNearGrowth ? "near growth, " : "") + "\(1 << clusterBits) B clusters, v\(version), \(1 << refcountOrder)-bit refcounts, \(contents)"
+    (isNearGrowth ? "near growth, " : "")
+      + "\(1 << clusterBits) B clusters, v\(version), \(1 << refcountOrder)-bit refcounts, \(contents)"
   }
 
   private var cluster: Int { 1 << clusterBits }

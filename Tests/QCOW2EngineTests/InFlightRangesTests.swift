@@ -4,7 +4,8 @@ import Testing
 @testable import QCOW2Engine
 
 @Suite struct InFlightRangesTests {
-  @Test("Overlapping ranges take turns, others do not wait", arguments: 1...20 as ClosedRange<UInt64>)
+  @Test(
+    "Overlapping ranges take turns, others do not wait", arguments: 1...20 as ClosedRange<UInt64>)
   func overlappingRangesTakeTurns(seed: UInt64) throws {
     let host = SimulatedHost(seed: seed)
     let ranges = InFlightRanges(groupBits: 6)

@@ -31,7 +31,9 @@ import Testing
     isImmediate: Bool = false, _ adjust: (inout WorkloadOptions) -> Void
   ) throws {
     let bench = Bench(shape.builder, schedule: schedule, isImmediate: isImmediate)
-    if let cacheSlices { bench.options.cacheBytes = cacheSlices * min(1 << shape.clusterBits, 4096) }
+    if let cacheSlices {
+      bench.options.cacheBytes = cacheSlices * min(1 << shape.clusterBits, 4096)
+    }
     var options = WorkloadOptions()
     options.regions = shape.regions
     options.maximumLength = shape.clusterBits == 9 ? 12 : shape.clusterBits == 12 ? 24 : 200
@@ -69,7 +71,8 @@ import Testing
     }
   }
 
-  @Test("A block device, full of old bytes and not growing, keeps to the model", arguments: [9, 12, 16])
+  @Test(
+    "A block device, full of old bytes and not growing, keeps to the model", arguments: [9, 12, 16])
   func blockDevicesKeepToTheModel(clusterBits: Int) throws {
     let seed = testSeed("block device")
     let shape = ImageShape(clusterBits: clusterBits, contents: .prefilled)

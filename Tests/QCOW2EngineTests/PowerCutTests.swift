@@ -98,7 +98,7 @@ struct CrashCheck {
     self.seed = seed
   }
 
-  /// Returns the number of states checked. Records an issue at the first bad one.
+  /// Returns the number of states checked; records an issue at the first bad one.
   func run(perCut: Int) throws -> Int {
     let crashes = CrashEnumerator(
       original: bench.original, events: bench.recording.events, seed: seed)

@@ -16,9 +16,9 @@ package final class Bench: @unchecked Sendable {  // why: one thread per simulat
   private let prefilled: [Int: UInt32]
   package var options = ImageOptions()
 
-  /// - Parameters:
-  ///   - builder: makes the image; its mapped data clusters are filled with patterns here.
-  ///   - schedule: the seed of the order of events; nil for arrival order.
+  /// Builds the image, its mapped data clusters filled with patterns.
+  ///
+  /// `schedule` is the seed of the order of events; nil for arrival order.
   package init(
     _ builder: ImageBuilder, schedule: UInt64?, traits: HostFileTraits = HostFileTraits(),
     capacity: Int = 1 << 32, isImmediate: Bool = false

@@ -31,7 +31,7 @@ package final class CrashEnumerator {
 
   /// Visits states in order of time until `visit` returns false.
   ///
-  /// - Parameter perCut: seeded states per cut point, besides "none" and "all".
+  /// Each cut point gives "none", "all" and `perCut` seeded states.
   package func visit(perCut: Int, _ visit: (State) -> Bool) {
     let cuts = events.flatMap { [$0.start, $0.end] }.filter { $0 != .max }.sorted()
     for cut in cuts {
@@ -130,7 +130,8 @@ package final class CrashEnumerator {
     for sector in 0..<sectors where isPrefix ? sector < kept : random.chance(50) {
       let offset = Int(event.offset) + sector * 512
       switch event.kind {
-      case .write: bytes(of: event, sector).withUnsafeBytes { source in
+      case .write:
+        bytes(of: event, sector).withUnsafeBytes { source in
           if let start = source.baseAddress { scratch.write(start, count: 512, at: offset) }
         }
       case .zero: scratch.fill(0, count: 512, at: offset)

@@ -35,7 +35,7 @@ package final class DiskModel: @unchecked Sendable {  // why: one thread per sim
   /// Sectors that were ever changed.
   package var touched: [Int] { history.keys.sorted() }
 
-  /// Notes what the image held from the start. Returns the change for the pattern.
+  /// Notes what the image held from the start, and returns the change for the pattern.
   package func prefill(_ sectors: Range<Int>) -> UInt32 {
     changes.append(Change(isZero: false, start: 0, end: 0, isDurable: true))
     let number = UInt32(changes.count - 1)
@@ -43,7 +43,7 @@ package final class DiskModel: @unchecked Sendable {  // why: one thread per sim
     return number
   }
 
-  /// A change begins. Returns its number, which is also the pattern's.
+  /// A change begins; its number, which is also the pattern's, is returned.
   package func begin(_ sectors: Range<Int>, isZero: Bool) -> UInt32 {
     changes.append(Change(isZero: isZero, start: clock.tick()))
     let number = UInt32(changes.count - 1)
@@ -68,7 +68,7 @@ package final class DiskModel: @unchecked Sendable {  // why: one thread per sim
     flushes[number].failed = failed
   }
 
-  /// Checks a sector that was read between two times. Returns what is wrong with it, or nil.
+  /// Checks a sector that was read between two times; what is wrong with it, or nil.
   package func checkRead(
     _ bytes: UnsafeRawPointer, sector: Int, started: UInt64, ended: UInt64
   ) -> String? {
@@ -97,7 +97,7 @@ package final class DiskModel: @unchecked Sendable {  // why: one thread per sim
     return latest
   }
 
-  /// - Parameter settled: the start of a change that supersedes all that ended before it.
+  // `settled` gives the start of a change that supersedes all that ended before it.
   private func check(
     _ bytes: UnsafeRawPointer, _ sector: Int, before limit: UInt64,
     _ settled: (Change) -> UInt64?

@@ -20,7 +20,7 @@
   package var hasSnapshot = false
   package var incompatible: UInt64 = 0
   package var autoclear: UInt64 = 0
-  /// Bytes put after the standard header: extensions. Version 3 only.
+  /// Extensions: bytes put after the standard header, version 3 only.
   package var extensions: [UInt8] = []
   /// Fills a data cluster: the guest cluster and its host bytes.
   package var fill: (Int, UnsafeMutableRawPointer) -> Void = { _, _ in }
@@ -29,7 +29,9 @@
 
   private var clusterSize: Int { 1 << clusterBits }
   private var l2Entries: Int { clusterSize / 8 }
-  private var l1Size: Int { max((size + clusterSize * l2Entries - 1) / (clusterSize * l2Entries), 1) }
+  private var l1Size: Int {
+    max((size + clusterSize * l2Entries - 1) / (clusterSize * l2Entries), 1)
+  }
   private func clusters(_ bytes: Int) -> Int { (bytes + clusterSize - 1) / clusterSize }
 
   /// Where everything lies, in host clusters.

@@ -192,7 +192,8 @@ package final class ImageVerifier {
     }
     var value: UInt64 = 0
     for byte in 0..<(bits / 8) {
-      value = value << 8
+      value =
+        value << 8
         | UInt64(bytes.base.load(fromByteOffset: block + index * bits / 8 + byte, as: UInt8.self))
     }
     return value

@@ -20,8 +20,9 @@ package final class MemoryFile: HostFile, @unchecked Sendable {  // why: `lock`,
   private let lock = FutexLock(.leaf)
   private var active: [Active] = []
   private var number: UInt64 = 0
-  /// Report transfers that overlap in time and place, one of them not a read. For workloads whose
-  /// guest requests never overlap: then no two host transfers may.
+  /// Report transfers that overlap in time and place, one of them not a read.
+  ///
+  /// For workloads whose guest requests never overlap: then no two host transfers may.
   package var forbidsOverlap = false
   /// Immediate operations let other tasks of the same thread run.
   package var yields = false

@@ -13,7 +13,7 @@ package struct MiniWorker: Sendable {
     self.worker = worker
   }
 
-  /// - Parameter plans: try the hit path first.
+  /// Carries out one request, on the hit path first if `plans`; the errno if it failed.
   package func perform(_ request: BlockRequest, slot: Int, plans: Bool = true) async -> Errno? {
     if plans, let transfers = plan(request, slot) {
       defer { target.finish(worker: worker, slot: slot) }

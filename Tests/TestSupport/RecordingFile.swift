@@ -19,7 +19,8 @@ package struct HostEvent: Sendable {
 }
 
 /// A layer that keeps a log of every change and barrier, with the order of starts and ends.
-package final class RecordingFile: HostFile, @unchecked Sendable {  // why: one thread per simulation
+// why unchecked: one thread per simulation
+package final class RecordingFile: HostFile, @unchecked Sendable {
   private let file: any HostFile
   private let clock: LogicalClock
   package private(set) var events: [HostEvent] = []

@@ -37,7 +37,7 @@ import Glibc
     pthread_mutex_unlock(mutex)
   }
 
-  /// Ends the thread when its queue is empty. All tasks must have finished.
+  /// Ends the thread when its queue is empty; all tasks must have finished.
   package func stop() {
     pthread_mutex_lock(mutex)
     isStopping = true

@@ -52,7 +52,7 @@ package final class Workload: @unchecked Sendable {  // why: one thread per simu
     remaining = options.operations
   }
 
-  /// Runs all requests. Ends early at the first problem.
+  /// Runs all requests, or until the first problem.
   package func run() async {
     await withTaskGroup(of: Void.self) { group in
       for worker in 0..<options.workers {
