@@ -41,6 +41,7 @@ extension Image {
       try L2Tables.check(entry, index: index, geometry)
       guard let table = entry.l2Table else { continue }
       let cluster = geometry.hostCluster(of: table)
+      map.noteMapped(cluster)
       let isFirst = map.tables.insert(cluster)
       if forWriting && (!isFirst || map.fixedContains(cluster)) {
         throw overlap("L1 entry", index, raw)
@@ -57,6 +58,7 @@ extension Image {
       let entry = RefcountTableEntry(raw: table.load(index))
       guard let block = entry.block else { continue }
       let cluster = geometry.hostCluster(of: block)
+      map.noteMapped(cluster)
       let isAlone = map.tables.insert(cluster)
       if forWriting && (!isAlone || map.fixedContains(cluster)) {
         throw overlap("refcount table entry", index, entry.raw)
@@ -77,9 +79,9 @@ extension Image {
       if raw == 0 { continue }
       let entry = L2Entry(raw: raw)
       if entry.kind(hasZeroFlag: true) == .compressed { throw .unsupported(.compression) }
-      if forWriting, let host = entry.hostCluster,
-        map.contains(geometry.hostCluster(of: host))
-      {
+      guard let host = entry.hostCluster else { continue }
+      map.noteMapped(geometry.hostCluster(of: host))
+      if forWriting && map.contains(geometry.hostCluster(of: host)) {
         throw overlap("L2 entry", position, raw)
       }
     }

@@ -65,6 +65,34 @@ import Testing
     #expect(found.errors.isEmpty, "\(found.errors.prefix(3))")
   }
 
+  @Test("Growth never cuts off data that an entry maps beyond the end of a file that was cut")
+  func growthNeverCutsOffMappedData() throws {
+    var builder = ImageShape(clusterBits: 9, refcountOrder: 6).builder
+    builder.size = 1 << 20
+    builder.mappings = [0: .data]
+    let bench = Bench(builder, schedule: nil, isImmediate: true)
+    let beyond = 512 << 10
+    let table = Int(bench.bytes.be64(Int(bench.bytes.be64(40))) & 0xff_ffff_ffff_fe00)
+    bench.bytes.put64(UInt64(beyond) | 1 << 63, table)
+    let failures = Box(0)
+    try bench.host.run {
+      let image = try await bench.open()
+      let driver = MiniWorker(target: image, file: bench.file, worker: 0)
+      let buffer = IOBuffer(count: 512)
+      buffer.base.initializeMemory(as: UInt8.self, repeating: 0x5a, count: 512)
+      // Cluster 0 lies beyond the end; the others need new clusters and several refcount blocks.
+      for cluster in 0..<200 {
+        let request = BlockRequest(
+          .write, offset: GuestOffset(UInt64(cluster * 512)), length: 512, data: buffer.data)
+        if await driver.perform(request, slot: 0) != nil { failures.value += 1 }
+      }
+      try await image.flush()
+    }
+    #expect(failures.value == 0)
+    #expect(bench.memory.violations.isEmpty, "\(bench.memory.violations)")
+    #expect(bench.bytes.be64(beyond) == 0x5a5a_5a5a_5a5a_5a5a)
+  }
+
   @Test("Unknown header bytes and extensions survive growth")
   func unknownHeaderBytesSurviveGrowth() throws {
     var builder = ImageShape.nearGrowth.builder

@@ -28,7 +28,7 @@ extension ClusterAllocator {
       // Longer now, under the mutex: no write of a flush round may extend the file while an arena's
       // change of length runs [ORD-22].
       freshFrom = block + 1
-      try await storage.setLength(geometry.start(ofHostCluster: block + 1).bytes)
+      try await growFile(over: block)
     } else {
       try await storage.writeZeroes(at: offset, length: geometry.clusterSize)
     }

@@ -36,7 +36,8 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     self.frees = frees
     let geometry = refcounts.geometry
     let isDevice = storage.file.traits.isBlockDevice
-    freshFrom = isDevice ? UInt64.max : geometry.clusters(covering: fileLength)
+    freshFrom = isDevice
+      ? UInt64.max : max(geometry.clusters(covering: fileLength), metadata.endOfMapped)
     limit = isDevice ? fileLength >> UInt64(geometry.clusterBits) : nil
   }
 
@@ -93,13 +94,17 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   /// One owner does this, in steps of a whole run. Never shortens it: in a
   /// broken image there may be data beyond the clusters that have a refcount.
   private func extendFile(over run: Range<UInt64>) async throws(ImageError) {
-    let end = geometry.start(ofHostCluster: run.upperBound).bytes
-    do {
-      if try await storage.length() < end { try await storage.setLength(end) }
-    } catch {
+    do { try await growFile(over: run.upperBound - 1) } catch {
       try? await decrement(run)
       throw error
     }
+  }
+
+  /// Makes the file reach to the end of `cluster`, which is not below ``freshFrom``: no data that an
+  /// entry maps lies beyond, so a write that extends the file meanwhile cannot be cut off.
+  func growFile(over cluster: UInt64) async throws(ImageError) {
+    let end = geometry.start(ofHostCluster: cluster + 1).bytes
+    if try await storage.length() < end { try await storage.setLength(end) }
   }
 
   /// The first run of zero refcounts; a run never mixes fresh and used clusters.
