@@ -36,7 +36,8 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     self.frees = frees
     let geometry = refcounts.geometry
     let isDevice = storage.file.traits.isBlockDevice
-    freshFrom = isDevice
+    freshFrom =
+      isDevice
       ? UInt64.max : max(geometry.clusters(covering: fileLength), metadata.endOfMapped)
     limit = isDevice ? fileLength >> UInt64(geometry.clusterBits) : nil
   }

@@ -11,8 +11,9 @@ final class MetadataMap: @unchecked Sendable {  // why: constants, atomics and a
   private let refcountTableEnd: Atomic<UInt64>
   let tables: ClusterSet
 
-  /// The end of the highest cluster that a table entry maps, in host clusters; may lie beyond the end
-  /// of a file that was cut. Set while the image is opened, before anyone shares the map.
+  /// The end of the highest cluster that a table entry maps, in host clusters.
+  ///
+  /// May lie beyond the end of a file that was cut. Set while the image is opened, before anyone shares the map.
   private(set) var endOfMapped: UInt64 = 0
 
   func noteMapped(_ cluster: UInt64) { endOfMapped = max(endOfMapped, cluster + 1) }
