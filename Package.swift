@@ -35,12 +35,31 @@ let package = Package(
     .target(
       name: "CUring", dependencies: ["CLiburing"], path: "CShims/CUring", cSettings: cSettings),
 
+    .systemLibrary(
+      name: "CZlib", path: "CShims/CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
+    .systemLibrary(
+      name: "CZstd", path: "CShims/CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
+    .systemLibrary(
+      name: "CCrypto", path: "CShims/CCrypto", pkgConfig: "libcrypto",
+      providers: [.apt(["libssl-dev"])]),
+
     .target(name: "BlockCore", dependencies: ["CPlatform"], swiftSettings: settings),
     .target(name: "QCOW2Format", dependencies: ["BlockCore"], swiftSettings: settings),
     .target(
-      name: "QCOW2Engine", dependencies: ["BlockCore", "QCOW2Format"], swiftSettings: settings),
+      name: "QCOW2Codec", dependencies: ["BlockCore", "CPlatform", "CZlib", "CZstd", "CCrypto"],
+      swiftSettings: settings),
     .target(
-      name: "QCOW2Tools", dependencies: ["BlockCore", "QCOW2Format"], swiftSettings: settings),
+      name: "QCOW2Engine", dependencies: ["BlockCore", "QCOW2Format", "QCOW2Codec"],
+      swiftSettings: settings),
+    .target(
+      name: "QCOW2Tools", dependencies: ["BlockCore", "QCOW2Format", "QCOW2Codec"],
+      swiftSettings: settings),
+    .target(
+      name: "DiskImages",
+      dependencies: [
+        "BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "HostFiles", "CPlatform",
+      ],
+      swiftSettings: settings),
     .target(
       name: "Uring", dependencies: ["BlockCore", "CUring", "CPlatform"], swiftSettings: settings),
     .target(
@@ -52,8 +71,8 @@ let package = Package(
     .executableTarget(
       name: "qublk",
       dependencies: [
-        "BlockCore", "QCOW2Format", "QCOW2Engine", "QCOW2Tools", "HostFiles", "Uring", "Ublk",
-        "CPlatform",
+        "BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "QCOW2Tools", "DiskImages",
+        "HostFiles", "Uring", "Ublk", "CPlatform",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: settings),
@@ -74,6 +93,15 @@ let package = Package(
     .testTarget(
       name: "BlockCoreTests", dependencies: ["BlockCore"], swiftSettings: testSettings),
     .testTarget(
+      name: "QCOW2CodecTests", dependencies: ["BlockCore", "QCOW2Codec"],
+      swiftSettings: testSettings),
+    .testTarget(
+      name: "DiskImagesTests",
+      dependencies: [
+        "BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "DiskImages", "HostFiles", "Uring",
+      ],
+      swiftSettings: testSettings),
+    .testTarget(
       name: "QCOW2FormatTests", dependencies: ["BlockCore", "QCOW2Format", "TestSupport"],
       swiftSettings: testSettings),
     .testTarget(
@@ -88,7 +116,10 @@ let package = Package(
       swiftSettings: testSettings),
     .testTarget(
       name: "InteropTests",
-      dependencies: ["BlockCore", "QCOW2Format", "QCOW2Engine", "HostFiles", "Uring", "CPlatform"],
+      dependencies: [
+        "BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "DiskImages", "HostFiles", "Uring",
+        "CPlatform",
+      ],
       swiftSettings: testSettings),
     .testTarget(
       name: "BadInputTests",

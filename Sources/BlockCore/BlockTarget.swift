@@ -2,13 +2,15 @@
 public struct HostTransfer: Sendable {
   /// What to do for the part.
   public enum Kind: UInt8, Sendable {
-    /// Transfer with the image file.
-    case image
+    /// Transfer with a host file.
+    case file
     /// A READ part that is zeros: no host I/O needed.
     case zeroes
   }
 
   public var kind: Kind
+  /// Which host file: 0 for the image, else what the target numbers it as; meaningless for ``Kind/zeroes``.
+  public var file: UInt8
   /// The number of bytes.
   public var length: UInt32
   /// The first byte of the request's data that this part covers.
@@ -16,8 +18,11 @@ public struct HostTransfer: Sendable {
   /// Where in the host file; meaningless for ``Kind/zeroes``.
   public var hostOffset: HostOffset
 
-  @inlinable public init(kind: Kind, length: UInt32, dataOffset: UInt32, hostOffset: HostOffset) {
+  @inlinable public init(
+    kind: Kind, file: UInt8 = 0, length: UInt32, dataOffset: UInt32, hostOffset: HostOffset
+  ) {
     self.kind = kind
+    self.file = file
     self.length = length
     self.dataOffset = dataOffset
     self.hostOffset = hostOffset
@@ -30,6 +35,26 @@ public enum PlanResult: Sendable {
   case transfers(count: Int)
   /// The request needs the slow path: call `serve`. `finish` must not be called.
   case needsService
+}
+
+/// How the slow path ended.
+public enum ServiceResult: Sendable, Equatable {
+  /// Done in full.
+  case done
+  /// Not done, or only in part; the errno is for the guest.
+  case failed(Errno)
+  /// Nothing is lost or half done, but the data must be decrypted or decompressed: call `serve` again
+  /// with plain memory in place of the registered buffer.
+  case needsMemory
+
+  /// Nil when done in full.
+  public var errno: Errno? {
+    switch self {
+    case .done: nil
+    case .failed(let errno): errno
+    case .needsMemory: .notSupported
+    }
+  }
 }
 
 /// What a queue worker serves: the engine behind a device, as the data plane sees it.
@@ -54,7 +79,5 @@ public protocol BlockTarget: AnyObject, Sendable {
   func finish(worker: Int, slot: Int)
 
   /// Slow path: carries out the whole request, suspending as needed.
-  ///
-  /// - Returns: nil when done in full, else the errno for the guest.
-  func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> Errno?
+  func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult
 }

@@ -15,16 +15,23 @@ struct ImageParts {
 }
 
 extension Image {
-  /// Opens the image in `file`, which must be locked by the caller.
+  /// Opens an image that is one file.
+  package static func open(
+    _ file: any HostFile, options: ImageOptions
+  ) async throws(ImageError) -> Image {
+    try await open(ImageSources(file: file), options: options)
+  }
+
+  /// Opens the image in `sources`, whose files must be locked by the caller.
   ///
   /// Everything is checked before anything is allocated or written. A writable open clears the
   /// autoclear bits, durably, since nothing that they vouch for is kept up to date here.
   ///
   /// - Throws: ``ImageError/format(_:)`` or ``ImageError/unsupported(_:)`` with the file untouched.
   package static func open(
-    _ file: any HostFile, options: ImageOptions
+    _ sources: ImageSources, options: ImageOptions
   ) async throws(ImageError) -> Image {
-    let storage = ImageStorage(file: file, health: ImageHealth())
+    let storage = ImageStorage(file: sources.file, health: ImageHealth())
     let length = try await storage.length()
     let header = try await readHeader(storage, fileLength: length)
     try requireSupported(header, options)
@@ -44,7 +51,7 @@ extension Image {
     return Image(parts)
   }
 
-  private static func readHeader(
+  static func readHeader(
     _ storage: ImageStorage, fileLength: UInt64
   ) async throws(ImageError) -> Header {
     let buffer = IOBuffer(count: 512)

@@ -19,7 +19,7 @@ import Testing
   private func discard(_ image: Image, _ cluster: Int) async {
     let request = BlockRequest(
       .discard, offset: GuestOffset(UInt64(cluster) << 12), length: 4096)
-    #expect(await image.serve(request, worker: 0, slot: 1) == nil)
+    #expect(await image.serve(request, worker: 0, slot: 1).errno == nil)
   }
 
   private func punches(_ bench: Bench) -> [HostEvent] {
@@ -69,7 +69,7 @@ import Testing
       #expect(
         await image.serve(
           BlockRequest(.read, offset: GuestOffset(2 << 12), length: 4096, data: data.data),
-          worker: 0, slot: 0) == nil)
+          worker: 0, slot: 0).errno == nil)
       let host = self.leaveInFlight(image, operation, data)
       await self.discard(image, 2)
       for _ in 0..<3 {
@@ -81,7 +81,7 @@ import Testing
       let buffer = IOBuffer(count: 200 << 12)
       let request = BlockRequest(
         .write, offset: GuestOffset(10 << 12), length: UInt64(buffer.count), data: buffer.data)
-      #expect(await image.serve(request, worker: 0, slot: 1) == nil)
+      #expect(await image.serve(request, worker: 0, slot: 1).errno == nil)
       for event in bench.recording.events[before...] where event.isChange {
         #expect(!event.range.contains(host), "\(event.kind) at \(event.offset)")
       }

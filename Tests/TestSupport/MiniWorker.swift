@@ -22,7 +22,7 @@ package struct MiniWorker: Sendable {
       }
       return nil
     }
-    return await target.serve(request, worker: worker, slot: slot)
+    return await target.serve(request, worker: worker, slot: slot).errno
   }
 
   private func plan(_ request: BlockRequest, _ slot: Int) -> [HostTransfer]? {

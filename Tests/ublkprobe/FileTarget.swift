@@ -43,7 +43,7 @@ import Synchronization
       let length = runLength(position, request.length - done, isWritten)
       guard count < plan.count else { return .needsService }
       plan[count] = HostTransfer(
-        kind: isWritten ? .image : .zeroes, length: UInt32(length), dataOffset: UInt32(done),
+        kind: isWritten ? .file : .zeroes, length: UInt32(length), dataOffset: UInt32(done),
         hostOffset: HostOffset(position))
       count += 1
       done += length
@@ -54,7 +54,7 @@ import Synchronization
 
   func finish(worker: Int, slot: Int) { finished.add(1, ordering: .relaxed) }
 
-  func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> Errno? {
+  func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult {
     let host = HostOffset(request.offset.bytes)
     do throws(Errno) {
       switch request.operation {
@@ -71,8 +71,8 @@ import Synchronization
         try await file.writeZeroes(at: host, length: request.length)
         if request.isFUA { try await file.sync() }
       }
-      return nil
-    } catch { return error }
+      return .done
+    } catch { return .failed(error) }
   }
 
   private func isWritten(_ position: UInt64) -> Bool {

@@ -39,7 +39,7 @@ struct Probe {
     let target = FileTarget(file: file, size: size, slowEvery: arguments.slow)
     var parameters = DeviceParameters(size: size, clusterSize: FileTarget.clusterSize)
     parameters.dmaAlignment = UInt32(max(file.memoryAlignment, 512))
-    var options = DeviceOptions(parameters: parameters, imageDescriptor: file.descriptor)
+    var options = DeviceOptions(parameters: parameters, fileDescriptors: [file.descriptor])
     options.queues = arguments.queues
     options.depth = arguments.depth
     options.zeroCopy = arguments.zeroCopy

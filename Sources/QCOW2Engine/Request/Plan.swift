@@ -73,7 +73,7 @@ extension Image {
       case .data:
         guard let host = entry.hostCluster, host.bytes & geometry.clusterMask == 0,
           !isWrite || (entry.isCopied && !metadata.contains(geometry.hostCluster(of: host))),
-          builder.append(.image, host + inCluster, length)
+          builder.append(.file, host + inCluster, length)
         else { return 0 }
       case .unallocated, .zero:
         guard !isWrite, builder.append(.zeroes, HostOffset(0), length) else { return 0 }

@@ -4,21 +4,21 @@ import QCOW2Format
 // The slow path: whole requests, suspending as needed.
 
 extension Image {
-  package func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> Errno? {
+  package func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult {
     do throws(ImageError) {
       guard inBounds(request) else { throw .badRequest }
       if request.operation == .flush {
         try await flush()
-        return nil
+        return .done
       }
       stamps.enter(worker: worker, slot: slot)
       defer { stamps.exit(worker: worker, slot: slot) }
       try await carryOut(request, worker: worker)
       if request.isFUA { try await flush() }
-      return nil
+      return .done
     } catch {
       await report(error)
-      return error.errno
+      return .failed(error.errno)
     }
   }
 

@@ -43,8 +43,9 @@ package struct DeviceOptions: Sendable {
   /// Requests of tags beyond them take the slow path and are copied.
   package var registeredBuffers: Int?
   package var parameters: DeviceParameters
-  /// The file that the transfers of a plan go to; stays the caller's, open until after `stop`.
-  package var imageDescriptor: Int32
+  /// The files that the transfers of a plan go to, by number; stay the caller's, open until after
+  /// `stop`.
+  package var fileDescriptors: [Int32]
   package var recovery = RecoveryChoice.none
   /// Keep the kernel from looking for partitions, where it can be told so.
   package var skipsPartitionScan = false
@@ -55,8 +56,8 @@ package struct DeviceOptions: Sendable {
   /// Runs as a task on worker 0 from before the start; ends once `WorkerLoop.sleep` returns false.
   package var maintenance: (@Sendable () async -> Void)?
 
-  package init(parameters: DeviceParameters, imageDescriptor: Int32) {
+  package init(parameters: DeviceParameters, fileDescriptors: [Int32]) {
     self.parameters = parameters
-    self.imageDescriptor = imageDescriptor
+    self.fileDescriptors = fileDescriptors
   }
 }

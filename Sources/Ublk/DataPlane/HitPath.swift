@@ -25,10 +25,10 @@ extension QueueWorker {
         return endTransfer(tag)
       }
       entry = .read(Self.zeroSlot, into: data, at: 0)
-    case .image where request.operation == .read:
-      entry = .read(Self.imageSlot, into: data, at: transfer.hostOffset.bytes)
-    case .image:
-      entry = .write(Self.imageSlot, from: data, at: transfer.hostOffset.bytes)
+    case .file where request.operation == .read:
+      entry = .read(Self.fileSlot(transfer.file), into: data, at: transfer.hostOffset.bytes)
+    case .file:
+      entry = .write(Self.fileSlot(transfer.file), from: data, at: transfer.hostOffset.bytes)
     }
     entry.userData = UserData(.transfer, slot: tag, part: part).word
     loop.ring.push(entry)
@@ -63,7 +63,7 @@ extension QueueWorker {
     } else if result > 0, unsafe result % 512 == 0 || plans[place].kind == .zeroes {
       advance(place, by: result)
       startTransfer(tag, part)
-    } else if unsafe tags[tag].request.operation == .read, unsafe plans[place].kind == .image {
+    } else if unsafe tags[tag].request.operation == .read, unsafe plans[place].kind == .file {
       // The end of the host file: what lies beyond reads as zeros.
       advance(place, by: result)
       unsafe plans[place].kind = .zeroes

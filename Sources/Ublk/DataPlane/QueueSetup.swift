@@ -10,7 +10,8 @@ struct QueueSetup: Sendable {
   /// The slots of the ring's buffer table; at least 1.
   let registeredBuffers: Int
   let characterDevice: Int32
-  let imageDescriptor: Int32
+  /// The host files of transfers, by number.
+  let fileDescriptors: [Int32]
   /// /dev/zero, for the zeros of reads under zero copy; -1 in copy mode.
   let zeroDescriptor: Int32
   /// The bytes of a CPU mask; nil leaves the thread where it is.

@@ -14,8 +14,11 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
   static let planCapacity = 32
   /// Slots of the ring's table of files.
   static let characterSlot = RingFile.registered(0)
-  static let imageSlot = RingFile.registered(1)
-  static let zeroSlot = RingFile.registered(2)
+  static let zeroSlot = RingFile.registered(1)
+  /// The slot of the host file that transfers call `file`.
+  @inline(__always) static func fileSlot(_ file: UInt8) -> RingFile {
+    .registered(2 &+ Int32(file))
+  }
 
   let setup: QueueSetup
   let loop: WorkerLoop
@@ -74,9 +77,9 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
   }
 
   private func registerTables() throws(Errno) {
-    var files = [setup.characterDevice, setup.imageDescriptor]
-    if setup.zeroDescriptor >= 0 { files.append(setup.zeroDescriptor) }
-    try loop.registerFiles(files)
+    // Without zero copy nothing reads the slot of zeros; any file keeps the place.
+    let zeroes = setup.zeroDescriptor >= 0 ? setup.zeroDescriptor : setup.characterDevice
+    try loop.registerFiles([setup.characterDevice, zeroes] + setup.fileDescriptors)
     guard setup.usesZeroCopy else { return }
     loop.zeroFile = Self.zeroSlot
     try loop.ring.registerSparseBuffers(setup.registeredBuffers)

@@ -38,7 +38,9 @@ extension QueueWorker {
     if copies && (request.operation == .read || request.operation == .write) {
       return await serveThroughMemory(tag, request)
     }
-    return await target.serve(request, worker: setup.queue, slot: tag)
+    let outcome = await target.serve(request, worker: setup.queue, slot: tag)
+    if outcome == .needsMemory { return await serveThroughMemory(tag, request) }
+    return outcome.errno
   }
 
   /// Serves with plain memory in place of the request's own pages.
@@ -51,7 +53,7 @@ extension QueueWorker {
       if request.operation == .write {
         try unsafe userCopy.load(tag: tag, into: buffer, count: count)
       }
-      if let failure = await target.serve(request, worker: setup.queue, slot: tag) {
+      if let failure = await target.serve(request, worker: setup.queue, slot: tag).errno {
         return failure
       }
       if request.operation == .read {

@@ -185,8 +185,8 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
   private func serveSlot(_ slot: Int) async {
     while await hasWork(slot) {
       unsafe slots[slot].hasWork = false
-      let errno = unsafe await target.serve(slots[slot].request, worker: number, slot: slot)
-      note(failed: errno != nil)
+      let outcome = unsafe await target.serve(slots[slot].request, worker: number, slot: slot)
+      note(failed: outcome != .done)
       startNext(slot)
     }
     tasksLeft -= 1

@@ -9,7 +9,7 @@ extension AttachRequest {
   /// What the driver is asked for.
   func deviceOptions(_ image: AttachedImage) -> DeviceOptions {
     var options = DeviceOptions(
-      parameters: parameters(image), imageDescriptor: image.file.descriptor)
+      parameters: parameters(image), fileDescriptors: [image.file.descriptor])
     options.id = id
     options.queues = queues
     options.depth = depth

@@ -57,7 +57,7 @@ struct Exercise {
         request, worker: 0, slot: 1, into: UnsafeMutableBufferPointer(start: $0, count: 1))
     }
     if case .transfers = planned { image.finish(worker: 0, slot: 1) }
-    return await image.serve(request, worker: 0, slot: 0)
+    return await image.serve(request, worker: 0, slot: 0).errno
   }
 
   /// Writes `byte` over `range`, which must lie inside the disk.

@@ -40,7 +40,7 @@ final class ImageSession: @unchecked Sendable {  // why: used inside one runBloc
       }
     switch planned {
     case .needsService:
-      if let errno = await image.serve(request, worker: worker, slot: slot) {
+      if let errno = await image.serve(request, worker: worker, slot: slot).errno {
         throw Mismatch(description: "\(request.operation) failed with errno \(errno.code)")
       }
     case .transfers(let count):
