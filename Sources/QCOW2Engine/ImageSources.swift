@@ -5,6 +5,8 @@ package import QCOW2Codec
 package struct ImageSources: Sendable {
   /// The image file, or the block device that holds it.
   package var file: any HostFile
+  /// What host transfers call the file that holds the guest's data; nil keeps it off the hit path.
+  package var fileNumber: UInt8? = 0
   /// The external data file, for images that have one.
   package var dataFile: (any HostFile)?
   /// The backing image, for images that have one.

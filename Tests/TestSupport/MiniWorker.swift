@@ -38,8 +38,8 @@ package struct MiniWorker: Sendable {
     let data = request.data.slice(Int(transfer.dataOffset), Int(transfer.length))
     switch (transfer.kind, request.operation) {
     case (.zeroes, _): try await file.fillWithZeroes(data)
-    case (.image, .read): try await file.read(into: data, at: transfer.hostOffset)
-    case (.image, _): try await file.write(from: data, at: transfer.hostOffset)
+    case (.file, .read): try await file.read(into: data, at: transfer.hostOffset)
+    case (.file, _): try await file.write(from: data, at: transfer.hostOffset)
     }
   }
 }

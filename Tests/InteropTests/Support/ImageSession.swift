@@ -53,8 +53,8 @@ final class ImageSession: @unchecked Sendable {  // why: used inside one runBloc
     let data = request.data.slice(Int(transfer.dataOffset), Int(transfer.length))
     switch (transfer.kind, request.operation) {
     case (.zeroes, _): try await file.fillWithZeroes(data)
-    case (.image, .write): try await file.write(from: data, at: transfer.hostOffset)
-    case (.image, _): try await file.read(into: data, at: transfer.hostOffset)
+    case (.file, .write): try await file.write(from: data, at: transfer.hostOffset)
+    case (.file, _): try await file.read(into: data, at: transfer.hostOffset)
     }
   }
 

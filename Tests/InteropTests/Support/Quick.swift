@@ -41,7 +41,7 @@ extension Image {
     buffer.base.initializeMemory(as: UInt8.self, repeating: byte, count: count)
     let request = BlockRequest(
       .write, offset: GuestOffset(offset), length: UInt64(count), data: buffer.data, isFUA: true)
-    if let errno = await serve(request, worker: 0, slot: 0) { throw errno }
+    if let errno = await serve(request, worker: 0, slot: 0).errno { throw errno }
   }
 }
 
