@@ -60,15 +60,16 @@ final class RunningShell {
     if code != 0 { throw POSIXFailure(code: code) }
   }
 
-  /// Waits until the program has printed `text`.
-  func waitFor(_ text: String) {
+  /// Waits until the program has printed `text`; false if it ends before.
+  func waitFor(_ text: String) -> Bool {
     var seen = ""
     var chunk = [UInt8](repeating: 0, count: 4096)
     while !seen.contains(text) {
       let count = read(output, &chunk, chunk.count)
-      if count <= 0 { return }
+      if count <= 0 { return false }
       seen += String(decoding: chunk[..<count], as: UTF8.self)
     }
+    return true
   }
 
   /// Sends a line to its input.
