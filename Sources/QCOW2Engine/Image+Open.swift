@@ -12,6 +12,8 @@ struct ImageParts {
   let metadata: MetadataMap
   let frees: DeferredFrees
   let headerEditor: HeaderEditor
+  var bitmaps: [TrackedBitmap] = []
+  var bitmapReport = BitmapReport()
 }
 
 extension Image {
@@ -25,7 +27,7 @@ extension Image {
   /// Opens the image in `sources`, whose files must be locked by the caller.
   ///
   /// Everything is checked before anything is allocated or written. A writable open clears the
-  /// autoclear bits, durably, since nothing that they vouch for is kept up to date here.
+  /// autoclear bits, durably, save that of bitmaps which will be kept up to date.
   ///
   /// - Throws: ``ImageError/format(_:)`` or ``ImageError/unsupported(_:)`` with the file untouched.
   package static func open(
@@ -42,13 +44,25 @@ extension Image {
       count: Int(header.refcountTableClusters) << Int(header.clusterBits) / 8)
     let metadata = try await survey(
       header, l1, refcountTable, storage, fileLength: length, forWriting: !options.readOnly)
-    let parts = assemble(
+    var parts = assemble(
       header, options, storage, l1: l1, refcountTable: refcountTable, metadata: metadata,
       fileLength: length)
-    if !options.readOnly && !header.autoclear.isEmpty {
-      try await parts.headerEditor.clearAutoclear()
-    }
+    if !options.readOnly { try await settleAutoclear(&parts, fileLength: length) }
     return Image(parts)
+  }
+
+  /// Loads the bitmaps that are to be tracked; clears, durably, the autoclear bits of all that will
+  /// not be kept up to date.
+  private static func settleAutoclear(
+    _ parts: inout ImageParts, fileLength: UInt64
+  ) async throws(ImageError) {
+    var loader = BitmapLoader(parts, fileLength: fileLength)
+    let bitmaps = try await loader.load()
+    parts.bitmaps = bitmaps.tracked
+    parts.bitmapReport = bitmaps.report
+    let kept: AutoclearFeatures = bitmaps.isConsistent ? .bitmaps : []
+    if parts.header.autoclear.isSubset(of: kept) { return }
+    try await parts.headerEditor.clearAutoclear(keeping: kept)
   }
 
   static func readHeader(
