@@ -14,6 +14,8 @@ struct ImageParts {
   let metadata: MetadataMap
   let frees: DeferredFrees
   let headerEditor: HeaderEditor
+  var bitmaps: [TrackedBitmap] = []
+  var bitmapReport = BitmapReport()
 }
 
 extension Image {
@@ -27,7 +29,7 @@ extension Image {
   /// Opens the image in `sources`, whose files must be locked by the caller.
   ///
   /// Everything is checked before anything is allocated or written. A writable open clears those
-  /// autoclear bits, durably, whose promise is not kept here.
+  /// autoclear bits, durably, whose promise is not kept.
   ///
   /// - Throws: ``ImageError/format(_:)`` or ``ImageError/missing(_:)`` with the file untouched.
   package static func open(
@@ -44,15 +46,26 @@ extension Image {
       storage, at: header.refcountTableOffset,
       count: Int(header.refcountTableClusters) << Int(header.clusterBits) / 8)
     let metadata = try survey(references, l1, refcountTable, forWriting: !options.readOnly)
-    let parts = assemble(
+    var parts = assemble(
       header, options, sources, storage, l1: l1, refcountTable: refcountTable, metadata: metadata,
       fileLength: length)
-    // What the other bits vouch for is not kept up to date here.
-    let kept = header.autoclear.intersection(parts.guestData.isRaw ? .rawExternalData : [])
-    if !options.readOnly && header.autoclear != kept {
-      try await parts.headerEditor.clearAutoclear(keeping: kept)
-    }
+    if !options.readOnly { try await settleAutoclear(&parts, fileLength: length) }
     return Image(parts)
+  }
+
+  /// Loads the bitmaps that are to be tracked; clears, durably, the autoclear bits of all that will
+  /// not be kept up to date.
+  private static func settleAutoclear(
+    _ parts: inout ImageParts, fileLength: UInt64
+  ) async throws(ImageError) {
+    var loader = BitmapLoader(parts, fileLength: fileLength)
+    let bitmaps = try await loader.load()
+    parts.bitmaps = bitmaps.tracked
+    parts.bitmapReport = bitmaps.report
+    var kept: AutoclearFeatures = bitmaps.isConsistent ? .bitmaps : []
+    if parts.guestData.isRaw { kept.insert(.rawExternalData) }
+    if parts.header.autoclear.isSubset(of: kept) { return }
+    try await parts.headerEditor.clearAutoclear(keeping: kept)
   }
 
   static func readHeader(

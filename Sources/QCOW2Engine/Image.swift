@@ -33,6 +33,10 @@ package final class Image: BlockTarget {
   let health: ImageHealth
   let flusher: FlushCoordinator
   let headerEditor: HeaderEditor
+  /// Keeps the persistent bitmaps; nil if there are none to keep.
+  let changes: ChangeTracker?
+  /// What became of the persistent bitmaps.
+  package let bitmaps: BitmapReport
   /// Guest clusters whose mapping is being changed.
   let inFlight: InFlightRanges
   let maturing = AsyncMutex()
@@ -77,6 +81,8 @@ package final class Image: BlockTarget {
       splitsEntries: rules.isExtended, l1: parts.l1, l2: parts.l2, refcounts: allocator.refcounts,
       frees: frees,
       stamps: stamps, health: health)
+    changes = parts.bitmaps.isEmpty ? nil : ChangeTracker(parts.bitmaps, parts, flusher)
+    bitmaps = parts.bitmapReport
     let flusher = self.flusher
     allocator.makeRoom = { () async throws(ImageError) in try await flusher.flush() }
   }
@@ -108,6 +114,7 @@ package final class Image: BlockTarget {
       defer { maturing.release() }
       _ = try? await returnMatureClusters()
     }
+    await changes?.maintain()
   }
 
   /// Writes everything back and gives reserved and freed clusters up; no request may be running.
@@ -116,6 +123,7 @@ package final class Image: BlockTarget {
   package func close() async throws(ImageError) {
     if options.readOnly { return }
     try await flush()
+    try await changes?.finish()
     await maturing.acquire()
     defer { maturing.release() }
     // One pass makes what is pending durable, the next returns it. Bounded: what is still held

@@ -12,6 +12,9 @@ extension Image {
     guard isWrite && !request.isFUA || request.operation == .read,
       !isWrite || mayWriteInPlace, inBounds(request)
     else { return .needsService }
+    if isWrite, let changes, !changes.covers(request.offset, request.length) {
+      return .needsService
+    }
     stamps.enter(worker: worker, slot: slot)
     var builder = unsafe PlanBuilder(plan)
     let isPlanned =

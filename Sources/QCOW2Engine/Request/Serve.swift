@@ -28,6 +28,9 @@ extension Image {
     if request.operation != .read {
       if options.readOnly { throw .readOnly }
       try health.requireWrites()
+      if request.operation != .flush {
+        try await changes?.record(request.offset, request.length)
+      }
     }
     switch request.operation {
     case .read: try await read(request, worker: worker)
