@@ -29,19 +29,24 @@ extension Image {
   ///
   /// - Throws: ``ImageError/format(_:)`` or ``ImageError/unsupported(_:)`` with the file untouched.
   package static func open(
-    _ sources: ImageSources, options: ImageOptions
+    _ sources: ImageSources, options wanted: ImageOptions
   ) async throws(ImageError) -> Image {
+    var options = wanted
+    if wanted.snapshot != nil { options.readOnly = true }
     let storage = ImageStorage(file: sources.file, health: ImageHealth())
     let length = try await storage.length()
-    let header = try await readHeader(storage, fileLength: length)
-    try requireSupported(header, options)
+    let onDisk = try await readHeader(storage, fileLength: length)
+    try requireSupported(onDisk, options)
+    let snapshots = try await SnapshotTable.read(onDisk, storage, options)
+    let header = try snapshots.select(options.snapshot, in: onDisk, fileLength: length)
     let l1 = try await readTable(
       storage, at: header.l1TableOffset, count: Int(header.l1Size))
     let refcountTable = try await readTable(
       storage, at: header.refcountTableOffset,
       count: Int(header.refcountTableClusters) << Int(header.clusterBits) / 8)
     let metadata = try await survey(
-      header, l1, refcountTable, storage, fileLength: length, forWriting: !options.readOnly)
+      header, l1, refcountTable, snapshots, storage, fileLength: length,
+      forWriting: !options.readOnly)
     let parts = assemble(
       header, options, storage, l1: l1, refcountTable: refcountTable, metadata: metadata,
       fileLength: length)

@@ -12,14 +12,15 @@ extension Image {
   ///   be written, for metadata that lies inside other metadata;
   ///   ``ImageError/unsupported(_:)`` for compressed clusters.
   static func survey(
-    _ header: Header, _ l1: DiskTable, _ refcountTable: DiskTable, _ storage: ImageStorage,
-    fileLength: UInt64, forWriting: Bool
+    _ header: Header, _ l1: DiskTable, _ refcountTable: DiskTable, _ snapshots: SnapshotTable,
+    _ storage: ImageStorage, fileLength: UInt64, forWriting: Bool
   ) async throws(ImageError) -> MetadataMap {
-    let areas = FixedAreas(header, refcountTable)
+    let areas = FixedAreas(header, refcountTable, snapshots)
     if forWriting { try areas.requireDisjoint() }
     let map = MetadataMap(
-      fixed: areas.unmovable, refcountTable: areas.refcountTable,
+      fixed: areas.unmovable, refcountTable: areas.refcountTable, l1Table: areas.l1Table,
       expectedTables: l1.countUsed() + refcountTable.countUsed() + 64)
+    if forWriting { try snapshots.addL1Tables(to: map, header.geometry, fileLength: fileLength) }
     let tables = try addL2Tables(header.geometry, l1, to: map, fileLength, forWriting)
     try addRefcountBlocks(header.geometry, refcountTable, to: map, forWriting)
     for table in tables { try await surveyL2Table(table, header, map, storage, forWriting) }
@@ -96,9 +97,12 @@ extension Image {
 /// The areas that the header points at, as host clusters.
 private struct FixedAreas {
   private let named: [(name: FieldName, offset: UInt64, clusters: Range<UInt64>)]
+  /// All but the refcount table and the L1 table, which move when they grow.
+  private(set) var unmovable: [Range<UInt64>] = [0..<1]
   let refcountTable: Range<UInt64>
+  private(set) var l1Table: Range<UInt64> = 0..<0
 
-  init(_ header: Header, _ table: DiskTable) {
+  init(_ header: Header, _ table: DiskTable, _ snapshots: SnapshotTable) {
     let geometry = header.geometry
     func clusters(_ offset: UInt64, _ bytes: UInt64) -> Range<UInt64> {
       let first = offset >> UInt64(geometry.clusterBits)
@@ -106,20 +110,18 @@ private struct FixedAreas {
     }
     var named: [(FieldName, UInt64, Range<UInt64>)] = [("header", 0, 0..<1)]
     if header.l1Size > 0 {
-      let area = clusters(header.l1TableOffset, UInt64(header.l1Size) * 8)
-      named.append(("l1_table_offset", header.l1TableOffset, area))
+      l1Table = clusters(header.l1TableOffset, UInt64(header.l1Size) * 8)
+      named.append(("l1_table_offset", header.l1TableOffset, l1Table))
     }
     if header.snapshotCount > 0 {
-      let area = clusters(header.snapshotsOffset, 1)
+      let area = clusters(header.snapshotsOffset, max(snapshots.length, 1))
       named.append(("snapshots_offset", header.snapshotsOffset, area))
+      unmovable.append(area)
     }
     refcountTable = clusters(header.refcountTableOffset, UInt64(table.count) * 8)
     named.append(("refcount_table_offset", header.refcountTableOffset, refcountTable))
     self.named = named
   }
-
-  /// All but the refcount table, which moves when it grows.
-  var unmovable: [Range<UInt64>] { named.dropLast().map(\.clusters) }
 
   func requireDisjoint() throws(ImageError) {
     for (index, area) in named.enumerated() {

@@ -20,6 +20,12 @@ package final class Image: BlockTarget {
   let metadata: MetadataMap
   let frees: DeferredFrees
   let stamps: RequestStamps
+  let gate = RequestGate()
+  /// Held by whoever resizes the disk or moves VM state; these use the worker number
+  /// ``internalWorker``.
+  let administration = AsyncMutex()
+  /// The virtual size in bytes; changes only while the gate is shut.
+  let currentSize: Atomic<UInt64>
   let health: ImageHealth
   let flusher: FlushCoordinator
   let headerEditor: HeaderEditor
@@ -44,23 +50,26 @@ package final class Image: BlockTarget {
     frees = parts.frees
     headerEditor = parts.headerEditor
     health = parts.storage.health
+    currentSize = Atomic(parts.header.size & ~511)
+    // One worker more than serve the guest: see `internalWorker`.
     stamps = RequestStamps(
-      workers: options.workers, slotsPerWorker: options.slotsPerWorker)
+      workers: options.workers + 1, slotsPerWorker: options.slotsPerWorker)
     arenas = WorkerArenas(
-      workers: options.workers, clusterSize: geometry.clusterSize, allocator: allocator)
+      workers: options.workers + 1, clusterSize: geometry.clusterSize, allocator: allocator)
+    let l1 = ActiveL1(parts.l1)
     tables = L2Tables(
-      l1: parts.l1, cache: parts.l2, geometry: geometry, storage: storage, arenas: arenas,
+      l1: l1, cache: parts.l2, geometry: geometry, storage: storage, arenas: arenas,
       metadata: metadata, frees: frees)
     inFlight = InFlightRanges(groupBits: slices.entryBits)
     flusher = FlushCoordinator(
-      storage: storage, l1: parts.l1, l2: parts.l2, refcounts: allocator.refcounts, frees: frees,
+      storage: storage, l1: l1, l2: parts.l2, refcounts: allocator.refcounts, frees: frees,
       stamps: stamps, health: health)
     let flusher = self.flusher
     allocator.makeRoom = { () async throws(ImageError) in try await flusher.flush() }
   }
 
   /// The virtual size in bytes, down to whole 512-byte sectors.
-  package var size: UInt64 { header.size & ~511 }
+  package var size: UInt64 { currentSize.load(ordering: .relaxed) }
 
   /// Makes durable every write that completed before the call.
   package func flush() async throws(ImageError) {

@@ -12,6 +12,8 @@ package struct ImageOptions: Sendable {
   package var dirtyAgeMilliseconds = 1000
   /// Freed clusters are punched out of the host file.
   package var discardsToHost = true
+  /// Serve this internal snapshot, at its own size, in place of the active disk; nothing is written.
+  package var snapshot: SnapshotSelector?
 
   package init() {}
 }

@@ -23,7 +23,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   private var waiters: [UnsafeContinuation<Turn, Never>] = unsafe []
 
   private let storage: ImageStorage
-  private let l1: DiskTable
+  private let l1: ActiveL1
   private let l2: SliceCache
   private let refcounts: RefcountStore
   private let frees: DeferredFrees
@@ -35,7 +35,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   let rounds = Atomic<UInt64>(0)
 
   init(
-    storage: ImageStorage, l1: DiskTable, l2: SliceCache, refcounts: RefcountStore,
+    storage: ImageStorage, l1: ActiveL1, l2: SliceCache, refcounts: RefcountStore,
     frees: DeferredFrees, stamps: RequestStamps, health: ImageHealth
   ) {
     self.storage = storage
@@ -109,6 +109,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   private func round() async throws(ImageError) {
     try health.requireWrites()
     let freed = frees.takePending()
+    let l1 = self.l1.table
     let l1Sectors = l1.takeDirty()
     do {
       try await writeBack(l1Sectors)

@@ -10,16 +10,16 @@ extension Image {
   ) -> PlanResult {
     let isWrite = request.operation == .write
     guard isWrite && !request.isFUA || request.operation == .read,
-      !isWrite || (health.allowsWrites && !options.readOnly), inBounds(request)
+      !isWrite || (health.allowsWrites && !options.readOnly),
+      admitNow(request, worker: worker, slot: slot)
     else { return .needsService }
-    stamps.enter(worker: worker, slot: slot)
     var builder = unsafe PlanBuilder(plan)
     var offset = request.offset
     var remaining = request.length
     while remaining > 0 {
       let covered = planStep(offset, remaining, isWrite: isWrite, &builder)
       if covered == 0 {
-        stamps.exit(worker: worker, slot: slot)
+        leave(worker: worker, slot: slot)
         return .needsService
       }
       offset = offset + covered
@@ -28,7 +28,7 @@ extension Image {
     return .transfers(count: builder.count)
   }
 
-  package func finish(worker: Int, slot: Int) { stamps.exit(worker: worker, slot: slot) }
+  package func finish(worker: Int, slot: Int) { leave(worker: worker, slot: slot) }
 
   /// Whether the request is made of whole sectors inside the disk.
   @inline(__always) func inBounds(_ request: BlockRequest) -> Bool {
