@@ -42,7 +42,8 @@ extension Image {
 
   private func grow(from old: UInt64, to size: UInt64) async throws(ImageError) {
     try await growL1(to: geometry.l1EntriesNeeded(forSize: size))
-    try await clear(old..<size)
+    try await growDataFile(from: old, to: size)
+    if !guestData.isRaw { try await clear(old..<size) }
     try await flusher.flush()
     try await headerEditor.setSize(size)
     currentSize.store(size, ordering: .relaxed)
@@ -78,7 +79,7 @@ extension Image {
   }
 
   /// Where the backing file's contents end, in guest bytes; 0 without one.
-  private var backingLength: UInt64 { 0 }
+  private var backingLength: UInt64 { backing?.length ?? 0 }
 
   private func alignedUp(_ offset: UInt64) -> UInt64 {
     geometry.clusters(covering: offset) << UInt64(geometry.clusterBits)
@@ -93,9 +94,7 @@ extension Image {
     for index in Int(next / perTable)..<max(tables.l1.count, Int(next / perTable)) {
       let tableEnd = UInt64(index + 1) * perTable
       if tables.l1.load(index) != 0 {
-        try await discard(
-          BlockRequest(.discard, offset: GuestOffset(next), length: tableEnd - next),
-          worker: internalWorker)
+        _ = try await changeMapping(next..<tableEnd, .forget, worker: internalWorker)
       }
       next = tableEnd
     }
@@ -103,6 +102,7 @@ extension Image {
     try await flusher.flush()
     dropTables(from: Int(geometry.l1EntriesNeeded(forSize: size)))
     try await flusher.flush()
+    try await cutDataFile(to: size)
   }
 
   /// Takes away L2 tables that hold no clusters any more and have no dirty slices.

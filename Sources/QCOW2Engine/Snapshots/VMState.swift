@@ -37,11 +37,14 @@ extension Image {
   ///
   /// Durable after the next flush. The L1 table grows as needed; requests wait while it does.
   ///
-  /// - Throws: ``ImageError/badRequest`` if the range ends where no L1 table can reach.
+  /// - Throws: ``ImageError/badRequest`` if the range ends where no L1 table can reach;
+  ///   ``ImageError/snapshotWithDataFile``.
   package func writeVMState(
     from buffer: DataBuffer, at offset: UInt64
   ) async throws(ImageError) {
     if buffer.count == 0 { return }
+    // There is no such place in a data file, and QEMU takes no snapshots of these images.
+    if guestData.isExternal { throw .snapshotWithDataFile }
     try await administer { () async throws(ImageError) in
       try await self.makeL1Reach(self.vmStateEnd(offset, buffer.count))
       try unsafe await self.withChunks(of: buffer, at: offset) {
@@ -100,7 +103,8 @@ extension Image {
       try await read(
         BlockRequest(
           .read, offset: GuestOffset(chunk.sectors.lowerBound), length: UInt64(inside),
-          data: chunk.data.slice(0, inside)))
+          data: chunk.data.slice(0, inside)),
+        worker: internalWorker)
     }
     let outside = chunk.data.count - inside
     if outside > 0 { try await storage.fillWithZeroes(chunk.data.slice(inside, outside)) }
