@@ -17,5 +17,10 @@ package struct ImageOptions: Sendable {
   /// Freed clusters are punched out of the host file.
   package var discardsToHost = true
 
+  /// What is read from a backing file is kept in the image.
+  package var copyOnRead = false
+  /// Clusters that are written whole are compressed; what does not get smaller is written plain.
+  package var compressesWrites = false
+
   package init() {}
 }

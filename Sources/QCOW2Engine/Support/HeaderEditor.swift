@@ -34,8 +34,7 @@ final class HeaderEditor: @unchecked Sendable {  // why: `mutex` guards the head
     }
   }
 
-  /// Clears all autoclear bits but those in `kept`: what the others vouch for is not kept up to
-  /// date here.
+  /// Clears the autoclear bits whose promise is not kept.
   func clearAutoclear(keeping kept: AutoclearFeatures) async throws(ImageError) {
     try unsafe await edit { sector, header in
       guard header.version >= 3 else { return }
