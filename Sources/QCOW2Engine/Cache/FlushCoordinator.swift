@@ -27,7 +27,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   private let externalData: ImageStorage?
   /// L2 entries have two halves, which the disk need not write together.
   private let splitsEntries: Bool
-  private let l1: DiskTable
+  private let l1: ActiveL1
   private let l2: SliceCache
   private let refcounts: RefcountStore
   private let frees: DeferredFrees
@@ -39,7 +39,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   let rounds = Atomic<UInt64>(0)
 
   init(
-    storage: ImageStorage, externalData: ImageStorage?, splitsEntries: Bool, l1: DiskTable,
+    storage: ImageStorage, externalData: ImageStorage?, splitsEntries: Bool, l1: ActiveL1,
     l2: SliceCache, refcounts: RefcountStore, frees: DeferredFrees, stamps: RequestStamps,
     health: ImageHealth
   ) {
@@ -116,6 +116,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   private func round() async throws(ImageError) {
     try health.requireWrites()
     let freed = frees.takePending()
+    let l1 = self.l1.table
     let l1Sectors = l1.takeDirty()
     do {
       try await writeBack(l1Sectors)
