@@ -39,9 +39,9 @@ package struct DiskImageOptions: Sendable {
   /// How the image must be encrypted; nil if it may say so itself.
   package var encryption: Encryption?
 
-  /// Nothing is written.
+  /// Nothing is written; so it is when an internal snapshot is served.
   package var readOnly: Bool {
-    get { engine.readOnly }
+    get { engine.readOnly || engine.snapshot != nil }
     set { engine.readOnly = newValue }
   }
 

@@ -24,7 +24,7 @@ enum Base64 {
     var word: UInt32 = 0
     var digits = 0
     var padding = 0
-    for unsafe byte in unsafe source where !isSpace(byte) {
+    for unsafebyte in unsafe source where !isSpace(byte) {
       if byte == UInt8(ascii: "=") {
         padding += 1
         continue
