@@ -8,14 +8,11 @@ extension Image {
     do throws(ImageError) {
       guard inBounds(request) else { throw .badRequest }
       if guestData.isTransformed && !request.data.isMemory { return .needsMemory }
-      if request.operation == .flush {
-        try await flush()
-        return .done
+      do { try await attempt(request, worker: worker, slot: slot) } catch {
+        // Space may have been freed that only waited for being durable.
+        guard case .noSpace = error, try await reclaimSpace() else { throw error }
+        try await attempt(request, worker: worker, slot: slot)
       }
-      stamps.enter(worker: worker, slot: slot)
-      defer { stamps.exit(worker: worker, slot: slot) }
-      try await carryOut(request, worker: worker)
-      if request.isFUA { try await flush() }
       return .done
     } catch {
       if case .needsMemory = error { return .needsMemory }
@@ -24,7 +21,19 @@ extension Image {
     }
   }
 
-  private func carryOut(_ request: BlockRequest, worker: Int) async throws(ImageError) {
+  private func attempt(
+    _ request: BlockRequest, worker: Int, slot: Int
+  ) async throws(ImageError) {
+    if request.operation == .flush { return try await flush() }
+    try await carryOut(request, worker: worker, slot: slot)
+    if request.isFUA { try await flush() }
+  }
+
+  private func carryOut(
+    _ request: BlockRequest, worker: Int, slot: Int
+  ) async throws(ImageError) {
+    stamps.enter(worker: worker, slot: slot)
+    defer { stamps.exit(worker: worker, slot: slot) }
     if request.operation != .read {
       if options.readOnly { throw .readOnly }
       try health.requireWrites()
