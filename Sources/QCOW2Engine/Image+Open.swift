@@ -12,6 +12,11 @@ struct ImageParts {
   let metadata: MetadataMap
   let frees: DeferredFrees
   let headerEditor: HeaderEditor
+
+  /// Refcounts may stay in memory while the DIRTY bit is set.
+  var hasLazyRefcounts: Bool {
+    header.version >= 3 && header.compatible.contains(.lazyRefcounts) && !options.readOnly
+  }
 }
 
 extension Image {

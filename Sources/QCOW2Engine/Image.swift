@@ -54,9 +54,10 @@ package final class Image: BlockTarget {
     inFlight = InFlightRanges(groupBits: slices.entryBits)
     flusher = FlushCoordinator(
       storage: storage, l1: parts.l1, l2: parts.l2, refcounts: allocator.refcounts, frees: frees,
-      stamps: stamps, health: health)
+      stamps: stamps, health: health,
+      lazy: parts.hasLazyRefcounts ? LazyRefcounts(editor: parts.headerEditor) : nil)
     let flusher = self.flusher
-    allocator.makeRoom = { () async throws(ImageError) in try await flusher.flush() }
+    allocator.makeRoom = { () async throws(ImageError) in try await flusher.flushRefcounts() }
   }
 
   /// The virtual size in bytes, down to whole 512-byte sectors.
@@ -86,6 +87,12 @@ package final class Image: BlockTarget {
       defer { maturing.release() }
       _ = try? await returnMatureClusters()
     }
+    let rounds = flusher.rounds.load(ordering: .relaxed)
+    if let lazy = flusher.lazy, dirtySince.load(ordering: .relaxed) == 0,
+      lazy.isWorthClearing(rounds: rounds, now: MonotonicClock.milliseconds())
+    {
+      try? await flusher.clean()
+    }
   }
 
   /// Writes everything back and gives reserved and freed clusters up; no request may be running.
@@ -103,7 +110,7 @@ package final class Image: BlockTarget {
       try await flusher.flush()
     }
     try await arenas.returnAll()
-    try await flusher.flush()
+    try await flusher.clean()
   }
 
   /// Notes that some table in memory is ahead of the host file.
