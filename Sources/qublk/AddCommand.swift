@@ -48,6 +48,8 @@ struct AddCommand: ParsableCommand {
   @Option(help: "The host's page cache: none (direct I/O, where possible) or writeback.")
   var cache = HostCache.none
 
+  @OptionGroup var disk: DiskOptions
+
   @Flag(help: "Print a JSON object instead of the path.")
   var json = false
 

@@ -28,6 +28,10 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   private var waiters: [UnsafeContinuation<Turn, Never>] = unsafe []
 
   private let storage: ImageStorage
+  /// The external data file; nil if guest data lies in the image file.
+  private let externalData: ImageStorage?
+  /// L2 entries have two halves, which the disk need not write together.
+  private let splitsEntries: Bool
   private let l1: DiskTable
   private let l2: SliceCache
   private let refcounts: RefcountStore
@@ -46,10 +50,13 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   let rounds = Atomic<UInt64>(0)
 
   init(
-    storage: ImageStorage, l1: DiskTable, l2: SliceCache, refcounts: RefcountStore,
-    frees: DeferredFrees, stamps: RequestStamps, health: ImageHealth, lazy: LazyRefcounts?
+    storage: ImageStorage, externalData: ImageStorage?, splitsEntries: Bool, l1: DiskTable,
+    l2: SliceCache, refcounts: RefcountStore, frees: DeferredFrees, stamps: RequestStamps,
+    health: ImageHealth, lazy: LazyRefcounts?
   ) {
     self.storage = storage
+    self.externalData = externalData
+    self.splitsEntries = splitsEntries
     self.l1 = l1
     self.l2 = l2
     self.refcounts = refcounts
@@ -64,24 +71,25 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   /// Whether any table in memory is ahead of the host file.
   var hasDirtySlices: Bool { l2.dirtyCount + refcounts.cache.dirtyCount > 0 }
 
-  /// Makes durable everything that completed before the call; joins a round that has yet to begin.
+  /// Makes durable everything that completed before the call, refcounts included; joins a round that
+  /// has yet to begin.
   ///
   /// A failed barrier is sticky: it and all later flushes throw, and metadata stays unwritten.
   func flush() async throws(ImageError) {
-    guard lock.withLock({ startsNow() }) else { return try await join() }
-    try unsafe await lead(served: [])
+    wantsRefcounts.store(true, ordering: .releasing)
+    try await flushLazily()
   }
 
-  /// As ``flush()``, and writes refcounts in any case: when their cache is full, or their table moves.
-  func flushRefcounts() async throws(ImageError) {
-    wantsRefcounts.store(true, ordering: .releasing)
-    try await flush()
+  /// As ``flush()``, but leaves lazy refcounts in memory: for what the guest has written.
+  func flushLazily() async throws(ImageError) {
+    guard lock.withLock({ startsNow() }) else { return try await join() }
+    try unsafe await lead(served: [])
   }
 
   /// As ``flush()``, and leaves an image that is not marked dirty on the host file.
   func clean() async throws(ImageError) {
     wantsClean.store(true, ordering: .releasing)
-    try await flush()
+    try await flushLazily()
   }
 
   private func startsNow() -> Bool {
@@ -163,6 +171,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
       } else {
         try await writeRefcounts(before: writesMore)
       }
+      if splitsEntries { try await writeHalves() }
       try await l2Batch.write(to: storage)
     } while !dirty.isEmpty
     if !l1Sectors.isEmpty {
@@ -175,8 +184,9 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   /// Makes sure that tables may be written without their refcounts; ends with a barrier.
   private func keepRefcounts() async throws(ImageError) {
     try health.requireWrites()
-    if let lazy, try await lazy.mark() { return }
-    try await barrier()
+    guard let lazy, !lazy.isMarked else { return try await barrier() }
+    try await externalData?.sync()
+    try await lazy.mark()
   }
 
   /// Writes refcount blocks, then the refcount table; ends with a barrier if `more` follows.
@@ -200,12 +210,23 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
     }
   }
 
+  /// Brings extended L2 entries that change in both halves to where one half is left to change.
+  private func writeHalves() async throws(ImageError) {
+    guard !l2Batch.isEmpty else { return }
+    let halves = SplitEntries(l2Batch)
+    try await halves.readOld(from: storage)
+    for step in SplitEntries.Step.allCases {
+      if try await halves.write(step, to: storage) { try await barrier() }
+    }
+  }
+
   private func write(_ sectors: [TableSector]) async throws(ImageError) {
     for sector in sectors { try await storage.write(from: sector.buffer, at: sector.at) }
   }
 
   private func barrier() async throws(ImageError) {
     try health.requireWrites()
+    try await externalData?.sync()
     try await storage.sync()
   }
 }

@@ -22,14 +22,10 @@ final class LazyRefcounts: Sendable {
   /// The bit is set in the header.
   var isMarked: Bool { marked.load(ordering: .acquiring) }
 
-  /// Sets the bit, durably; all that was written before is durable then, too.
-  ///
-  /// - Returns: whether it had to: if so, this was a barrier.
-  func mark() async throws(ImageError) -> Bool {
-    if isMarked { return false }
+  /// Sets the bit, durably; all that was written to the image file before is durable then, too.
+  func mark() async throws(ImageError) {
     try await editor.setDirty(true)
     marked.store(true, ordering: .releasing)
-    return true
   }
 
   /// Clears the bit, durably, after a round that wrote all refcounts.
