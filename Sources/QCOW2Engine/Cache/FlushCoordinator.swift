@@ -32,7 +32,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   private let externalData: ImageStorage?
   /// L2 entries have two halves, which the disk need not write together.
   private let splitsEntries: Bool
-  private let l1: DiskTable
+  private let l1: ActiveL1
   private let l2: SliceCache
   private let refcounts: RefcountStore
   private let frees: DeferredFrees
@@ -50,7 +50,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   let rounds = Atomic<UInt64>(0)
 
   init(
-    storage: ImageStorage, externalData: ImageStorage?, splitsEntries: Bool, l1: DiskTable,
+    storage: ImageStorage, externalData: ImageStorage?, splitsEntries: Bool, l1: ActiveL1,
     l2: SliceCache, refcounts: RefcountStore, frees: DeferredFrees, stamps: RequestStamps,
     health: ImageHealth, lazy: LazyRefcounts?
   ) {
@@ -144,6 +144,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
     let cleans = wantsClean.exchange(false, ordering: .acquiringAndReleasing)
     let asked = wantsRefcounts.exchange(false, ordering: .acquiringAndReleasing)
     let freed = frees.takePending()
+    let l1 = self.l1.table
     let l1Sectors = l1.takeDirty()
     do {
       try await writeBack(l1Sectors, keepsRefcounts: lazy != nil && !cleans && !asked)
