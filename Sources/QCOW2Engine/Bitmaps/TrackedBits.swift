@@ -148,14 +148,18 @@ struct TrackedBits: @unchecked Sendable {  // why: atomics in stable storage
   /// Writes words as they should be on the host file: exact, durable and `added` bits.
   ///
   /// Words beyond the end of the bitmap are zero.
-  func copy(_ range: Range<Int>, to bytes: UnsafeMutableRawPointer, adding added: Range<UInt64>) {
+  func copy(
+    _ range: Range<Int>, to bytes: UnsafeMutableRawPointer, adding added: [Range<UInt64>]
+  ) {
     for (position, index) in range.enumerated() {
       var value: UInt64 = 0
       if index < words {
         value = unsafe exact[index].load(ordering: .sequentiallyConsistent)
         value |= unsafe durable[index].load(ordering: .sequentiallyConsistent)
-        let part = added.clamped(to: UInt64(index) * 64..<UInt64(index + 1) * 64)
-        if !part.isEmpty { value |= Self.mask(part.lowerBound, part.upperBound) }
+        for range in added {
+          let part = range.clamped(to: UInt64(index) * 64..<UInt64(index + 1) * 64)
+          if !part.isEmpty { value |= Self.mask(part.lowerBound, part.upperBound) }
+        }
       }
       unsafe bytes.storeBytes(of: value.littleEndian, toByteOffset: position * 8, as: UInt64.self)
     }

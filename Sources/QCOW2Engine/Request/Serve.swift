@@ -6,7 +6,6 @@ import QCOW2Format
 extension Image {
   package func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult {
     do throws(ImageError) {
-      guard inBounds(request) else { throw .badRequest }
       if guestData.isTransformed && !request.data.isMemory { return .needsMemory }
       do { try await attempt(request, worker: worker, slot: slot) } catch {
         // Space may have been freed that only waited for being durable.
@@ -24,16 +23,17 @@ extension Image {
   private func attempt(
     _ request: BlockRequest, worker: Int, slot: Int
   ) async throws(ImageError) {
-    if request.operation == .flush { return try await flush() }
-    try await carryOut(request, worker: worker, slot: slot)
+    if request.operation == .flush {
+      guard inBounds(request) else { throw .badRequest }
+      return try await flush()
+    }
+    try await admit(request, worker: worker, slot: slot)
+    defer { leave(worker: worker, slot: slot) }
+    try await carryOut(request, worker: worker)
     if request.isFUA { try await flush() }
   }
 
-  private func carryOut(
-    _ request: BlockRequest, worker: Int, slot: Int
-  ) async throws(ImageError) {
-    stamps.enter(worker: worker, slot: slot)
-    defer { stamps.exit(worker: worker, slot: slot) }
+  private func carryOut(_ request: BlockRequest, worker: Int) async throws(ImageError) {
     if request.operation != .read {
       if options.readOnly { throw .readOnly }
       try health.requireWrites()
