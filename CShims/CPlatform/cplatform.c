@@ -116,6 +116,11 @@ int qublk_open(const char *path, int read_only, int direct) {
   return fd;
 }
 
+int qublk_open_path(const char *path) {
+  int fd = open(path, O_PATH | O_CLOEXEC);
+  return fd < 0 ? -errno : fd;
+}
+
 int qublk_set_direct(int fd, int on) {
   int status = fcntl(fd, F_GETFL);
   if (status < 0) return -errno;

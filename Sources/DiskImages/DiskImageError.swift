@@ -1,7 +1,98 @@
+package import BlockCore
+package import HostFiles
 package import QCOW2Engine
 
-/// Why a disk image, or something that it refers to, could not be opened.
-package enum DiskImageError: Error, Sendable {
-  /// The engine refused the image at `path`.
-  case image(path: String, ImageError)
+/// Why a disk image, or something that it refers to, could not be opened or closed.
+package struct DiskImageError: Error, Sendable {
+  /// What could not be opened.
+  package enum Subject: Sendable, Equatable {
+    case image
+    /// By the name that stands in the referring image.
+    case backingFile(String)
+    case dataFile(String)
+  }
+
+  /// What is wrong with the subject.
+  package enum Reason: Error, Sendable {
+    case open(Errno)
+    /// The kind, the size or the real path of the file cannot be found out.
+    case inspect(Errno)
+    /// Neither a regular file nor a block device.
+    case notAFile
+    case lock(ImageLockError)
+    case engine(ImageError)
+    /// No locks are wanted, but writing is.
+    case unlockedWriting
+    case emptyName
+    /// A `json:` name: a QEMU block device tree.
+    case jsonName
+    /// A name that starts with a protocol.
+    case protocolName(String)
+    /// `file:` before a relative path.
+    case relativeURL
+    /// The image does not say which format its backing file has.
+    case formatMissing
+    case formatUnknown(String)
+    /// The policy allows no such file; its real path.
+    case notAllowed(String)
+    /// The file is in use at another place of the same chain.
+    case repeated
+    /// More than this many backing files.
+    case tooDeep(Int)
+    /// The image has an external data file and does not name it.
+    case dataFileNameMissing
+    /// A data file was given for an image that has none.
+    case dataFileNotWanted
+  }
+
+  /// The image that the user wanted to open, by the name the user gave it.
+  package let image: String
+  /// The path of the image that refers to the subject; nil if that is ``image``.
+  package let referrer: String?
+  package let subject: Subject
+  package let reason: Reason
+}
+
+extension DiskImageError {
+  /// The error line after "qublk: ".
+  package var message: String {
+    var parts = [image]
+    if let referrer { parts.append("backing file \"\(referrer)\"") }
+    switch subject {
+    case .image: break
+    case .backingFile(let name): parts.append("backing file \"\(name)\"")
+    case .dataFile(let name): parts.append("data file \"\(name)\"")
+    }
+    parts.append(reason.message)
+    return parts.joined(separator: ": ")
+  }
+}
+
+extension DiskImageError.Reason {
+  /// What is wrong, after the name of what it is wrong with.
+  package var message: String {
+    switch self {
+    case .open(let errno): "cannot open: \(errno)"
+    case .inspect(let errno): "cannot read its status: \(errno)"
+    case .notAFile: "neither a regular file nor a block device"
+    case .lock(let error): error.text
+    case .engine(let error): error.message
+    case .unlockedWriting: "only an image that is opened read-only can do without locks"
+    case .emptyName: "the name is empty"
+    case .jsonName: "\"json:\" names are not supported, only paths are"
+    case .protocolName(let name): "protocol \"\(name)\" is not supported, only paths are"
+    case .relativeURL: "\"file:\" is supported before an absolute path only"
+    case .formatMissing:
+      "specified without backing format, and the format is never guessed: "
+        + "give it with --backing-format raw or --backing-format qcow2"
+    case .formatUnknown(let format):
+      "format is \"\(format)\", expected \"raw\" or \"qcow2\""
+    case .notAllowed(let path): "\(path) is not allowed by --backing-policy"
+    case .repeated: "the same file is already part of this chain"
+    case .tooDeep(let limit): "more than \(limit) backing files"
+    case .dataFileNameMissing:
+      "the image does not name its external data file: give it with --data-file"
+    case .dataFileNotWanted: "the image has no external data file: leave --data-file out"
+    }
+  }
 }

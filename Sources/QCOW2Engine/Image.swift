@@ -1,4 +1,5 @@
 import BlockCore
+import QCOW2Codec
 package import QCOW2Format
 import Synchronization
 
@@ -13,6 +14,15 @@ package final class Image: BlockTarget {
   package let header: Header
   package let options: ImageOptions
   let storage: ImageStorage
+  let rules: EntryRules
+  let guestData: GuestData
+  let backing: (any BackingLayer)?
+  let contexts: WorkerContexts
+  let packer: CompressedPacker
+  /// Changes before the place of a released compressed cluster can be used anew.
+  let compressedGeneration = Atomic<UInt64>(0)
+  /// What host transfers call the file with the guest's data; -1 keeps requests off the hit path.
+  let planFile: Int
   let slices: SliceGeometry
   let tables: L2Tables
   let allocator: ClusterAllocator
@@ -20,9 +30,19 @@ package final class Image: BlockTarget {
   let metadata: MetadataMap
   let frees: DeferredFrees
   let stamps: RequestStamps
+  let gate = RequestGate()
+  /// Held by whoever resizes the disk or moves VM state; these use the worker number
+  /// ``internalWorker``.
+  let administration = AsyncMutex()
+  /// The virtual size in bytes; changes only while the gate is shut.
+  let currentSize: Atomic<UInt64>
   let health: ImageHealth
   let flusher: FlushCoordinator
   let headerEditor: HeaderEditor
+  /// Keeps the persistent bitmaps; nil if there are none to keep.
+  let changes: ChangeTracker?
+  /// What became of the persistent bitmaps.
+  package let bitmaps: BitmapReport
   /// Guest clusters whose mapping is being changed.
   let inFlight: InFlightRanges
   let maturing = AsyncMutex()
@@ -38,35 +58,54 @@ package final class Image: BlockTarget {
     header = parts.header
     options = parts.options
     storage = parts.storage
+    rules = EntryRules(header)
+    guestData = parts.guestData
+    backing = parts.sources.backing
+    planFile =
+      parts.guestData.isTransformed ? -1 : parts.sources.fileNumber.map { Int($0) } ?? -1
+    contexts = WorkerContexts(
+      workers: options.workers + 1,
+      kind: CompressionKind(rawValue: header.compressionType) ?? .zlib,
+      clusterSize: Int(geometry.clusterSize))
     slices = SliceGeometry(cluster: geometry, sliceSize: parts.l2.sliceSize)
     allocator = parts.allocator
     metadata = parts.metadata
     frees = parts.frees
     headerEditor = parts.headerEditor
     health = parts.storage.health
+    currentSize = Atomic(parts.header.size & ~511)
+    // One worker more than serve the guest: see `internalWorker`.
     stamps = RequestStamps(
-      workers: options.workers, slotsPerWorker: options.slotsPerWorker)
+      workers: options.workers + 1, slotsPerWorker: options.slotsPerWorker)
+    packer = CompressedPacker(
+      allocator: allocator, alignment: storage.file.traits.offsetAlignment)
     arenas = WorkerArenas(
-      workers: options.workers, clusterSize: geometry.clusterSize, allocator: allocator)
+      workers: options.workers + 1, clusterSize: geometry.clusterSize, allocator: allocator)
+    let l1 = ActiveL1(parts.l1)
     tables = L2Tables(
-      l1: parts.l1, cache: parts.l2, geometry: geometry, storage: storage, arenas: arenas,
+      l1: l1, cache: parts.l2, geometry: geometry, storage: storage, arenas: arenas,
       metadata: metadata, frees: frees)
     inFlight = InFlightRanges(groupBits: slices.entryBits)
     flusher = FlushCoordinator(
-      storage: storage, l1: parts.l1, l2: parts.l2, refcounts: allocator.refcounts, frees: frees,
-      stamps: stamps, health: health)
+      storage: storage, externalData: guestData.isExternal ? guestData.storage : nil,
+      splitsEntries: rules.isExtended, l1: l1, l2: parts.l2, refcounts: allocator.refcounts,
+      frees: frees,
+      stamps: stamps, health: health,
+      lazy: parts.hasLazyRefcounts ? LazyRefcounts(editor: parts.headerEditor) : nil)
+    changes = parts.bitmaps.isEmpty ? nil : ChangeTracker(parts.bitmaps, parts, flusher)
+    bitmaps = parts.bitmapReport
     let flusher = self.flusher
     allocator.makeRoom = { () async throws(ImageError) in try await flusher.flush() }
   }
 
   /// The virtual size in bytes, down to whole 512-byte sectors.
-  package var size: UInt64 { header.size & ~511 }
+  package var size: UInt64 { currentSize.load(ordering: .relaxed) }
 
   /// Makes durable every write that completed before the call.
   package func flush() async throws(ImageError) {
     if options.readOnly { return }
     dirtySince.store(0, ordering: .relaxed)
-    do { try await flusher.flush() } catch {
+    do { try await flusher.flushLazily() } catch {
       // Still dirty: the background round must try again.
       noteDirty()
       throw error
@@ -86,6 +125,13 @@ package final class Image: BlockTarget {
       defer { maturing.release() }
       _ = try? await returnMatureClusters()
     }
+    await changes?.maintain()
+    let rounds = flusher.rounds.load(ordering: .relaxed)
+    if let lazy = flusher.lazy, dirtySince.load(ordering: .relaxed) == 0,
+      lazy.isWorthClearing(rounds: rounds, now: MonotonicClock.milliseconds())
+    {
+      try? await flusher.clean()
+    }
   }
 
   /// Writes everything back and gives reserved and freed clusters up; no request may be running.
@@ -94,6 +140,7 @@ package final class Image: BlockTarget {
   package func close() async throws(ImageError) {
     if options.readOnly { return }
     try await flush()
+    try await changes?.finish()
     await maturing.acquire()
     defer { maturing.release() }
     // One pass makes what is pending durable, the next returns it. Bounded: what is still held
@@ -102,8 +149,23 @@ package final class Image: BlockTarget {
       try await returnMatureClusters()
       try await flusher.flush()
     }
+    try await packer.close()
     try await arenas.returnAll()
-    try await flusher.flush()
+    try await flusher.clean()
+  }
+
+  /// Makes clusters that were freed allocatable, and looks for room that has been added.
+  ///
+  /// Call without a request of one's own in flight: it would hold back what was freed after it began.
+  ///
+  /// - Returns: whether it is worth trying again.
+  func reclaimSpace() async throws(ImageError) -> Bool {
+    if try await allocator.noteGrowth() { return true }
+    guard !frees.isEmpty else { return false }
+    try await flush()
+    await maturing.acquire()
+    defer { maturing.release() }
+    return try await returnMatureClusters()
   }
 
   /// Notes that some table in memory is ahead of the host file.
@@ -113,9 +175,14 @@ package final class Image: BlockTarget {
     }
   }
 
-  private func returnMatureClusters() async throws(ImageError) {
+  /// - Returns: whether there were any.
+  @discardableResult
+  private func returnMatureClusters() async throws(ImageError) -> Bool {
     let mature = frees.takeMature(before: stamps.oldest())
     var done = 0
+    if !mature.isEmpty {
+      compressedGeneration.wrappingAdd(1, ordering: .acquiringAndReleasing)
+    }
     do {
       for run in mature {
         try await allocator.release(run, punch: options.discardsToHost)
@@ -128,6 +195,7 @@ package final class Image: BlockTarget {
       throw error
     }
     if !mature.isEmpty { noteDirty() }
+    return !mature.isEmpty
   }
 
   /// Acts on a failure: corruption stops all writing and is marked in the header.

@@ -1,51 +1,52 @@
 import BlockCore
+import DiskImages
 import Glibc
+import HostFiles
 import QCOW2Engine
 
 /// Everything that `add` asks of the daemon, with nothing left that depends on the caller's
 /// directory or environment.
 struct AttachRequest {
-  /// The path as the user wrote it: the object of messages.
-  let name: String
-  /// The absolute path, symbolic links resolved.
+  /// The absolute path, symbolic links resolved: what the image is known by.
   let path: String
+  /// How the image is opened: by its absolute path as it was given, since what it refers to counts from
+  /// there.
+  let disk: DiskImageOptions
   let id: UInt32?
   let queues: Int
   let depth: Int
   let isReadOnly: Bool
-  let cacheBytes: Int?
   let blockSize: Int
   let zeroCopy: AddCommand.Switch
   let dirtyAge: Int
-  let isDirect: Bool
   let printsJSON: Bool
+  let noSpace: NoSpacePolicy
 
-  init(_ command: AddCommand) throws(CommandError) {
+  init(_ command: AddCommand) throws {
     guard let resolved = unsafe realpath(command.image, nil) else {
-      throw .file(command.image, .open, Errno(errno))
+      throw CommandError.file(command.image, .open, Errno(errno))
     }
     defer { unsafe free(resolved) }
-    name = command.image
     path = unsafe String(cString: resolved)
     id = command.id
     queues = command.queues ?? min(max(sysconf(Int32(_SC_NPROCESSORS_ONLN)), 1), 4)
     depth = command.depth
     isReadOnly = command.readOnly
-    cacheBytes = command.cacheSize.map { Int(clamping: $0.bytes) }
     blockSize = command.blockSize
     zeroCopy = command.zeroCopy
     dirtyAge = command.dirtyAge
-    isDirect = command.cache == .none
     printsJSON = command.json
-  }
-
-  var imageOptions: ImageOptions {
-    var options = ImageOptions()
-    options.readOnly = isReadOnly
-    options.workers = queues
-    options.slotsPerWorker = depth
-    options.cacheBytes = cacheBytes
-    options.dirtyAgeMilliseconds = dirtyAge
-    return options
+    noSpace = command.onNoSpace
+    var disk = DiskImageOptions(path: command.image, readOnly: isReadOnly)
+    disk.engine.workers = queues
+    disk.engine.slotsPerWorker = depth
+    disk.engine.cacheBytes = command.cacheSize.map { Int(clamping: $0.bytes) }
+    disk.engine.dirtyAgeMilliseconds = dirtyAge
+    disk.engine.copyOnRead = command.copyOnRead && !isReadOnly
+    disk.engine.compressesWrites = command.compress && !isReadOnly
+    disk.mode = command.cache == .none ? .direct : .buffered
+    disk.granularity = blockSize
+    try command.disk.apply(to: &disk)
+    self.disk = disk
   }
 }

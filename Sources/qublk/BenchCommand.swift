@@ -1,9 +1,8 @@
 import ArgumentParser
-import BlockCore
+import DiskImages
 import Glibc
 import HostFiles
 import QCOW2Engine
-import Uring
 
 /// `qublk bench`: the engine under load, natively, without a device.
 struct BenchCommand: ParsableCommand {
@@ -26,20 +25,15 @@ struct BenchCommand: ParsableCommand {
   @Option(help: "The byte to fill writes with.") var pattern: UInt8 = 0
   @Option(help: "Flush after this many writes.") var flushInterval = 0
   @Option(help: "The number of worker threads.") var queues = 1
+  @OptionGroup var disk: DiskOptions
   @Argument(help: "The image.") var image: String
 
   func run() throws {
     let options = try benchOptions()
-    let file = try openFile()
-    var imageOptions = ImageOptions()
-    imageOptions.readOnly = !isWrite
-    imageOptions.workers = queues
-    imageOptions.slotsPerWorker = depth
-    let opened = imageOptions
-    let image = try runBlocking { try await Image.open(file, options: opened) }
+    let image = try DiskImage.openBlocking(diskOptions())
     if !isQuiet { announce(options) }
-    let result = try Bench.run(image, file: file, options: options)
-    try runBlocking { try await image.close() }
+    let result = try Bench.run(image, options: options)
+    try image.closeBlocking()
     if !isQuiet {
       let seconds = String(Int(result.seconds * 1000))
       let padded = String(repeating: "0", count: max(0, 4 - seconds.count)) + seconds
@@ -60,10 +54,14 @@ struct BenchCommand: ParsableCommand {
     fflush(nil)
   }
 
-  private func openFile() throws -> RingHostFile {
+  private func diskOptions() throws -> DiskImageOptions {
     guard format == "qcow2" else { throw ValidationError("-f \(format): only qcow2 is supported") }
-    return try RingHostFile.open(
-      image, readOnly: !isWrite, mode: cache == "none" ? .direct : .buffered)
+    var options = DiskImageOptions(path: image, readOnly: !isWrite)
+    options.engine.workers = queues
+    options.engine.slotsPerWorker = depth
+    options.mode = cache == "none" ? .direct : .buffered
+    try disk.apply(to: &options)
+    return options
   }
 
   private func benchOptions() throws -> BenchOptions {

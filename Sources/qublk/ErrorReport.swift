@@ -1,7 +1,6 @@
 import BlockCore
 import CPlatform
-import HostFiles
-import QCOW2Engine
+import DiskImages
 import Ublk
 
 /// Whatever ends a command.
@@ -11,10 +10,8 @@ enum CommandError: Error {
   enum FileStep { case open, create, write, stat }
 
   case file(String, FileStep, Errno)
-  case notAnImageFile(String)
+  case disk(DiskImageError)
   case directNotSupported(String)
-  case lock(String, ImageLockError)
-  case image(String, ImageError)
   case device(UblkError)
   /// A step that makes the process fit to serve a device failed.
   case hygiene(HygieneStep, Errno)
@@ -46,11 +43,9 @@ extension CommandError {
   var text: String {
     switch self {
     case .file(let path, let step, let errno): "\(path): cannot \(step.verb): \(errno)"
-    case .notAnImageFile(let path): "\(path): neither a regular file nor a block device"
+    case .disk(let error): error.message
     case .directNotSupported(let path):
       "\(path): the file system has no direct I/O: add it with --cache writeback"
-    case .lock(let path, let error): "\(path): \(error.text)"
-    case .image(let path, let error): "\(path): \(error.message)"
     case .device(let error): error.text
     case .hygiene(let step, let errno): "\(step.text): \(errno)"
     case .flusherNotSet:
@@ -106,23 +101,5 @@ extension CommandError.HygieneStep {
     case .mountNamespace: "cannot make a mount namespace (needs CAP_SYS_ADMIN)"
     case .flusher: "cannot set PR_SET_IO_FLUSHER (needs CAP_SYS_RESOURCE)"
     }
-  }
-}
-
-extension ImageLockError {
-  /// What is in the way, after "IMAGE: ".
-  var text: String {
-    switch self {
-    case .inUse(let permission, let holder):
-      "image is in use: \(Self.name(holder)) has its \"\(permission.name)\" lock"
-    case .refused(let permission, let holder):
-      "image is in use: \(Self.name(holder)) does not share \"\(permission.name)\""
-    case .system(let errno): "cannot lock the image: \(errno)"
-    }
-  }
-
-  private static func name(_ holder: LockHolder?) -> String {
-    guard let holder else { return "another process" }
-    return "\(holder.name) (process \(holder.process))"
   }
 }

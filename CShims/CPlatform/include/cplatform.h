@@ -49,6 +49,8 @@ int qublk_eventfd(void);
 // Opens with O_CLOEXEC | O_NONBLOCK and then clears O_NONBLOCK, which io_uring would read as
 // "never wait"; returns the descriptor.
 int qublk_open(const char *path, int read_only, int direct);
+// Takes hold of a file by name only (O_PATH | O_CLOEXEC), whatever it is; returns the descriptor.
+int qublk_open_path(const char *path);
 // Switches O_DIRECT.
 int qublk_set_direct(int fd, int on);
 // Kind of file: 1 regular, 2 block device, 0 something else. Size: of a block device too.

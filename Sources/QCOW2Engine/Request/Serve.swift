@@ -6,29 +6,43 @@ import QCOW2Format
 extension Image {
   package func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult {
     do throws(ImageError) {
-      guard inBounds(request) else { throw .badRequest }
-      if request.operation == .flush {
-        try await flush()
-        return .done
+      if guestData.isTransformed && !request.data.isMemory { return .needsMemory }
+      do { try await attempt(request, worker: worker, slot: slot) } catch {
+        // Space may have been freed that only waited for being durable.
+        guard case .noSpace = error, try await reclaimSpace() else { throw error }
+        try await attempt(request, worker: worker, slot: slot)
       }
-      stamps.enter(worker: worker, slot: slot)
-      defer { stamps.exit(worker: worker, slot: slot) }
-      try await carryOut(request, worker: worker)
-      if request.isFUA { try await flush() }
       return .done
     } catch {
+      if case .needsMemory = error { return .needsMemory }
       await report(error)
       return .failed(error.errno)
     }
+  }
+
+  private func attempt(
+    _ request: BlockRequest, worker: Int, slot: Int
+  ) async throws(ImageError) {
+    if request.operation == .flush {
+      guard inBounds(request) else { throw .badRequest }
+      return try await flush()
+    }
+    try await admit(request, worker: worker, slot: slot)
+    defer { leave(worker: worker, slot: slot) }
+    try await carryOut(request, worker: worker)
+    if request.isFUA { try await flush() }
   }
 
   private func carryOut(_ request: BlockRequest, worker: Int) async throws(ImageError) {
     if request.operation != .read {
       if options.readOnly { throw .readOnly }
       try health.requireWrites()
+      if request.operation != .flush {
+        try await changes?.record(request.offset, request.length)
+      }
     }
     switch request.operation {
-    case .read: try await read(request)
+    case .read: try await read(request, worker: worker)
     case .write: try await write(request, worker: worker)
     case .discard: try await discard(request, worker: worker)
     case .writeZeroes: try await zero(request, worker: worker)
@@ -46,24 +60,10 @@ extension Image {
       table + part.sliceOffset, storage: storage, makeRoom: makeRoom
     ) { bytes in
       var entries = unsafe SliceEntries(
-        bytes: bytes, first: part.firstEntry, count: part.clusters.count)
+        bytes: bytes, first: part.firstEntry, count: part.clusters.count,
+        isExtended: self.rules.isExtended)
       let result = body(&entries)
       return (result, entries.isChanged)
-    }
-  }
-
-  /// Throws if a data entry cannot be used.
-  func check(_ entry: L2Entry, cluster: UInt64) throws(ImageError) {
-    if entry.raw & geometry.clusterMask & ~0x1ff != 0
-      && entry.kind(hasZeroFlag: header.hasZeroFlag) != .compressed
-    {
-      throw .format(
-        .badEntry(
-          name: "L2 entry of guest cluster", index: cluster, value: entry.raw,
-          problem: .unaligned))
-    }
-    if entry.kind(hasZeroFlag: header.hasZeroFlag) == .compressed {
-      throw .unsupported(.compression)
     }
   }
 }
@@ -73,19 +73,32 @@ extension Image {
 struct SliceEntries {
   private let bytes: UnsafeMutableRawPointer
   private let first: Int
+  private let isExtended: Bool
   let count: Int
   private(set) var isChanged = false
 
-  init(bytes: UnsafeMutableRawPointer, first: Int, count: Int) {
+  init(bytes: UnsafeMutableRawPointer, first: Int, count: Int, isExtended: Bool) {
     unsafe self.bytes = unsafe bytes
     self.first = first
     self.count = count
+    self.isExtended = isExtended
   }
 
-  subscript(index: Int) -> L2Entry {
-    get { unsafe L2Entry(raw: bytes.be64((first &+ index) &* 8)) }
+  subscript(index: Int) -> ClusterEntry {
+    get {
+      if !isExtended { return unsafe ClusterEntry(L2Entry(raw: bytes.be64((first &+ index) &* 8))) }
+      let position = (first &+ index) &* 16
+      return unsafe ClusterEntry(
+        L2Entry(raw: bytes.be64(position)), SubclusterBitmap(raw: bytes.be64(position &+ 8)))
+    }
     set {
-      unsafe bytes.storeBE64(newValue.raw, (first &+ index) &* 8)
+      if isExtended {
+        let position = (first &+ index) &* 16
+        unsafe bytes.storeBE64(newValue.descriptor.raw, position)
+        unsafe bytes.storeBE64(newValue.bitmap.raw, position &+ 8)
+      } else {
+        unsafe bytes.storeBE64(newValue.descriptor.raw, (first &+ index) &* 8)
+      }
       isChanged = true
     }
   }

@@ -1,7 +1,6 @@
 import BlockCore
+import DiskImages
 import Glibc
-import HostFiles
-import QCOW2Engine
 import Synchronization
 import Uring
 
@@ -13,7 +12,7 @@ enum Bench {
   }
 
   static func run(
-    _ image: Image, file: RingHostFile, options: BenchOptions
+    _ image: DiskImage, options: BenchOptions
   ) throws(Errno) -> BenchResult {
     let outcomes = (0..<options.queues).map { _ in Outcome() }
     let started = now()
@@ -25,7 +24,7 @@ enum Bench {
         try WorkerThread(name: "bench-\(worker)") {
           do throws(Errno) {
             outcome.result = try BenchWorker(
-              image, file: file, options: options, worker: worker, share: share
+              image, options: options, worker: worker, share: share
             ).run()
           } catch { outcome.errno = error }
         })

@@ -1,4 +1,5 @@
 import BlockCore
+import DiskImages
 import HostFiles
 import Uring
 
@@ -21,7 +22,6 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
   private let target: any BlockTarget
   private let options: BenchOptions
   private let number: Int
-  private let imageFile: RingFile
   private let slots: UnsafeMutablePointer<Slot>
   private let plans: UnsafeMutablePointer<HostTransfer>
   private let memory: IOBuffer
@@ -34,16 +34,15 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
   private(set) var result = BenchResult()
 
   init(
-    _ target: any BlockTarget, file: RingHostFile, options: BenchOptions, worker: Int, share: Int
+    _ image: DiskImage, options: BenchOptions, worker: Int, share: Int
   ) throws(Errno) {
-    self.target = target
+    target = image.engine
     self.options = options
     number = worker
     left = share
     position = options.offset &+ UInt64(worker * share) &* UInt64(options.stepSize)
     loop = try WorkerLoop(entries: 1024, completions: 8192)
-    try loop.registerFiles([file.descriptor])
-    imageFile = .registered(0)
+    try loop.registerFiles(image.files.prefix(256).map(\.descriptor))
     unsafe slots = .allocate(capacity: options.depth)
     unsafe slots.initialize(repeating: Slot(), count: options.depth)
     unsafe plans = .allocate(capacity: options.depth * Self.planCapacity)
@@ -143,9 +142,9 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
       }
       unsafe slots[slot].transfersLeft += 1
       let at = unsafe plan[part].hostOffset.bytes
+      let file = unsafe RingFile.registered(Int32(plan[part].file))
       var entry: SubmissionEntry =
-        options.isWrite
-        ? .write(imageFile, from: data, at: at) : .read(imageFile, into: data, at: at)
+        options.isWrite ? .write(file, from: data, at: at) : .read(file, into: data, at: at)
       entry.userData = UserData(.transfer, slot: slot, part: part).word
       loop.ring.push(entry)
     }

@@ -1,5 +1,6 @@
 import BlockCore
 import CPlatform
+import DiskImages
 import Glibc
 import HostFiles
 import Uring
@@ -17,7 +18,7 @@ enum DeviceServer {
   ) throws(CommandError) {
     var loop = try ControlLoop()
     let unprotected = Hygiene.protectMemory()
-    let image = try AttachedImage(request)
+    let image = try DiskImage.openBlocking(request.disk)
     try prepare(image)
     let device = try ServedDevice(image, request, &loop)
     try device.announce(ready, request)
@@ -26,13 +27,14 @@ enum DeviceServer {
   }
 
   /// What has to be in order before there is a device.
-  private static func prepare(_ image: AttachedImage) throws(CommandError) {
+  private static func prepare(_ image: DiskImage) throws(CommandError) {
     do throws(CommandError) {
       try Control.checkDriver()
       try Hygiene.enterPrivateMounts()
       try Hygiene.setIOFlusher()
     } catch {
-      try? image.close()  // nothing has been written: the reason for failing is the one to tell
+      // Nothing has been written: the reason for failing is the one to tell.
+      try? image.closeBlocking()
       throw error
     }
   }

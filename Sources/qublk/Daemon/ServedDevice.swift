@@ -1,5 +1,6 @@
 import BlockCore
 import CPlatform
+import DiskImages
 import Glibc
 import HostFiles
 import QCOW2Engine
@@ -7,8 +8,10 @@ import Ublk
 
 /// A device and everything that has to go with it when it goes.
 final class ServedDevice {
-  private let image: AttachedImage
+  private let image: DiskImage
   private let device: UblkDevice
+  /// Requests that wait for space; nil if none ever do.
+  private let hold: NoSpaceHold?
   private let directory: StateDirectory
   /// Held as long as the process lives.
   private let stateLock: Int32
@@ -16,13 +19,14 @@ final class ServedDevice {
 
   /// Creates the device and leaves its state; on failure neither is left, and the image is closed.
   init(
-    _ image: AttachedImage, _ request: AttachRequest, _ loop: inout ControlLoop
+    _ image: DiskImage, _ request: AttachRequest, _ loop: inout ControlLoop
   ) throws(CommandError) {
     self.image = image
+    hold = NoSpaceHold(request.noSpace, name: request.path)
     do throws(UblkError) {
-      device = try UblkDevice.create(image.engine, request.deviceOptions(image))
+      device = try UblkDevice.create(image.engine, request.deviceOptions(image, hold))
     } catch {
-      try? image.close()  // the reason for failing is already known
+      try? image.closeBlocking()  // the reason for failing is already known
       throw .device(error)
     }
     name = DeviceName(id: device.id)
@@ -33,14 +37,14 @@ final class ServedDevice {
       try loop.listen(at: directory.controlSocket)
     } catch {
       try? device.stop()
-      try? image.close()
+      try? image.closeBlocking()
       directory.remove()
       throw error
     }
   }
 
   private static func state(
-    _ device: UblkDevice, _ image: AttachedImage, _ request: AttachRequest
+    _ device: UblkDevice, _ image: DiskImage, _ request: AttachRequest
   ) -> DeviceState {
     DeviceState(
       id: device.id, image: request.path, imageDevice: image.identity.device,
@@ -128,12 +132,13 @@ extension ServedDevice {
   /// - Returns: What went wrong; the image is closed all the same.
   private func stop(isForced: Bool = false) -> [CommandError] {
     var errors: [CommandError] = []
+    hold?.release()
     do throws(UblkError) {
       try device.stop(waitsForUsers: !isForced)
     } catch {
       errors.append(.device(error))
     }
-    do throws(CommandError) { try image.close() } catch { errors.append(error) }
+    do throws(CommandError) { try image.closeBlocking() } catch { errors.append(error) }
     return errors
   }
 }

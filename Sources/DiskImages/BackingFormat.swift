@@ -1,0 +1,4 @@
+/// The formats that a backing file may have.
+package enum BackingFormat: String, Sendable, CaseIterable {
+  case raw, qcow2
+}

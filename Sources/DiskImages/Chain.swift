@@ -1,0 +1,181 @@
+import BlockCore
+import HostFiles
+import QCOW2Engine
+import QCOW2Format
+
+/// One image of a chain, its files open and locked, before the engine sees it.
+struct ChainLayer {
+  /// What stands in the referring image; of the top image, what the user calls it.
+  let name: String
+  /// Absolute, symbolic links as they are: what relative names in it count from.
+  let path: String
+  let file: RingHostFile
+  let number: UInt8?
+  /// Nil for a raw file.
+  var references: ImageReferences?
+  var dataFile: RingHostFile?
+  var dataNumber: UInt8?
+}
+
+/// Opens the files of a chain from the top down, and keeps account of them.
+///
+/// Not a loop over engines: nothing is served before every file is there.
+struct Chain {
+  /// The most backing files in a chain.
+  ///
+  /// QEMU has no such limit, but recursion, a descriptor and caches
+  /// for each; 200 are more than any tool makes and fit into a worker's stack [COW-12].
+  static let depthLimit = 200
+  /// Host transfers name files with one byte.
+  private static let numberLimit = 255
+
+  let options: DiskImageOptions
+  private let opener: ChainFileOpener
+  private var seen: Set<FileKey> = []
+  private(set) var layers: [ChainLayer] = []
+  /// In the order of their numbers.
+  private(set) var files: [RingHostFile] = []
+
+  init(_ options: DiskImageOptions) {
+    self.options = options
+    opener = ChainFileOpener(options: options)
+  }
+
+  /// Opens everything; after an error the files so far are still open.
+  mutating func open() async throws(DiskImageError) {
+    try await openTop()
+    while let next = try nextReference() { try await openBacking(next) }
+  }
+
+  func close() { for file in files { file.closeDescriptor() } }
+
+  // MARK: The image
+
+  private mutating func openTop() async throws(DiskImageError) {
+    do throws(DiskImageError.Reason) {
+      if options.locks == .none && !options.readOnly { throw .unlockedWriting }
+      let path: String
+      do throws(Errno) { path = try FilePath.absolute(options.path) } catch { throw .open(error) }
+      let file = try opener.openFile(path, readOnly: options.readOnly)
+      let number = add(file)
+      seen.insert(try FileKey(file.descriptor))
+      try opener.lock(file, readOnly: options.readOnly)
+      layers.append(ChainLayer(name: options.name, path: path, file: file, number: number))
+      layers[0].references = try await Self.references(of: file)
+    } catch { throw self.error(.image, error, below: 0) }
+    try await openDataFile(override: options.dataFile, readOnly: options.readOnly)
+  }
+
+  private static func references(
+    of file: RingHostFile
+  ) async throws(DiskImageError.Reason) -> ImageReferences {
+    do throws(ImageError) { return try await ImageReferences.read(file) } catch {
+      throw .engine(error)
+    }
+  }
+
+  private mutating func add(_ file: RingHostFile) -> UInt8? {
+    files.append(file)
+    return files.count <= Self.numberLimit ? UInt8(files.count - 1) : nil
+  }
+
+  // MARK: Data files
+
+  /// Opens the data file of the last layer, if it has one.
+  private mutating func openDataFile(
+    override: String?, readOnly: Bool
+  ) async throws(DiskImageError) {
+    let index = layers.count - 1
+    guard let references = layers[index].references else { return }
+    guard references.header.incompatible.contains(.externalDataFile) else {
+      if override != nil { throw error(.image, .dataFileNotWanted, below: index) }
+      return
+    }
+    guard let name = override ?? references.dataFile, !name.isEmpty else {
+      throw error(subject(index), .dataFileNameMissing, below: index - 1)
+    }
+    do throws(DiskImageError.Reason) {
+      let path = try dataPath(name, isOverride: override != nil, of: layers[index])
+      let file = try opener.open(
+        path, for: override == nil ? layers[index].path : nil, readOnly: readOnly, seen: &seen)
+      layers[index].dataFile = file
+      layers[index].dataNumber = add(file)
+    } catch { throw self.error(.dataFile(name), error, below: index) }
+  }
+
+  /// Where the data file is.
+  ///
+  /// What the user says counts from the current directory, what the image says from the image's own.
+  /// QEMU has the latter from the current directory, too, which for a daemon is none.
+  private func dataPath(
+    _ name: String, isOverride: Bool, of layer: ChainLayer
+  ) throws(DiskImageError.Reason) -> String {
+    guard isOverride else { return try ReferenceName.path(of: name, from: layer.path) }
+    do throws(Errno) { return try FilePath.absolute(name) } catch { throw .open(error) }
+  }
+
+  // MARK: Backing files
+
+  private struct Reference {
+    let name: String
+    let format: BackingFormat
+  }
+
+  /// What the last layer has as its backing file.
+  ///
+  /// A name of no length is no backing file, as in QEMU.
+  private func nextReference() throws(DiskImageError) -> Reference? {
+    let index = layers.count - 1
+    guard let references = layers[index].references,
+      let name = references.backingFile, !name.isEmpty
+    else { return nil }
+    do throws(DiskImageError.Reason) {
+      if layers.count > Self.depthLimit { throw .tooDeep(Self.depthLimit) }
+      return Reference(name: name, format: try format(references, index))
+    } catch { throw self.error(.backingFile(name), error, below: index) }
+  }
+
+  private func format(
+    _ references: ImageReferences, _ index: Int
+  ) throws(DiskImageError.Reason) -> BackingFormat {
+    if index < options.backingFormats.count { return options.backingFormats[index] }
+    guard let name = references.backingFormat, !name.isEmpty else { throw .formatMissing }
+    guard let format = BackingFormat(rawValue: name) else { throw .formatUnknown(name) }
+    return format
+  }
+
+  private mutating func openBacking(_ reference: Reference) async throws(DiskImageError) {
+    let index = layers.count - 1
+    let referrer = layers[index].path
+    do throws(DiskImageError.Reason) {
+      let path = try ReferenceName.path(of: reference.name, from: referrer)
+      let file = try opener.open(path, for: referrer, readOnly: true, seen: &seen)
+      let number = add(file)
+      var layer = ChainLayer(name: reference.name, path: path, file: file, number: number)
+      if reference.format == .qcow2 { layer.references = try await Self.references(of: file) }
+      layers.append(layer)
+    } catch { throw self.error(.backingFile(reference.name), error, below: index) }
+    try await openDataFile(override: nil, readOnly: true)
+  }
+
+  // MARK: Errors
+
+  /// What messages call a layer.
+  private func subject(_ index: Int) -> DiskImageError.Subject {
+    index == 0 ? .image : .backingFile(layers[index].name)
+  }
+
+  /// An error of layer `index` itself.
+  func error(_ reason: DiskImageError.Reason, in index: Int) -> DiskImageError {
+    error(subject(index), reason, below: index - 1)
+  }
+
+  /// An error of something that layer `index` refers to.
+  private func error(
+    _ subject: DiskImageError.Subject, _ reason: DiskImageError.Reason, below index: Int
+  ) -> DiskImageError {
+    DiskImageError(
+      image: options.name, referrer: index > 0 ? layers[index].path : nil, subject: subject,
+      reason: reason)
+  }
+}

@@ -1,0 +1,113 @@
+import BlockCore
+import Glibc
+package import HostFiles
+package import QCOW2Engine
+import QCOW2Format
+
+/// An open qcow2 image with everything that it refers to: backing chain and data files.
+package final class DiskImage: Sendable {
+  package let engine: Image
+  /// Every file of the chain, by number.
+  ///
+  /// 0 is the image; data files and backing files follow. Those from 255 on have no number that host
+  /// transfers could name.
+  package let files: [RingHostFile]
+  /// `st_dev` and `st_ino` of the image.
+  package let identity: (device: UInt64, inode: UInt64)
+  /// The images and raw files below the image.
+  package let backingDepth: Int
+  /// Whether the image itself is encrypted.
+  package let isEncrypted: Bool
+  private let name: String
+
+  /// What the addresses of transfers must be multiples of, whichever file they go to.
+  package var memoryAlignment: Int { files.map(\.memoryAlignment).max() ?? 1 }
+  /// Whether the page cache is bypassed for every file.
+  package var isDirect: Bool { files.allSatisfy(\.isDirect) }
+
+  private init(_ engine: Image, _ chain: Chain, _ identity: (device: UInt64, inode: UInt64)) {
+    self.engine = engine
+    self.identity = identity
+    files = chain.files
+    backingDepth = chain.layers.count - 1
+    isEncrypted = engine.header.cryptMethod != 0
+    name = chain.options.name
+  }
+
+  /// Opens, locks, and reads the metadata of everything; on failure nothing stays open.
+  ///
+  /// Blocks for most of its work, whatever thread it is called on: see `runBlocking`.
+  package static func open(
+    _ options: DiskImageOptions
+  ) async throws(DiskImageError) -> DiskImage {
+    var chain = Chain(options)
+    do throws(DiskImageError) {
+      try await chain.open()
+      let identity = try identity(of: chain)
+      return DiskImage(try await openEngines(chain), chain, identity)
+    } catch {
+      chain.close()
+      throw error
+    }
+  }
+
+  /// Writes back what is in memory, makes it durable, and lets go of all files and their locks.
+  ///
+  /// The latter whether or not the former worked. No request may be running.
+  package func close() async throws(DiskImageError) {
+    defer { for file in files { file.closeDescriptor() } }
+    do throws(ImageError) { try await engine.close() } catch {
+      throw DiskImageError(image: name, referrer: nil, subject: .image, reason: .engine(error))
+    }
+  }
+
+  private static func identity(
+    of chain: Chain
+  ) throws(DiskImageError) -> (device: UInt64, inode: UInt64) {
+    var status = stat()
+    guard unsafe fstat(chain.layers[0].file.descriptor, &status) == 0 else {
+      throw chain.error(.inspect(Errno(errno)), in: 0)
+    }
+    return (UInt64(status.st_dev), UInt64(status.st_ino))
+  }
+
+  /// Opens the engines from the bottom up, each upon the one before.
+  private static func openEngines(_ chain: Chain) async throws(DiskImageError) -> Image {
+    var backing: (any BackingLayer)?
+    for index in chain.layers.indices.dropFirst().reversed() {
+      do throws(ImageError) {
+        backing = try await layer(chain.layers[index], upon: backing, chain.options)
+      } catch { throw chain.error(.engine(error), in: index) }
+    }
+    do throws(ImageError) {
+      return try await Image.open(
+        sources(chain.layers[0], backing), options: chain.options.engine)
+    } catch { throw chain.error(.engine(error), in: 0) }
+  }
+
+  private static func layer(
+    _ layer: ChainLayer, upon backing: (any BackingLayer)?, _ options: DiskImageOptions
+  ) async throws(ImageError) -> any BackingLayer {
+    guard layer.references != nil else {
+      let length: UInt64
+      do throws(Errno) { length = try await layer.file.length() } catch {
+        throw .io(.length, at: HostOffset(0), error)
+      }
+      return RawLayer(layer.file, length: length, fileNumber: layer.number)
+    }
+    var shared = ImageOptions()
+    shared.readOnly = true
+    shared.workers = options.engine.workers
+    shared.slotsPerWorker = options.engine.slotsPerWorker
+    shared.cacheBytes = options.engine.cacheBytes
+    return ImageLayer(try await Image.open(sources(layer, backing), options: shared))
+  }
+
+  private static func sources(
+    _ layer: ChainLayer, _ backing: (any BackingLayer)?
+  ) -> ImageSources {
+    var sources = ImageSources(file: layer.file, dataFile: layer.dataFile, backing: backing)
+    sources.fileNumber = layer.dataFile == nil ? layer.number : layer.dataNumber
+    return sources
+  }
+}

@@ -1,0 +1,50 @@
+package import BlockCore
+package import HostFiles
+package import QCOW2Engine
+
+/// How an image is opened with everything that it refers to.
+package struct DiskImageOptions: Sendable {
+  /// Whether other processes are kept from changing what is open.
+  package enum Locks: Sendable {
+    /// As QEMU does: the image and its data file for writing or reading, backing files for reading.
+    case qemu
+    /// Not at all (`-U`); for reading only.
+    case none
+  }
+
+  /// The path of the image, as the user wrote it; a plain path, whatever it looks like.
+  package var path: String
+  /// What messages call the image.
+  package var name: String
+  /// How the image is served; backing layers have the same workers and cache size.
+  package var engine = ImageOptions()
+  /// How the data of every file of the chain travels.
+  package var mode = HostFileMode.direct
+  /// The largest offset alignment that requests keep to, in bytes: the block size.
+  package var granularity = 512
+  package var locks = Locks.qemu
+  /// The format of the backing file, of that one's backing file, and so on, in place of what the
+  /// images say; from where the list ends the images are asked.
+  package var backingFormats: [BackingFormat] = []
+  package var backingPolicy = BackingPolicy.any
+  /// The path of the external data file of the image, in place of the one that the image names.
+  package var dataFile: String?
+
+  /// Nothing is written.
+  package var readOnly: Bool {
+    get { engine.readOnly }
+    set { engine.readOnly = newValue }
+  }
+
+  package init(path: String, name: String? = nil, readOnly: Bool = false) {
+    self.path = path
+    self.name = name ?? path
+    engine.readOnly = readOnly
+  }
+
+  /// Makes the paths independent of the current directory, as a daemon needs them.
+  package mutating func makePathsAbsolute() throws(Errno) {
+    path = try FilePath.absolute(path)
+    dataFile = if let dataFile { try FilePath.absolute(dataFile) } else { nil }
+  }
+}

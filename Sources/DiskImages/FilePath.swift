@@ -1,0 +1,32 @@
+import BlockCore
+import Glibc
+
+/// Paths as texts, apart from what the file system says of them.
+enum FilePath {
+  /// `path` made independent of the current directory; symbolic links stay as they are.
+  static func absolute(_ path: String) throws(Errno) -> String {
+    if path.hasPrefix("/") { return path }
+    guard let current = unsafe getcwd(nil, 0) else { throw Errno(errno) }
+    defer { unsafe free(current) }
+    return unsafe combine(String(cString: current) + "/", path)
+  }
+
+  /// `name` below the directory of `path`; an absolute `name` as it is.
+  static func combine(_ path: String, _ name: String) -> String {
+    if name.hasPrefix("/") { return name }
+    return directory(of: path) + name
+  }
+
+  /// Everything up to the last slash, with it.
+  static func directory(of path: String) -> String {
+    guard let slash = path.lastIndex(of: "/") else { return "" }
+    return String(path[...slash])
+  }
+
+  /// The one name of what is at `path`: absolute, no symbolic links, no dots.
+  static func real(_ path: String) throws(Errno) -> String {
+    guard let resolved = unsafe realpath(path, nil) else { throw Errno(errno) }
+    defer { unsafe free(resolved) }
+    return unsafe String(cString: resolved)
+  }
+}

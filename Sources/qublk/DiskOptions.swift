@@ -1,0 +1,37 @@
+import ArgumentParser
+import BlockCore
+import DiskImages
+
+/// The options of every command that opens an image with all that it refers to.
+struct DiskOptions: ParsableArguments {
+  @Option(
+    help: """
+      The format of the backing file, raw or qcow2, in place of what the image says; given again, that \
+      of the next one down.
+      """)
+  var backingFormat: [BackingFormat] = []
+
+  @Option(
+    help: """
+      Which backing and data files an image may name: any, same-directory, deny, or a path that they \
+      must be at or below; may be given again. (default: any)
+      """)
+  var backingPolicy: [String] = []
+
+  @Option(help: "The external data file, in place of the one that the image names.")
+  var dataFile: String?
+
+  /// Puts what was given into `options`; nothing then depends on the current directory any more.
+  func apply(to options: inout DiskImageOptions) throws {
+    options.backingFormats = backingFormat
+    do throws(BackingPolicy.BadValue) {
+      options.backingPolicy = try BackingPolicy(parsing: backingPolicy)
+    } catch { throw ValidationError("--backing-policy: \(error.message)") }
+    options.dataFile = dataFile
+    do throws(Errno) { try options.makePathsAbsolute() } catch {
+      throw ValidationError("cannot find out the current directory: \(error)")
+    }
+  }
+}
+
+extension BackingFormat: ExpressibleByArgument {}
