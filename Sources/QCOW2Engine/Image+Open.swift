@@ -16,6 +16,11 @@ struct ImageParts {
   let headerEditor: HeaderEditor
   var bitmaps: [TrackedBitmap] = []
   var bitmapReport = BitmapReport()
+
+  /// Refcounts may stay in memory while the DIRTY bit is set.
+  var hasLazyRefcounts: Bool {
+    header.version >= 3 && header.compatible.contains(.lazyRefcounts) && !options.readOnly
+  }
 }
 
 extension Image {
