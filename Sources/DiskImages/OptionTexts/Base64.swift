@@ -24,7 +24,9 @@ enum Base64 {
     var word: UInt32 = 0
     var digits = 0
     var padding = 0
-    for unsafebyte in unsafe source where !isSpace(byte) {
+    for index in 0..<source.count {
+      let byte = unsafe source[index]
+      if isSpace(byte) { continue }
       if byte == UInt8(ascii: "=") {
         padding += 1
         continue
@@ -34,7 +36,7 @@ enum Base64 {
       digits += 1
       guard digits % 4 != 1 else { continue }
       // Of the bits gathered, 6 per digit, 8 at a time are whole.
-      let left = UInt32(6 - digits % 4 * 2) % 6
+      let left = UInt32((4 - digits % 4) % 4 * 2)
       unsafe target[count] = UInt8(truncatingIfNeeded: word >> left)
       count += 1
     }
