@@ -50,6 +50,20 @@ struct AddCommand: ParsableCommand {
 
   @OptionGroup var disk: DiskOptions
 
+  @Flag(help: "Keep in the image what is read from its backing file.")
+  var copyOnRead = false
+
+  @Flag(help: "Compress clusters that are written whole.")
+  var compress = false
+
+  @Option(
+    name: .customLong("on-enospc"),
+    help: """
+      When the host has no space for a request: fail it, or hold it until there is space, for at most \
+      so many seconds. (fail, hold, hold:SECONDS)
+      """)
+  var onNoSpace = NoSpacePolicy.fail
+
   @Flag(help: "Print a JSON object instead of the path.")
   var json = false
 

@@ -20,6 +20,7 @@ struct AttachRequest {
   let zeroCopy: AddCommand.Switch
   let dirtyAge: Int
   let printsJSON: Bool
+  let noSpace: NoSpacePolicy
 
   init(_ command: AddCommand) throws {
     guard let resolved = unsafe realpath(command.image, nil) else {
@@ -35,11 +36,14 @@ struct AttachRequest {
     zeroCopy = command.zeroCopy
     dirtyAge = command.dirtyAge
     printsJSON = command.json
+    noSpace = command.onNoSpace
     var disk = DiskImageOptions(path: command.image, readOnly: isReadOnly)
     disk.engine.workers = queues
     disk.engine.slotsPerWorker = depth
     disk.engine.cacheBytes = command.cacheSize.map { Int(clamping: $0.bytes) }
     disk.engine.dirtyAgeMilliseconds = dirtyAge
+    disk.engine.copyOnRead = command.copyOnRead && !isReadOnly
+    disk.engine.compressesWrites = command.compress && !isReadOnly
     disk.mode = command.cache == .none ? .direct : .buffered
     disk.granularity = blockSize
     try command.disk.apply(to: &disk)
