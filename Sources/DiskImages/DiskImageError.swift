@@ -22,6 +22,8 @@ package struct DiskImageError: Error, Sendable {
     case notAFile
     case lock(ImageLockError)
     case engine(ImageError)
+    /// The image is marked dirty, and its refcounts cannot be rebuilt.
+    case refcounts(String)
     /// No locks are wanted, but writing is.
     case unlockedWriting
     case emptyName
@@ -85,6 +87,7 @@ extension DiskImageError.Reason {
     case .notAFile: "neither a regular file nor a block device"
     case .lock(let error): error.text
     case .engine(let error): error.message
+    case .refcounts(let problem): "image is marked dirty: \(problem)"
     case .unlockedWriting: "only an image that is opened read-only can do without locks"
     case .emptyName: "the name is empty"
     case .jsonName: "\"json:\" names are not supported, only paths are"
