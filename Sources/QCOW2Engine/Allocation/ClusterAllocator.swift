@@ -201,7 +201,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   }
 
   /// Lowers refcounts; call with `mutex` held.
-  private func decrement(_ clusters: Range<UInt64>) async throws(ImageError) {
+  func decrement(_ clusters: Range<UInt64>) async throws(ImageError) {
     let order = geometry.refcountOrder
     var next = clusters.lowerBound
     while next < clusters.upperBound {

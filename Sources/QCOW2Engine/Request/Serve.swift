@@ -6,14 +6,14 @@ import QCOW2Format
 extension Image {
   package func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult {
     do throws(ImageError) {
-      guard inBounds(request) else { throw .badRequest }
       if guestData.isTransformed && !request.data.isMemory { return .needsMemory }
       if request.operation == .flush {
+        guard inBounds(request) else { throw .badRequest }
         try await flush()
         return .done
       }
-      stamps.enter(worker: worker, slot: slot)
-      defer { stamps.exit(worker: worker, slot: slot) }
+      try await admit(request, worker: worker, slot: slot)
+      defer { leave(worker: worker, slot: slot) }
       try await carryOut(request, worker: worker)
       if request.isFUA { try await flush() }
       return .done
