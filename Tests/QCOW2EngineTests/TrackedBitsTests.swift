@@ -57,41 +57,53 @@ import Testing
     #expect(bits.bits(20000..<20001).isEmpty)
   }
 
-  @Test("A bit that a request relied on is in what is written when bits are cleared")
-  func noBitIsLostBetweenThreads() async {
-    for round in 0..<300 {
-      let bits = TrackedBits(count: 4096, granularityBits: 9)
-      defer { bits.deallocate() }
-      bits.becameDurable(0..<4096)
-      let start = Atomic<Int>(0)
-      let relied = Box<[UInt64]>([])
-      let written = Box([UInt8](repeating: 0, count: 512))
-      let executors = (ThreadExecutor(), ThreadExecutor())
-      let writer = Task(executorPreference: executors.0) {
-        start.wrappingAdd(1, ordering: .sequentiallyConsistent)
-        while start.load(ordering: .sequentiallyConsistent) < 2 {}
-        for bit in 0..<4096 as Range<UInt64> {
-          var isNew = false
-          if bits.note(bit..<(bit + 1), isNew: &isNew) { relied.value.append(bit) }
-        }
-      }
-      let clearer = Task(executorPreference: executors.1) {
-        start.wrappingAdd(1, ordering: .sequentiallyConsistent)
-        while start.load(ordering: .sequentiallyConsistent) < 2 {}
-        for _ in 0..<(round % 7 * 200) { _ = start.load(ordering: .sequentiallyConsistent) }
-        bits.dropExcess(0..<64)
-        written.value.withUnsafeMutableBytes {
-          if let base = $0.baseAddress { bits.copy(0..<64, to: base, adding: []) }
-        }
-      }
-      await writer.value
-      await clearer.value
-      executors.0.stop()
-      executors.1.stop()
-      for bit in relied.value {
-        #expect(
-          written.value[Int(bit / 8)] >> UInt8(bit % 8) & 1 == 1, "round \(round), bit \(bit)")
+  /// What two threads share in one round.
+  private final class Race: @unchecked Sendable {  // why: each thread has its own variable
+    let bits = TrackedBits(count: 4096, granularityBits: 9)
+    let ready = Atomic<Int>(0)
+    var relied: [UInt64] = []
+    var written = [UInt8](repeating: 0, count: 512)
+
+    deinit { bits.deallocate() }
+
+    func meet() {
+      ready.wrappingAdd(1, ordering: .sequentiallyConsistent)
+      while ready.load(ordering: .sequentiallyConsistent) < 2 {}
+    }
+
+    func note() {
+      meet()
+      for bit in 0..<4096 as Range<UInt64> {
+        var isNew = false
+        if bits.note(bit..<(bit + 1), isNew: &isNew) { relied.append(bit) }
       }
     }
+
+    func clear(after turns: Int) {
+      meet()
+      for _ in 0..<turns { _ = ready.load(ordering: .sequentiallyConsistent) }
+      bits.dropExcess(0..<64)
+      written.withUnsafeMutableBytes {
+        if let base = $0.baseAddress { bits.copy(0..<64, to: base, adding: []) }
+      }
+    }
+  }
+
+  @Test("A bit that a request relied on is in what is written when bits are cleared")
+  func noBitIsLostBetweenThreads() async {
+    let executors = (ThreadExecutor(), ThreadExecutor())
+    for round in 0..<300 {
+      let race = Race()
+      race.bits.becameDurable(0..<4096)
+      let writer = Task(executorPreference: executors.0) { race.note() }
+      let clearer = Task(executorPreference: executors.1) { race.clear(after: round % 7 * 200) }
+      await writer.value
+      await clearer.value
+      for bit in race.relied {
+        #expect(race.written[Int(bit / 8)] >> UInt8(bit % 8) & 1 == 1, "round \(round), bit \(bit)")
+      }
+    }
+    executors.0.stop()
+    executors.1.stop()
   }
 }

@@ -10,4 +10,6 @@ package struct BitmapReport: Sendable {
   package var given: [(name: String, why: String)] = []
   /// Why all bitmaps had to be declared inconsistent; nil if they were not.
   package var inconsistent: String?
+
+  package init() {}
 }
