@@ -154,6 +154,20 @@ package final class Image: BlockTarget {
     try await flusher.clean()
   }
 
+  /// Makes clusters that were freed allocatable, and looks for room that has been added.
+  ///
+  /// Call without a request of one's own in flight: it would hold back what was freed after it began.
+  ///
+  /// - Returns: whether it is worth trying again.
+  func reclaimSpace() async throws(ImageError) -> Bool {
+    if try await allocator.noteGrowth() { return true }
+    guard !frees.isEmpty else { return false }
+    try await flush()
+    await maturing.acquire()
+    defer { maturing.release() }
+    return try await returnMatureClusters()
+  }
+
   /// Notes that some table in memory is ahead of the host file.
   func noteDirty() {
     if dirtySince.load(ordering: .relaxed) == 0 {
@@ -161,7 +175,9 @@ package final class Image: BlockTarget {
     }
   }
 
-  private func returnMatureClusters() async throws(ImageError) {
+  /// - Returns: whether there were any.
+  @discardableResult
+  private func returnMatureClusters() async throws(ImageError) -> Bool {
     let mature = frees.takeMature(before: stamps.oldest())
     var done = 0
     if !mature.isEmpty {
@@ -179,6 +195,7 @@ package final class Image: BlockTarget {
       throw error
     }
     if !mature.isEmpty { noteDirty() }
+    return !mature.isEmpty
   }
 
   /// Acts on a failure: corruption stops all writing and is marked in the header.
