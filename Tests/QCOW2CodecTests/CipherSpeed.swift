@@ -31,8 +31,11 @@ struct CipherSpeed {
         return await group.reduce(0, +)
       }
       let elapsed = ContinuousClock.now - start
-      let seconds = Double(elapsed.components.attoseconds) / 1e18 + Double(elapsed.components.seconds)
-      print("aes256-\(mode) \(length) B, \(threads) threads: \(Int(Double(bytes) / 1e6 / seconds)) MB/s")
+      let seconds =
+        Double(elapsed.components.attoseconds) / 1e18 + Double(elapsed.components.seconds)
+      print(
+        "aes256-\(mode) \(length) B, \(threads) threads: \(Int(Double(bytes) / 1e6 / seconds)) MB/s"
+      )
     }
   }
 }

@@ -53,6 +53,16 @@ import Testing
     }
   }
 
+  @Test func whatQEMUCannotReadIsNotCreated() {
+    var options = LUKSFormat.Options()
+    (options.cipher, options.mode) = (.aes192, .cbc)
+    #expect(
+      throws: LUKSError.badField(
+        name: "cipher", found: "aes-192 in cbc mode",
+        allowed: "aes-128, aes-256, or aes-192 in xts mode")
+    ) { try LUKSFormat.create(options, passphrase: Secret("x")) }
+  }
+
   @Test func aLaterSlotOpensToo() throws {
     var options = LUKSFormat.Options()
     (options.cipher, options.mode) = (.aes128, .cbc)
@@ -138,7 +148,9 @@ import Testing
         let place = Int.random(in: 0..<592, using: &random)
         changed[place] = UInt8.random(in: 0...255, using: &random)
       }
-      if turn % 5 == 0 { changed = Array(changed.prefix(Int.random(in: 0...area.count, using: &random))) }
+      if turn % 5 == 0 {
+        changed = Array(changed.prefix(Int.random(in: 0...area.count, using: &random)))
+      }
       let header = changed.withUnsafeBytes {
         try? LUKSPartitionHeader(parsing: $0, limits: limits)
       }

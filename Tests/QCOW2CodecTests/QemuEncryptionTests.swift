@@ -12,6 +12,8 @@ import Testing
 
   @Test(arguments: [128, 192, 256], CipherMode.allCases)
   func ourKeysOpenQEMUsImages(bits: Int, mode: CipherMode) throws {
+    // QEMU ends with an assertion on these: their key material is not whole sectors.
+    guard bits != 192 || mode == .xts else { return }
     let scratch = try Scratch()
     for (number, iv) in Self.vectors.enumerated() {
       let hash = HashAlgorithm.allCases[(bits / 64 + number * 3) % HashAlgorithm.allCases.count]
@@ -44,6 +46,7 @@ import Testing
 
   @Test(arguments: AESKeyLength.allCases, CipherMode.allCases)
   func qemuOpensOurHeaders(cipher: AESKeyLength, mode: CipherMode) throws {
+    guard cipher != .aes192 || mode == .xts else { return }  // see above
     let scratch = try Scratch()
     for (number, iv) in [IVGenerator.plain, .plain64, .essiv(.sha256)].enumerated() {
       let hashes = HashAlgorithm.allCases

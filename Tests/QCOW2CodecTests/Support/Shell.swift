@@ -62,7 +62,9 @@ enum Qemu {
   ///
   /// QEMU measures its iterations with a clock that it finds too coarse now and then; it is asked
   /// again then.
-  static func create(_ path: String, secret: String, options: String, format: String = "qcow2") throws {
+  static func create(_ path: String, secret: String, options: String, format: String = "qcow2")
+    throws
+  {
     let words = [
       "qemu-img", "create", "-q", "-f", format, "--object", "secret,id=s,data=\(secret)", "-o",
       options, path, "1M",

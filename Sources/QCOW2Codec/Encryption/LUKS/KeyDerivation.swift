@@ -13,6 +13,7 @@ enum KeyDerivation {
   ///   - iterations: At least 1.
   ///   - hash: The hash under the HMAC.
   ///   - count: The number of bytes wanted.
+  /// - Returns: The bytes.
   /// - Throws: ``CipherError`` if libcrypto lacks the hash.
   static func derive(
     from secret: Secret, salt: [UInt8], iterations: UInt32, hash: HashAlgorithm, count: Int
@@ -33,10 +34,13 @@ enum KeyDerivation {
     }
   }
 
-  /// How many iterations take about `milliseconds` of this processor, at least `minimum`.
+  /// How many iterations take about `milliseconds` of this processor.
   ///
   /// Measured in the thread's own processor time, so that a busy machine does not make for weak
   /// keys, for a twentieth of a second or more.
+  ///
+  /// - Returns: `minimum` to `maximum`.
+  /// - Throws: ``CipherError`` if libcrypto lacks the hash.
   static func iterations(
     taking milliseconds: Int, hash: HashAlgorithm, count: Int, minimum: UInt32, maximum: UInt32
   ) throws(CipherError) -> UInt32 {

@@ -29,11 +29,13 @@ package enum LUKSFormat {
   ///
   /// - Returns: All bytes of the header area, the seven slots that are free being zeros, and the
   ///   cipher.
-  /// - Throws: ``LUKSError/cipher(_:)`` if libcrypto lacks an algorithm, ``LUKSError/noRandomness``.
+  /// - Throws: ``LUKSError/cipher(_:)`` if libcrypto lacks an algorithm, ``LUKSError/noRandomness``,
+  ///   ``LUKSError/badField(name:found:allowed:)`` for a cipher whose key material QEMU cannot read.
   package static func create(
     _ options: Options, passphrase: Secret
   ) throws(LUKSError) -> (area: [UInt8], cipher: LUKSCipher) {
     let suite = options.suite
+    try checkInterchange(suite)
     let masterKey = unsafe try Secret(count: suite.keyLength) { (target) throws(LUKSError) in
       try unsafe Randomness.fill(target)
     }
@@ -46,6 +48,17 @@ package enum LUKSFormat {
     header.slots[0].iterations = try iterations(
       milliseconds, options.hash, count: suite.keyLength)
     return try seal(header, masterKey: masterKey, passphrase: passphrase)
+  }
+
+  /// Refuses what QEMU ends with an assertion on: key material that is not whole sectors, as that of
+  /// AES-192 is in all modes but XTS.
+  private static func checkInterchange(_ suite: CipherSuite) throws(LUKSError) {
+    let length = suite.keyLength * LUKSPartitionHeader.stripes
+    guard length % SectorTransform.sectorSize == 0 else {
+      throw .badField(
+        name: "cipher", found: "aes-\(suite.cipher.bits) in \(suite.mode.rawValue) mode",
+        allowed: "aes-128, aes-256, or aes-192 in xts mode")
+    }
   }
 
   /// Fills in the digest and the first key slot.

@@ -83,7 +83,8 @@ extension LUKSPartitionHeader {
     let parts = text.split(separator: "-", maxSplits: 1, omittingEmptySubsequences: false)
     guard parts.count == 2, let mode = CipherMode(rawValue: String(parts[0])) else {
       throw .badField(
-        name: "cipher mode", found: text, allowed: "ecb, cbc, ctr or xts, a dash and an IV generator")
+        name: "cipher mode", found: text,
+        allowed: "ecb, cbc, ctr or xts, a dash and an IV generator")
     }
     switch parts[1] {
     case "plain": return (mode, .plain)
