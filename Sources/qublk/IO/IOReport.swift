@@ -1,0 +1,87 @@
+import Glibc
+
+/// Texts about bytes and time, in qemu-io's form.
+enum IOReport {
+  /// A byte count, or a rate in bytes, with a binary unit.
+  static func size(_ value: Double) -> String {
+    let units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"]
+    var unit = units.count - 1
+    while unit > 0 && value < Double(UInt64(1) << UInt64(unit * 10)) { unit -= 1 }
+    let scaled = value / Double(UInt64(1) << UInt64(unit * 10))
+    let text = formatted(unit == 0 ? "%f" : "%.3f", scaled)
+    guard let zeroes = text.firstRange(of: ".000") else { return "\(text) \(units[unit])" }
+    return "\(text[..<zeroes.lowerBound]) \(units[unit])"
+  }
+
+  static func size(_ bytes: UInt64) -> String { size(Double(bytes)) }
+
+  /// What is printed of a request that was carried out.
+  ///
+  /// - Parameters:
+  ///   - action: "read", "wrote" or "discard".
+  ///   - isForMachines: One line of numbers with commas (`-C`).
+  static func lines(
+    _ action: String, offset: UInt64, count: UInt64, nanoseconds: UInt64, isForMachines: Bool
+  ) -> String {
+    let seconds = Double(max(nanoseconds, 1)) / 1e9
+    let rate = Double(count) / seconds
+    let operations = 1 / seconds
+    if isForMachines {
+      return "\(count),1,\(clock(nanoseconds)),\(formatted("%.3f", rate)),"
+        + "\(formatted("%.3f", operations))\n"
+    }
+    return "\(action) \(count)/\(count) bytes at offset \(offset)\n"
+      + "\(size(count)), 1 ops; \(duration(nanoseconds)) "
+      + "(\(size(rate))/sec and \(formatted("%.4f", operations)) ops/sec)\n"
+  }
+
+  /// Bytes in rows of 16, with their offsets and, where they are letters or digits, themselves.
+  static func dump(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) -> String {
+    var text: [UInt8] = []
+    text.reserveCapacity(bytes.count * 5 + 64)
+    var start = 0
+    while start < bytes.count {
+      let end = min(start + 16, bytes.count)
+      let address = String(offset + UInt64(start), radix: 16)
+      text += Array(String(repeating: "0", count: max(0, 8 - address.utf8.count)).utf8)
+      text += Array("\(address):  ".utf8)
+      for index in start..<end {
+        let byte = unsafe bytes[index]
+        text += [digit(byte >> 4), digit(byte & 15), UInt8(ascii: " ")]
+      }
+      text.append(UInt8(ascii: " "))
+      for index in start..<end {
+        let byte = unsafe bytes[index]
+        text.append(isalnum(Int32(byte)) != 0 && byte < 128 ? byte : UInt8(ascii: "."))
+      }
+      text.append(UInt8(ascii: "\n"))
+      start = end
+    }
+    return String(decoding: text, as: UTF8.self)
+  }
+
+  private static func digit(_ value: UInt8) -> UInt8 {
+    value < 10 ? UInt8(ascii: "0") + value : UInt8(ascii: "a") + value - 10
+  }
+
+  private static func duration(_ nanoseconds: UInt64) -> String {
+    if nanoseconds >= 60_000_000_000 { return clock(nanoseconds) }
+    return "\(two(nanoseconds / 1_000_000_000)).\(two(nanoseconds / 10_000_000 % 100)) sec"
+  }
+
+  /// Hours, minutes, seconds and hundredths.
+  private static func clock(_ nanoseconds: UInt64) -> String {
+    let seconds = nanoseconds / 1_000_000_000
+    return "\(seconds / 3600):\(two(seconds / 60 % 60)):\(two(seconds % 60))."
+      + two(nanoseconds / 10_000_000 % 100)
+  }
+
+  private static func two(_ value: UInt64) -> String { value < 10 ? "0\(value)" : "\(value)" }
+
+  private static func formatted(_ format: String, _ value: Double) -> String {
+    var text = [CChar](repeating: 0, count: 400)  // the largest double has 309 digits
+    let count = unsafe withVaList([value]) { unsafe vsnprintf(&text, text.count, format, $0) }
+    let bytes = text.prefix(max(0, min(Int(count), text.count - 1)))
+    return String(decoding: bytes.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+  }
+}

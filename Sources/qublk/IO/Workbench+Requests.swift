@@ -1,0 +1,117 @@
+import BlockCore
+import Glibc
+
+/// The commands that read and write.
+extension Workbench {
+  func read(_ read: IORead, from disk: IODisk) async throws(IOFailure) {
+    let start = Self.now()
+    if read.isState { throw .missing(.machineState) }
+    var isAsExpected = true
+    var dump = ""
+    let shows = read.dumps && !read.printing.isQuiet
+    do throws(Errno) {
+      try unsafe await disk.read(read.offset, read.count) { bytes, offset in
+        unsafe isAsExpected = isAsExpected && Self.matches(bytes, offset, read)
+        if shows { dump += unsafe IOReport.dump(bytes, at: offset) }
+      }
+    } catch { throw .request(read.name, error) }
+    let time = Self.now() - start
+    if !isAsExpected {
+      IOOutput.write(
+        "Pattern verification failed at offset \(read.offset + read.verified.lowerBound), "
+          + "\(read.verified.count) bytes\n")
+    }
+    IOOutput.write(dump)
+    report("read", read.offset, read.count, time, read.printing)
+    if !isAsExpected { throw .told }
+  }
+
+  /// Whether a piece has the pattern wherever it is to be verified.
+  private static func matches(
+    _ bytes: UnsafeRawBufferPointer, _ offset: UInt64, _ read: IORead
+  ) -> Bool {
+    guard let pattern = read.pattern else { return true }
+    let first = offset - read.offset
+    let piece = first..<(first + UInt64(bytes.count))
+    let verified = piece.clamped(to: read.verified)
+    let range = Int(verified.lowerBound - first)..<Int(verified.upperBound - first)
+    return unsafe bytes[range].allSatisfy { $0 == pattern }
+  }
+
+  func write(_ write: IOWrite, to disk: IODisk) async throws(IOFailure) {
+    if write.isState { throw .missing(.machineState) }
+    if write.isCompressed { throw .missing(.compressedWrites) }
+    var source: [UInt8] = []
+    if case .source(let path) = write.content {
+      source = try IOSource.read(path, most: write.count)
+    }
+    let start = Self.now()
+    do throws(Errno) { try await carryOut(write, source, on: disk) } catch {
+      throw .request(write.name, error)
+    }
+    report("wrote", write.offset, write.count, Self.now() - start, write.printing)
+  }
+
+  private func carryOut(
+    _ write: IOWrite, _ source: [UInt8], on disk: IODisk
+  ) async throws(Errno) {
+    switch write.content {
+    case .zeroes(let unmaps, let allowsFallback):
+      if !allowsFallback { try await disk.requireZeroesWithoutData(write.offset, write.count) }
+      try await disk.writeZeroes(
+        write.offset, write.count, unmaps: unmaps, isFUA: write.isFUA)
+    case .pattern(let byte):
+      try unsafe await disk.write(write.offset, write.count, isFUA: write.isFUA) { memory, _ in
+        unsafe memory.initializeMemory(as: UInt8.self, repeating: byte)
+      }
+    case .source:
+      try unsafe await disk.write(write.offset, write.count, isFUA: write.isFUA) { memory, position in
+        unsafe Self.repeatBytes(of: source, from: position, into: memory)
+      }
+    }
+  }
+
+  /// Fills memory with `source`, again and again, as if it had begun `position` bytes before.
+  private static func repeatBytes(
+    of source: [UInt8], from position: UInt64, into memory: UnsafeMutableRawBufferPointer
+  ) {
+    guard !source.isEmpty else { return }
+    var next = Int(position % UInt64(source.count))
+    var done = 0
+    while done < memory.count {
+      let count = min(source.count - next, memory.count - done)
+      unsafe source.withUnsafeBytes { bytes in
+        unsafe UnsafeMutableRawBufferPointer(rebasing: memory[done..<(done + count)])
+          .copyMemory(from: UnsafeRawBufferPointer(rebasing: bytes[next..<(next + count)]))
+      }
+      done += count
+      next = 0
+    }
+  }
+
+  func discard(_ discard: IODiscard, on disk: IODisk) async throws(IOFailure) {
+    let start = Self.now()
+    do throws(Errno) { try await disk.discard(discard.offset, discard.count) } catch {
+      throw .request("discard", error)
+    }
+    report("discard", discard.offset, discard.count, Self.now() - start, discard.printing)
+  }
+
+  private func report(
+    _ action: String, _ offset: UInt64, _ count: UInt64, _ nanoseconds: UInt64,
+    _ printing: IOPrinting
+  ) {
+    if printing.isQuiet { return }
+    IOOutput.write(
+      IOReport.lines(
+        action, offset: offset, count: count, nanoseconds: nanoseconds,
+        isForMachines: printing.isForMachines))
+  }
+
+  /// Monotonic time in nanoseconds.
+  private static func now() -> UInt64 {
+    var time = timespec()
+    unsafe clock_gettime(CLOCK_MONOTONIC, &time)
+    return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
+  }
+}
