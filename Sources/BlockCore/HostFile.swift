@@ -48,6 +48,11 @@ public protocol HostFile: AnyObject, Sendable {
 
   /// Sets the length of a regular file.
   func setLength(_ length: UInt64) async throws(Errno)
+
+  /// Makes a regular file reach to `length` at least, with zeros.
+  ///
+  /// Never shortens it, whatever extends the file at the same time.
+  func extend(to length: UInt64) async throws(Errno)
 }
 
 extension HostFile {

@@ -23,8 +23,10 @@ package struct BackingPolicy: Sendable, Equatable {
   package static let deny = Self(rules: [])
   package static let sameDirectory = Self(rules: [.sameDirectory])
 
-  /// Reads the values of `--backing-policy`: one `deny`, or any number of `any`, `same-directory` and
-  /// paths; none at all means any. A path with the name of a word is written `./any`.
+  /// Reads the values of `--backing-policy`.
+  ///
+  /// One `deny`, or any number of `any`, `same-directory` and paths; none at all means any. A path with
+  /// the name of a word is written `./any`.
   ///
   /// - Throws: The value that is wrong, and why.
   package init(parsing values: [String]) throws(BadValue) {

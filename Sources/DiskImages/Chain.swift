@@ -21,7 +21,9 @@ struct ChainLayer {
 ///
 /// Not a loop over engines: nothing is served before every file is there.
 struct Chain {
-  /// The most backing files in a chain. QEMU has no such limit, but recursion, a descriptor and caches
+  /// The most backing files in a chain.
+  ///
+  /// QEMU has no such limit, but recursion, a descriptor and caches
   /// for each; 200 are more than any tool makes and fit into a worker's stack [COW-12].
   static let depthLimit = 200
   /// Host transfers name files with one byte.
@@ -101,9 +103,10 @@ struct Chain {
     } catch { throw self.error(.dataFile(name), error, below: index) }
   }
 
-  /// Where the data file is: what the user says counts from the current directory; what the image says
-  /// from the image's own. QEMU has the latter from the current directory, too, which for a daemon is
-  /// none.
+  /// Where the data file is.
+  ///
+  /// What the user says counts from the current directory, what the image says from the image's own.
+  /// QEMU has the latter from the current directory, too, which for a daemon is none.
   private func dataPath(
     _ name: String, isOverride: Bool, of layer: ChainLayer
   ) throws(DiskImageError.Reason) -> String {

@@ -35,6 +35,8 @@ struct ChainFileOpener {
   ///   - referrer: nil if the user named the file: the policy has no say.
   ///   - readOnly: No writes; the lock is then a reader's.
   ///   - seen: The files of the chain so far, to which this one is added.
+  /// - Returns: The open file, which is the caller's to close.
+  /// - Throws: What is wrong with it; nothing then stays open.
   func open(
     _ path: String, for referrer: String?, readOnly: Bool, seen: inout Set<FileKey>
   ) throws(DiskImageError.Reason) -> RingHostFile {

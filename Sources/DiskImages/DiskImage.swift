@@ -7,8 +7,10 @@ import QCOW2Format
 /// An open qcow2 image with everything that it refers to: backing chain and data files.
 package final class DiskImage: Sendable {
   package let engine: Image
-  /// Every file of the chain, by number: 0 is the image; data files and backing files follow. Those
-  /// from 255 on have no number that host transfers could name.
+  /// Every file of the chain, by number.
+  ///
+  /// 0 is the image; data files and backing files follow. Those from 255 on have no number that host
+  /// transfers could name.
   package let files: [RingHostFile]
   /// `st_dev` and `st_ino` of the image.
   package let identity: (device: UInt64, inode: UInt64)
@@ -49,8 +51,9 @@ package final class DiskImage: Sendable {
     }
   }
 
-  /// Writes back what is in memory, makes it durable, and lets go of all files and their locks,
-  /// whether or not that worked. No request may be running.
+  /// Writes back what is in memory, makes it durable, and lets go of all files and their locks.
+  ///
+  /// The latter whether or not the former worked. No request may be running.
   package func close() async throws(DiskImageError) {
     defer { for file in files { file.closeDescriptor() } }
     do throws(ImageError) { try await engine.close() } catch {

@@ -69,10 +69,23 @@ extension RingHostFile {
   private func zeroByHole(_ offset: UInt64, _ length: UInt64) async throws(Errno) -> Bool {
     guard try await allocate(.punchHole, Self.holeMode, offset, length) else { return false }
     let end = offset + length
+    return try await extendByAllocating(to: end)
+  }
+
+  /// Moves the end of a regular file by allocating its last byte, which, unlike ftruncate, can never
+  /// move it back; false if the host refuses.
+  private func extendByAllocating(to end: UInt64) async throws(Errno) -> Bool {
     if traits.isBlockDevice { return true }
-    if try await self.length() >= end { return true }
-    // Allocating the last byte moves the end and, unlike ftruncate, can never move it back.
+    if try await length() >= end { return true }
     return try await allocate(.extend, 0, end - 1, 1)
+  }
+
+  package func extend(to length: UInt64) async throws(Errno) {
+    if length == 0 { return }
+    if try await extendByAllocating(to: length) { return }
+    // Zeros at the end do the same on file systems without fallocate.
+    let count = min(UInt64(max(traits.offsetAlignment, 512)), length)
+    try await zeroByWriting(length - count, count)
   }
 
   private func zeroByWriting(_ offset: UInt64, _ length: UInt64) async throws(Errno) {

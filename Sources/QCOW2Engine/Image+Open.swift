@@ -5,13 +5,17 @@ import QCOW2Format
 struct ImageParts {
   let header: Header
   let options: ImageOptions
+  let sources: ImageSources
   let storage: ImageStorage
+  let guestData: GuestData
   let l1: DiskTable
   let l2: SliceCache
   let allocator: ClusterAllocator
   let metadata: MetadataMap
   let frees: DeferredFrees
   let headerEditor: HeaderEditor
+  var bitmaps: [TrackedBitmap] = []
+  var bitmapReport = BitmapReport()
 }
 
 extension Image {
@@ -24,31 +28,44 @@ extension Image {
 
   /// Opens the image in `sources`, whose files must be locked by the caller.
   ///
-  /// Everything is checked before anything is allocated or written. A writable open clears the
-  /// autoclear bits, durably, since nothing that they vouch for is kept up to date here.
+  /// Everything is checked before anything is allocated or written. A writable open clears those
+  /// autoclear bits, durably, whose promise is not kept.
   ///
-  /// - Throws: ``ImageError/format(_:)`` or ``ImageError/unsupported(_:)`` with the file untouched.
+  /// - Throws: ``ImageError/format(_:)`` or ``ImageError/missing(_:)`` with the file untouched.
   package static func open(
     _ sources: ImageSources, options: ImageOptions
   ) async throws(ImageError) -> Image {
     let storage = ImageStorage(file: sources.file, health: ImageHealth())
     let length = try await storage.length()
-    let header = try await readHeader(storage, fileLength: length)
-    try requireSupported(header, options)
+    let references = try await ImageReferences.read(sources.file)
+    let header = references.header
+    try requireSupported(header, sources, options)
     let l1 = try await readTable(
       storage, at: header.l1TableOffset, count: Int(header.l1Size))
     let refcountTable = try await readTable(
       storage, at: header.refcountTableOffset,
       count: Int(header.refcountTableClusters) << Int(header.clusterBits) / 8)
-    let metadata = try await survey(
-      header, l1, refcountTable, storage, fileLength: length, forWriting: !options.readOnly)
-    let parts = assemble(
-      header, options, storage, l1: l1, refcountTable: refcountTable, metadata: metadata,
+    let metadata = try survey(references, l1, refcountTable, forWriting: !options.readOnly)
+    var parts = assemble(
+      header, options, sources, storage, l1: l1, refcountTable: refcountTable, metadata: metadata,
       fileLength: length)
-    if !options.readOnly && !header.autoclear.isEmpty {
-      try await parts.headerEditor.clearAutoclear()
-    }
+    if !options.readOnly { try await settleAutoclear(&parts, fileLength: length) }
     return Image(parts)
+  }
+
+  /// Loads the bitmaps that are to be tracked; clears, durably, the autoclear bits of all that will
+  /// not be kept up to date.
+  private static func settleAutoclear(
+    _ parts: inout ImageParts, fileLength: UInt64
+  ) async throws(ImageError) {
+    var loader = BitmapLoader(parts, fileLength: fileLength)
+    let bitmaps = try await loader.load()
+    parts.bitmaps = bitmaps.tracked
+    parts.bitmapReport = bitmaps.report
+    var kept: AutoclearFeatures = bitmaps.isConsistent ? .bitmaps : []
+    if parts.guestData.isRaw { kept.insert(.rawExternalData) }
+    if parts.header.autoclear.isSubset(of: kept) { return }
+    try await parts.headerEditor.clearAutoclear(keeping: kept)
   }
 
   static func readHeader(
@@ -68,13 +85,13 @@ extension Image {
   }
 
   private static func requireSupported(
-    _ header: Header, _ options: ImageOptions
+    _ header: Header, _ sources: ImageSources, _ options: ImageOptions
   ) throws(ImageError) {
-    if header.backingFileOffset != 0 { throw .unsupported(.backingFile) }
-    if header.cryptMethod != 0 { throw .unsupported(.encryption) }
-    if header.incompatible.contains(.externalDataFile) { throw .unsupported(.externalDataFile) }
-    if header.incompatible.contains(.extendedL2) { throw .unsupported(.extendedL2) }
-    if header.incompatible.contains(.compressionType) { throw .unsupported(.compression) }
+    if header.backingFileOffset != 0 && sources.backing == nil { throw .missing(.backingFile) }
+    if header.cryptMethod != 0 && sources.cipher == nil { throw .missing(.cipher) }
+    if header.incompatible.contains(.externalDataFile) && sources.dataFile == nil {
+      throw .missing(.dataFile)
+    }
     if options.readOnly { return }
     if header.incompatible.contains(.corrupt) { throw .markedCorrupt }
     if header.incompatible.contains(.dirty) { throw .markedDirty }
@@ -91,8 +108,8 @@ extension Image {
   }
 
   private static func assemble(
-    _ header: Header, _ options: ImageOptions, _ storage: ImageStorage, l1: DiskTable,
-    refcountTable: DiskTable, metadata: MetadataMap, fileLength: UInt64
+    _ header: Header, _ options: ImageOptions, _ sources: ImageSources, _ storage: ImageStorage,
+    l1: DiskTable, refcountTable: DiskTable, metadata: MetadataMap, fileLength: UInt64
   ) -> ImageParts {
     let geometry = header.geometry
     let sliceSize = Int(min(geometry.clusterSize, 4096))
@@ -105,10 +122,21 @@ extension Image {
       refcounts: refcounts, storage: storage, metadata: metadata, headerEditor: editor,
       frees: frees, fileLength: fileLength)
     return ImageParts(
-      header: header, options: options, storage: storage, l1: l1,
+      header: header, options: options, sources: sources, storage: storage,
+      guestData: guestData(header, sources, storage), l1: l1,
       l2: SliceCache(
         sliceSize: sliceSize, slots: l2Slots(header, options, sliceSize)),
       allocator: allocator, metadata: metadata, frees: frees, headerEditor: editor)
+  }
+
+  private static func guestData(
+    _ header: Header, _ sources: ImageSources, _ storage: ImageStorage
+  ) -> GuestData {
+    let external = header.incompatible.contains(.externalDataFile) ? sources.dataFile : nil
+    return GuestData(
+      storage: external.map { ImageStorage(file: $0, health: storage.health) } ?? storage,
+      cipher: header.cryptMethod == 0 ? nil : sources.cipher, isExternal: external != nil,
+      isRaw: external != nil && header.autoclear.contains(.rawExternalData))
   }
 
   /// Slots for every L2 slice of the disk, up to the budget.

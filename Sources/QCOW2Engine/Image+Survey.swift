@@ -1,39 +1,30 @@
 import BlockCore
 import QCOW2Format
 
-/// What `open` looks at to know where metadata lies, and to refuse what it could not serve.
+/// What `open` looks at to know where metadata lies.
 extension Image {
-  /// Maps all metadata of the active disk and reads every L2 table once.
-  ///
-  /// Whatever the L1 table holds, each table inside the file is read once and those beyond its end,
-  /// which read as zeros, not at all: the work is bounded by the size of the file.
+  /// Maps all metadata of the active disk; looks at no L2 table and no refcount block.
   ///
   /// - Throws: ``ImageError/format(_:)`` for L1 entries that break the format and, if the image is to
-  ///   be written, for metadata that lies inside other metadata;
-  ///   ``ImageError/unsupported(_:)`` for compressed clusters.
+  ///   be written, for metadata that lies inside other metadata.
   static func survey(
-    _ header: Header, _ l1: DiskTable, _ refcountTable: DiskTable, _ storage: ImageStorage,
-    fileLength: UInt64, forWriting: Bool
-  ) async throws(ImageError) -> MetadataMap {
-    let areas = FixedAreas(header, refcountTable)
+    _ references: ImageReferences, _ l1: DiskTable, _ refcountTable: DiskTable, forWriting: Bool
+  ) throws(ImageError) -> MetadataMap {
+    let areas = FixedAreas(references, refcountTable)
     if forWriting { try areas.requireDisjoint() }
     let map = MetadataMap(
       fixed: areas.unmovable, refcountTable: areas.refcountTable,
       expectedTables: l1.countUsed() + refcountTable.countUsed() + 64)
-    let tables = try addL2Tables(header.geometry, l1, to: map, fileLength, forWriting)
-    try addRefcountBlocks(header.geometry, refcountTable, to: map, forWriting)
-    for table in tables { try await surveyL2Table(table, header, map, storage, forWriting) }
+    let geometry = references.header.geometry
+    try addL2Tables(geometry, l1, to: map, forWriting)
+    try addRefcountBlocks(geometry, refcountTable, to: map, forWriting)
     return map
   }
 
   /// A writer takes no table that two entries share: what one of them frees, the other would lose.
-  ///
-  /// - Returns: the L2 tables inside the file, each once.
   private static func addL2Tables(
-    _ geometry: ClusterGeometry, _ l1: DiskTable, to map: MetadataMap, _ fileLength: UInt64,
-    _ forWriting: Bool
-  ) throws(ImageError) -> [HostOffset] {
-    var tables: [HostOffset] = []
+    _ geometry: ClusterGeometry, _ l1: DiskTable, to map: MetadataMap, _ forWriting: Bool
+  ) throws(ImageError) {
     for index in 0..<l1.count {
       let raw = l1.load(index)
       if raw == 0 { continue }
@@ -46,9 +37,7 @@ extension Image {
       if forWriting && (!isFirst || map.fixedContains(cluster)) {
         throw overlap("L1 entry", index, raw)
       }
-      if isFirst && table.bytes < fileLength { tables.append(table) }
     }
-    return tables
   }
 
   private static func addRefcountBlocks(
@@ -66,27 +55,6 @@ extension Image {
     }
   }
 
-  /// Refuses compressed clusters and, for a writer, data that lies inside metadata.
-  private static func surveyL2Table(
-    _ table: HostOffset, _ header: Header, _ map: MetadataMap, _ storage: ImageStorage,
-    _ forWriting: Bool
-  ) async throws(ImageError) {
-    let geometry = header.geometry
-    let buffer = IOBuffer(count: Int(geometry.clusterSize))
-    try await storage.read(into: buffer.data, at: table)
-    for position in 0..<Int(geometry.l2Entries) {
-      let raw = unsafe buffer.base.be64(position * 8)
-      if raw == 0 { continue }
-      let entry = L2Entry(raw: raw)
-      if entry.kind(hasZeroFlag: true) == .compressed { throw .unsupported(.compression) }
-      guard let host = entry.hostCluster else { continue }
-      map.noteMapped(geometry.hostCluster(of: host))
-      if forWriting && map.contains(geometry.hostCluster(of: host)) {
-        throw overlap("L2 entry", position, raw)
-      }
-    }
-  }
-
   private static func overlap(_ name: FieldName, _ index: Int, _ value: UInt64) -> ImageError {
     .format(
       .badEntry(name: name, index: UInt64(index), value: value, problem: .overlapsMetadata))
@@ -98,7 +66,8 @@ private struct FixedAreas {
   private let named: [(name: FieldName, offset: UInt64, clusters: Range<UInt64>)]
   let refcountTable: Range<UInt64>
 
-  init(_ header: Header, _ table: DiskTable) {
+  init(_ references: ImageReferences, _ table: DiskTable) {
+    let header = references.header
     let geometry = header.geometry
     func clusters(_ offset: UInt64, _ bytes: UInt64) -> Range<UInt64> {
       let first = offset >> UInt64(geometry.clusterBits)
@@ -112,6 +81,10 @@ private struct FixedAreas {
     if header.snapshotCount > 0 {
       let area = clusters(header.snapshotsOffset, 1)
       named.append(("snapshots_offset", header.snapshotsOffset, area))
+    }
+    if let pointer = references.encryptionHeader, header.cryptMethod == 2 {
+      let area = clusters(pointer.offset.bytes, pointer.length)
+      named.append(("encryption header", pointer.offset.bytes, area))
     }
     refcountTable = clusters(header.refcountTableOffset, UInt64(table.count) * 8)
     named.append(("refcount_table_offset", header.refcountTableOffset, refcountTable))

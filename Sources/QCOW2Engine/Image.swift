@@ -1,4 +1,5 @@
 import BlockCore
+import QCOW2Codec
 package import QCOW2Format
 import Synchronization
 
@@ -13,6 +14,15 @@ package final class Image: BlockTarget {
   package let header: Header
   package let options: ImageOptions
   let storage: ImageStorage
+  let rules: EntryRules
+  let guestData: GuestData
+  let backing: (any BackingLayer)?
+  let contexts: WorkerContexts
+  let packer: CompressedPacker
+  /// Changes before the place of a released compressed cluster can be used anew.
+  let compressedGeneration = Atomic<UInt64>(0)
+  /// What host transfers call the file with the guest's data; -1 keeps requests off the hit path.
+  let planFile: Int
   let slices: SliceGeometry
   let tables: L2Tables
   let allocator: ClusterAllocator
@@ -23,6 +33,10 @@ package final class Image: BlockTarget {
   let health: ImageHealth
   let flusher: FlushCoordinator
   let headerEditor: HeaderEditor
+  /// Keeps the persistent bitmaps; nil if there are none to keep.
+  let changes: ChangeTracker?
+  /// What became of the persistent bitmaps.
+  package let bitmaps: BitmapReport
   /// Guest clusters whose mapping is being changed.
   let inFlight: InFlightRanges
   let maturing = AsyncMutex()
@@ -38,6 +52,14 @@ package final class Image: BlockTarget {
     header = parts.header
     options = parts.options
     storage = parts.storage
+    rules = EntryRules(header)
+    guestData = parts.guestData
+    backing = parts.sources.backing
+    planFile =
+      parts.guestData.isTransformed ? -1 : parts.sources.fileNumber.map { Int($0) } ?? -1
+    contexts = WorkerContexts(
+      workers: options.workers, kind: CompressionKind(rawValue: header.compressionType) ?? .zlib,
+      clusterSize: Int(geometry.clusterSize))
     slices = SliceGeometry(cluster: geometry, sliceSize: parts.l2.sliceSize)
     allocator = parts.allocator
     metadata = parts.metadata
@@ -46,6 +68,8 @@ package final class Image: BlockTarget {
     health = parts.storage.health
     stamps = RequestStamps(
       workers: options.workers, slotsPerWorker: options.slotsPerWorker)
+    packer = CompressedPacker(
+      allocator: allocator, alignment: storage.file.traits.offsetAlignment)
     arenas = WorkerArenas(
       workers: options.workers, clusterSize: geometry.clusterSize, allocator: allocator)
     tables = L2Tables(
@@ -53,8 +77,12 @@ package final class Image: BlockTarget {
       metadata: metadata, frees: frees)
     inFlight = InFlightRanges(groupBits: slices.entryBits)
     flusher = FlushCoordinator(
-      storage: storage, l1: parts.l1, l2: parts.l2, refcounts: allocator.refcounts, frees: frees,
+      storage: storage, externalData: guestData.isExternal ? guestData.storage : nil,
+      splitsEntries: rules.isExtended, l1: parts.l1, l2: parts.l2, refcounts: allocator.refcounts,
+      frees: frees,
       stamps: stamps, health: health)
+    changes = parts.bitmaps.isEmpty ? nil : ChangeTracker(parts.bitmaps, parts, flusher)
+    bitmaps = parts.bitmapReport
     let flusher = self.flusher
     allocator.makeRoom = { () async throws(ImageError) in try await flusher.flush() }
   }
@@ -86,6 +114,7 @@ package final class Image: BlockTarget {
       defer { maturing.release() }
       _ = try? await returnMatureClusters()
     }
+    await changes?.maintain()
   }
 
   /// Writes everything back and gives reserved and freed clusters up; no request may be running.
@@ -94,6 +123,7 @@ package final class Image: BlockTarget {
   package func close() async throws(ImageError) {
     if options.readOnly { return }
     try await flush()
+    try await changes?.finish()
     await maturing.acquire()
     defer { maturing.release() }
     // One pass makes what is pending durable, the next returns it. Bounded: what is still held
@@ -102,6 +132,7 @@ package final class Image: BlockTarget {
       try await returnMatureClusters()
       try await flusher.flush()
     }
+    try await packer.close()
     try await arenas.returnAll()
     try await flusher.flush()
   }
@@ -116,6 +147,9 @@ package final class Image: BlockTarget {
   private func returnMatureClusters() async throws(ImageError) {
     let mature = frees.takeMature(before: stamps.oldest())
     var done = 0
+    if !mature.isEmpty {
+      compressedGeneration.wrappingAdd(1, ordering: .acquiringAndReleasing)
+    }
     do {
       for run in mature {
         try await allocator.release(run, punch: options.discardsToHost)

@@ -6,13 +6,11 @@ package enum HostOperation: String, Sendable {
   case read, write, zero, sync, length, resize
 }
 
-/// A feature of the format that this version cannot serve.
-package enum UnsupportedFeature: String, Sendable {
+/// Something that an image needs and that was not opened with it.
+package enum MissingSource: String, Sendable {
   case backingFile = "a backing file"
-  case encryption = "encryption"
-  case externalDataFile = "an external data file"
-  case extendedL2 = "extended L2 entries"
-  case compression = "compressed clusters"
+  case cipher = "encryption"
+  case dataFile = "an external data file"
 }
 
 /// Why an image cannot be opened, or a request not be carried out.
@@ -21,7 +19,12 @@ package enum ImageError: Error, Sendable {
   case format(FormatError)
   /// A host operation failed at `offset`.
   case io(HostOperation, at: HostOffset, Errno)
-  case unsupported(UnsupportedFeature)
+  /// The image cannot be served without something that the caller did not give.
+  case missing(MissingSource)
+  /// Compressed bytes that do not inflate to one cluster.
+  case badCompressedData(at: HostOffset)
+  /// The data must be transformed: the request has to come again with plain memory.
+  case needsMemory
   /// The corrupt bit is set; only reading is allowed.
   case markedCorrupt
   /// The dirty bit is set: refcounts may be wrong, so nothing may be written.
@@ -45,9 +48,9 @@ package enum ImageError: Error, Sendable {
     case .noSpace: .noSpace
     case .readOnly: .readOnly
     case .badRequest: .invalid
-    case .unsupported: .notSupported
+    case .missing, .needsMemory: .notSupported
     case .format, .markedCorrupt, .markedDirty, .writesStopped, .refcountRange,
-      .overlapsMetadata:
+      .overlapsMetadata, .badCompressedData:
       .io
     }
   }
@@ -66,8 +69,10 @@ package enum ImageError: Error, Sendable {
     case .format(let error): error.message
     case .io(let operation, let offset, let errno):
       "host \(operation.rawValue) at \(hex(offset.bytes)): errno \(errno.code)"
-    case .unsupported(let feature):
-      "the image has \(feature.rawValue), which this version of qublk does not support yet"
+    case .missing(let source): "the image has \(source.rawValue), which was not opened with it"
+    case .badCompressedData(let offset):
+      "compressed cluster at host offset \(hex(offset.bytes)) does not inflate to one cluster"
+    case .needsMemory: "the data has to be transformed in memory"
     case .markedCorrupt:
       "image is marked corrupt: repair it with \"qemu-img check -r all\" or add it with --read-only"
     case .markedDirty:

@@ -10,8 +10,17 @@ package struct ImageOptions: Sendable {
   package var cacheBytes: Int?
   /// Metadata is written back when it has been dirty for this long.
   package var dirtyAgeMilliseconds = 1000
+  /// Of a bitmap, the bits of this much of the disk are set together, in bytes.
+  package var bitmapIntentBytes: UInt64 = 64 << 20
+  /// Bitmaps go back to the exact bits when no new range has been changed for this long.
+  package var bitmapQuietMilliseconds = 5000
   /// Freed clusters are punched out of the host file.
   package var discardsToHost = true
+
+  /// What is read from a backing file is kept in the image.
+  package var copyOnRead = false
+  /// Clusters that are written whole are compressed; what does not get smaller is written plain.
+  package var compressesWrites = false
 
   package init() {}
 }

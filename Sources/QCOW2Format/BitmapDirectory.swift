@@ -134,10 +134,15 @@ public struct BitmapEntry: Equatable, Sendable {
     }
   }
 
+  /// The bits for a disk; valid after ``validate(_:diskSize:)``.
+  public func bitCount(diskSize: UInt64) -> UInt64 {
+    let granularity: UInt64 = 1 << UInt64(granularityBits)
+    return diskSize / granularity + (diskSize % granularity == 0 ? 0 : 1)
+  }
+
   /// The number of table entries for a disk: its bits, in whole 64-bit words, in whole clusters.
   private func entriesNeeded(_ geometry: ClusterGeometry, _ diskSize: UInt64) -> UInt64 {
-    let granularity: UInt64 = 1 << UInt64(granularityBits)
-    let bits = diskSize / granularity + (diskSize % granularity == 0 ? 0 : 1)
+    let bits = bitCount(diskSize: diskSize)
     return geometry.clusters(covering: (bits / 64 + (bits % 64 == 0 ? 0 : 1)) * 8)
   }
 

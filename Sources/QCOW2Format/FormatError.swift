@@ -25,6 +25,7 @@ public enum OffsetProblem: String, Equatable, Sendable {
   case beyondLimit = "beyond the format's limit"
   case overlapsMetadata = "inside other metadata"
   case reservedBits = "reserved bits are set"
+  case allocatedAndZero = "a subcluster is both allocated and zero"
 }
 
 /// A fixed text that is `Equatable`: the name of a field or structure in the specification's words.

@@ -26,9 +26,11 @@ extension BadInputTests {
           for index in 0..<2 {
             var spoiled = image
             spoiled.put64(value | flag, at: image.start(HandmadeImage.l1Table) + index * 8)
+            // Somebody's data taken for a table is lost to it: only a check of all tables finds that.
+            let host = (value & 0x00ff_ffff_ffff_fe00) >> UInt64(clusterBits)
             Trial(
               "v\(version) \(clusterBits) bits: L1[\(index)] = \(hex(value | flag))",
-              spoiled.bytes
+              spoiled.bytes, keepsOtherData: host < UInt64(HandmadeImage.firstData) || host >= 100
             ).run()
           }
         }
@@ -38,17 +40,17 @@ extension BadInputTests {
     @Test(arguments: [2, 3], [9, 12, 16])
     func anyL2EntryIsRefusedOrServed(version: Int, clusterBits: Int) {
       let image = HandmadeImage(clusterBits: clusterBits, version: version)
-      let data = UInt64(HandmadeImage.firstData)
       for value in Self.wrongOffsets(image) {
         for flag in [0, Self.copied, 1, Self.copied | 1] {
           for index in [0, 5] {
             var spoiled = image
             spoiled.put64(value | flag, at: image.positionOfEntry(index))
-            // Two guest clusters in one host cluster, or one in a free cluster: a check finds it.
+            // Two guest clusters in one host cluster, one in a free cluster, or one in a table, which
+            // changes while it is read as data: a check finds it.
             let host = (value & 0x00ff_ffff_ffff_fe00) >> UInt64(clusterBits)
             Trial(
               "v\(version) \(clusterBits) bits: L2[\(index)] = \(hex(value | flag))",
-              spoiled.bytes, keepsOtherData: host < data || host >= 100
+              spoiled.bytes, keepsOtherData: host == 0 || host >= 100
             ).run()
           }
         }

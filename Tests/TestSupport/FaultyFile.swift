@@ -81,6 +81,10 @@ package final class FaultyFile: HostFile, @unchecked Sendable {  // why: one thr
   }
 
   package func length() async throws(Errno) -> UInt64 { try await file.length() }
+  package func extend(to length: UInt64) async throws(Errno) {
+    if try await self.length() < length { try await setLength(length) }
+  }
+
   package func setLength(_ length: UInt64) async throws(Errno) {
     if let fault = fails(.resize) { throw fault.errno }
     try await file.setLength(length)

@@ -22,6 +22,8 @@
   package var autoclear: UInt64 = 0
   /// Extensions: bytes put after the standard header, version 3 only.
   package var extensions: [UInt8] = []
+  /// Persistent bitmaps, version 3 only: adds their extension and sets autoclear bit 0.
+  package var bitmaps: [BitmapSpec] = []
   /// Fills a data cluster: the guest cluster and its host bytes.
   package var fill: (Int, UnsafeMutableRawPointer) -> Void = { _, _ in }
 
@@ -46,6 +48,7 @@
     var refcountTableClusters = 0
     var refcountBlocks = 0
     var refcountBlockCount = 0
+    var bitmaps = BitmapLayout()
 
     mutating func take(_ count: Int) -> Int {
       next += count
@@ -79,6 +82,9 @@
       case .zero, nil: break
       }
     }
+    layout.bitmaps = BitmapLayout(
+      bitmaps, clusterBits: clusterBits, size: size, from: layout.next)
+    layout.next += layout.bitmaps.clusters
     let perBlock = (clusterSize * 8) >> refcountOrder
     var blocks = 1
     var tableClusters = 1
@@ -111,6 +117,10 @@
     bytes.put32(UInt32(refcountOrder), 96)
     bytes.put32(104, 100)
     bytes.put(extensions, 104)
+    if !bitmaps.isEmpty {
+      bytes.put64(autoclear | 1, 88)
+      layout.bitmaps.write(to: bytes, extensionAt: 104 + extensions.count)
+    }
   }
 
   private func writeTables(_ bytes: ImageBytes, _ layout: Layout) {

@@ -72,6 +72,10 @@ package final class MemoryFile: HostFile, @unchecked Sendable {  // why: `lock`,
 
   package func length() async throws(Errno) -> UInt64 { lock.withLock { UInt64(bytes.length) } }
 
+  package func extend(to length: UInt64) async throws(Errno) {
+    if try await self.length() < length { try await setLength(length) }
+  }
+
   package func setLength(_ length: UInt64) async throws(Errno) {
     if !bytes.fits(0, Int(length)) { throw .fileTooBig }
     if traits.isBlockDevice { lock.withLock { violations.append("length of a device set") } }

@@ -67,6 +67,10 @@ package final class RecordingFile: HostFile, @unchecked Sendable {
 
   package func length() async throws(Errno) -> UInt64 { try await file.length() }
 
+  package func extend(to length: UInt64) async throws(Errno) {
+    if try await self.length() < length { try await setLength(length) }
+  }
+
   package func setLength(_ length: UInt64) async throws(Errno) {
     let index = begin(.setLength, length, 0)
     do { try await file.setLength(length) } catch { throw fail(index, error) }

@@ -92,8 +92,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   /// Grows the file over a reserved run: later writes into it then need no change of length, which
   /// file systems serialise.
   ///
-  /// One owner does this, in steps of a whole run. Never shortens it: in a
-  /// broken image there may be data beyond the clusters that have a refcount.
+  /// One owner does this, in steps of a whole run.
   private func extendFile(over run: Range<UInt64>) async throws(ImageError) {
     do { try await growFile(over: run.upperBound - 1) } catch {
       try? await decrement(run)
@@ -101,11 +100,12 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     }
   }
 
-  /// Makes the file reach to the end of `cluster`, which is not below ``freshFrom``: no data that an
-  /// entry maps lies beyond, so a write that extends the file meanwhile cannot be cut off.
+  /// Makes the file reach to the end of `cluster`.
+  ///
+  /// Never shortens it: in a file that was cut there may be data beyond its end, and beyond the
+  /// clusters that have a refcount, which is being written at this very moment.
   func growFile(over cluster: UInt64) async throws(ImageError) {
-    let end = geometry.start(ofHostCluster: cluster + 1).bytes
-    if try await storage.length() < end { try await storage.setLength(end) }
+    try await storage.extend(to: geometry.start(ofHostCluster: cluster + 1).bytes)
   }
 
   /// The first run of zero refcounts; a run never mixes fresh and used clusters.
@@ -122,6 +122,25 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     let stop = start < fresh ? min(end, fresh) : end
     while last < stop && last - start < wanted && isFree(last) { last += 1 }
     return start..<last
+  }
+
+  /// Adds a reference to a cluster in use.
+  ///
+  /// - Returns: false if its refcount can go no higher.
+  func addReference(_ cluster: UInt64) async throws(ImageError) -> Bool {
+    await mutex.acquire()
+    defer { mutex.release() }
+    let order = geometry.refcountOrder
+    let most = geometry.maxRefcount
+    let before = try unsafe await withSlice(of: cluster) { [refcounts] bytes in
+      let index = refcounts.indexInSlice(cluster)
+      let value = unsafe RefcountWidth.get(bytes, order: order, index: index)
+      if value == 0 || value == most { return (value, false) }
+      unsafe RefcountWidth.set(bytes, order: order, index: index, value: value + 1)
+      return (value, true)
+    }
+    if before == 0 { throw .refcountRange(cluster: cluster) }
+    return before < most
   }
 
   /// Gives reserved clusters back that no pointer ever led to.

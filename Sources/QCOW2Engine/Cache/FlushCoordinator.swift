@@ -23,6 +23,10 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   private var waiters: [UnsafeContinuation<Turn, Never>] = unsafe []
 
   private let storage: ImageStorage
+  /// The external data file; nil if guest data lies in the image file.
+  private let externalData: ImageStorage?
+  /// L2 entries have two halves, which the disk need not write together.
+  private let splitsEntries: Bool
   private let l1: DiskTable
   private let l2: SliceCache
   private let refcounts: RefcountStore
@@ -35,10 +39,13 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   let rounds = Atomic<UInt64>(0)
 
   init(
-    storage: ImageStorage, l1: DiskTable, l2: SliceCache, refcounts: RefcountStore,
-    frees: DeferredFrees, stamps: RequestStamps, health: ImageHealth
+    storage: ImageStorage, externalData: ImageStorage?, splitsEntries: Bool, l1: DiskTable,
+    l2: SliceCache, refcounts: RefcountStore, frees: DeferredFrees, stamps: RequestStamps,
+    health: ImageHealth
   ) {
     self.storage = storage
+    self.externalData = externalData
+    self.splitsEntries = splitsEntries
     self.l1 = l1
     self.l2 = l2
     self.refcounts = refcounts
@@ -127,6 +134,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
       l2Batch.take(from: &dirty)
       let writesMore = !l2Batch.isEmpty || !l1Sectors.isEmpty
       try await writeRefcounts(before: writesMore)
+      if splitsEntries { try await writeHalves() }
       try await l2Batch.write(to: storage)
     } while !dirty.isEmpty
     if !l1Sectors.isEmpty {
@@ -157,12 +165,23 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
     }
   }
 
+  /// Brings extended L2 entries that change in both halves to where one half is left to change.
+  private func writeHalves() async throws(ImageError) {
+    guard !l2Batch.isEmpty else { return }
+    let halves = SplitEntries(l2Batch)
+    try await halves.readOld(from: storage)
+    for step in SplitEntries.Step.allCases {
+      if try await halves.write(step, to: storage) { try await barrier() }
+    }
+  }
+
   private func write(_ sectors: [TableSector]) async throws(ImageError) {
     for sector in sectors { try await storage.write(from: sector.buffer, at: sector.at) }
   }
 
   private func barrier() async throws(ImageError) {
     try health.requireWrites()
+    try await externalData?.sync()
     try await storage.sync()
   }
 }

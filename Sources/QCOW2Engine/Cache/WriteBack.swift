@@ -17,6 +17,15 @@ final class WriteBackBatch: @unchecked Sendable {  // why: owned by the one runn
   }
 
   var isEmpty: Bool { slices.isEmpty }
+  /// The bytes of all copies.
+  var byteCount: Int { slices.count * cache.sliceSize }
+  var sliceSize: Int { cache.sliceSize }
+  var sliceCount: Int { slices.count }
+
+  /// Where a slice goes, and its copy.
+  func slice(_ index: Int) -> (at: HostOffset, bytes: UnsafeMutableRawPointer) {
+    unsafe (HostOffset(slices[index].key), staging.base + index * cache.sliceSize)
+  }
 
   /// Copies the first slices of `dirty`, at most the capacity, and removes them from it.
   func take(from dirty: inout ArraySlice<DirtySlice>) {

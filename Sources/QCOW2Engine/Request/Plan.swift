@@ -10,25 +10,27 @@ extension Image {
   ) -> PlanResult {
     let isWrite = request.operation == .write
     guard isWrite && !request.isFUA || request.operation == .read,
-      !isWrite || (health.allowsWrites && !options.readOnly), inBounds(request)
+      !isWrite || mayWriteInPlace, inBounds(request)
     else { return .needsService }
+    if isWrite, let changes, !changes.covers(request.offset, request.length) {
+      return .needsService
+    }
     stamps.enter(worker: worker, slot: slot)
     var builder = unsafe PlanBuilder(plan)
-    var offset = request.offset
-    var remaining = request.length
-    while remaining > 0 {
-      let covered = planStep(offset, remaining, isWrite: isWrite, &builder)
-      if covered == 0 {
-        stamps.exit(worker: worker, slot: slot)
-        return .needsService
-      }
-      offset = offset + covered
-      remaining &-= covered
-    }
-    return .transfers(count: builder.count)
+    let isPlanned =
+      isWrite
+      ? planWrite(request, &builder)
+      : planRead(request.offset, request.length, &builder) == request.length
+    if isPlanned { return .transfers(count: builder.count) }
+    stamps.exit(worker: worker, slot: slot)
+    return .needsService
   }
 
   package func finish(worker: Int, slot: Int) { stamps.exit(worker: worker, slot: slot) }
+
+  private var mayWriteInPlace: Bool {
+    health.allowsWrites && !options.readOnly && !options.compressesWrites
+  }
 
   /// Whether the request is made of whole sectors inside the disk.
   @inline(__always) func inBounds(_ request: BlockRequest) -> Bool {
@@ -36,88 +38,161 @@ extension Image {
       && request.length <= size &- request.offset.bytes
   }
 
+  /// Maps a range for reading, through the backing chain.
+  ///
+  /// - Returns: the bytes mapped; less than `length` when the slow path must take over.
+  func planRead(
+    _ offset: GuestOffset, _ length: UInt64, _ builder: inout PlanBuilder
+  ) -> UInt64 {
+    guard planFile >= 0 else { return 0 }
+    var done: UInt64 = 0
+    while done < length {
+      let step = planStep(offset + done, length &- done, isWrite: false, &builder)
+      done &+= step.covered
+      guard step.unallocated > 0 else {
+        if step.covered == 0 { return 0 }
+        continue
+      }
+      let covered = planUnallocated(offset + done, step.unallocated, &builder)
+      if covered == 0 { return 0 }
+      done &+= covered
+    }
+    return done
+  }
+
+  /// With no lock held: the next image of the chain has locks of its own, of the same rank.
+  private func planUnallocated(
+    _ offset: GuestOffset, _ length: UInt64, _ builder: inout PlanBuilder
+  ) -> UInt64 {
+    guard let backing else { return builder.appendZeroes(length) ? length : 0 }
+    if options.copyOnRead { return 0 }
+    return backing.plan(offset, length, into: &builder)
+  }
+
+  private func planWrite(_ request: BlockRequest, _ builder: inout PlanBuilder) -> Bool {
+    guard planFile >= 0 else { return false }
+    var done: UInt64 = 0
+    while done < request.length {
+      let step = planStep(
+        request.offset + done, request.length &- done, isWrite: true, &builder)
+      if step.covered == 0 || step.unallocated > 0 { return false }
+      done &+= step.covered
+    }
+    return true
+  }
+
+  /// How far one step got: bytes mapped, then bytes found not to be in this image.
+  struct PlanStep {
+    var covered: UInt64 = 0
+    var unallocated: UInt64 = 0
+  }
+
   /// Maps the start of a range, up to the end of one slice at most.
   ///
-  /// - Returns: the bytes mapped; 0 when the slow path must take over.
+  /// - Returns: nothing covered and nothing unallocated when the slow path must take over.
   @inline(__always) private func planStep(
     _ offset: GuestOffset, _ remaining: UInt64, isWrite: Bool, _ builder: inout PlanBuilder
-  ) -> UInt64 {
+  ) -> PlanStep {
     let entry = L1Entry(raw: tables.l1.load(Int(geometry.l1Index(of: offset))))
     guard !entry.hasReservedBits, let table = entry.l2Table,
       table.bytes & geometry.clusterMask == 0, !isWrite || entry.isCopied
     else {
-      if isWrite || entry.raw != 0 { return 0 }
+      if isWrite || entry.raw != 0 { return PlanStep() }
       let length = min(
         remaining, geometry.bytesPerL2Table - offset.bytes & (geometry.bytesPerL2Table - 1))
-      return builder.append(.zeroes, HostOffset(0), length) ? length : 0
+      return PlanStep(unallocated: length)
     }
     let index = geometry.l2Index(of: offset) << UInt64(geometry.l2EntryBits)
     let key = l2.key(of: table + index)
+    let position = Int(index) & (l2.sliceSize - 1)
     return unsafe l2.withResident(key) { bytes in
-      unsafe planSlice(bytes, Int(index) & (l2.sliceSize - 1), offset, remaining, isWrite, &builder)
-    } ?? 0
+      rules.isExtended
+        ? unsafe planExtended(bytes, position, offset, remaining, isWrite, &builder)
+        : unsafe planStandard(bytes, position, offset, remaining, isWrite, &builder)
+    } ?? PlanStep()
   }
 
   /// Maps clusters from the entry at byte `position` of a slice on; call under the stripe's lock.
-  @inline(__always) private func planSlice(
+  @inline(__always) private func planStandard(
     _ bytes: UnsafeRawPointer, _ position: Int, _ offset: GuestOffset, _ remaining: UInt64,
     _ isWrite: Bool, _ builder: inout PlanBuilder
-  ) -> UInt64 {
+  ) -> PlanStep {
     var position = position
-    var covered: UInt64 = 0
+    var step = PlanStep()
     var inCluster = offset.bytes & geometry.clusterMask
-    while covered < remaining && position < l2.sliceSize {
+    while step.covered &+ step.unallocated < remaining && position < l2.sliceSize {
       let entry = unsafe L2Entry(raw: bytes.be64(position))
-      let length = min(geometry.clusterSize &- inCluster, remaining &- covered)
-      switch entry.kind(hasZeroFlag: header.hasZeroFlag) {
+      let length = min(
+        geometry.clusterSize &- inCluster, remaining &- step.covered &- step.unallocated)
+      switch entry.kind(hasZeroFlag: rules.hasZeroFlag) {
       case .data:
-        guard let host = entry.hostCluster, host.bytes & geometry.clusterMask == 0,
-          !isWrite || (entry.isCopied && !metadata.contains(geometry.hostCluster(of: host))),
-          builder.append(.file, host + inCluster, length)
-        else { return 0 }
-      case .unallocated, .zero:
-        guard !isWrite, builder.append(.zeroes, HostOffset(0), length) else { return 0 }
-      case .compressed: return 0
+        if step.unallocated > 0 { return step }
+        guard let host = entry.hostCluster,
+          planData(host, inCluster, length, entry.isCopied, isWrite, &builder)
+        else { return PlanStep() }
+        step.covered &+= length
+      case .zero:
+        if step.unallocated > 0 { return step }
+        guard !isWrite, builder.appendZeroes(length) else { return PlanStep() }
+        step.covered &+= length
+      case .unallocated:
+        // With an external data file, COPIED says that host offset 0 is meant.
+        if isWrite || entry.isCopied { return step.unallocated > 0 ? step : PlanStep() }
+        step.unallocated &+= length
+      case .compressed: return step.unallocated > 0 ? step : PlanStep()
       }
-      covered &+= length
       inCluster = 0
       position &+= 8
     }
-    return covered
-  }
-}
-
-/// Collects transfers, joining neighbours that continue each other.
-@safe
-struct PlanBuilder {
-  private let plan: UnsafeMutableBufferPointer<HostTransfer>
-  private(set) var count = 0
-  private var dataOffset: UInt32 = 0
-
-  @inline(__always) init(_ plan: UnsafeMutableBufferPointer<HostTransfer>) {
-    unsafe self.plan = unsafe plan
+    return step
   }
 
-  /// - Returns: false when the plan is full.
-  @inline(__always) mutating func append(
-    _ kind: HostTransfer.Kind, _ host: HostOffset, _ length: UInt64
-  ) -> Bool {
-    let length32 = UInt32(truncatingIfNeeded: length)
-    if count > 0 {
-      let last = unsafe plan[count &- 1]
-      if last.kind == kind
-        && (kind == .zeroes || last.hostOffset.bytes &+ UInt64(last.length) == host.bytes)
-      {
-        unsafe plan[count &- 1].length = last.length &+ length32
-        dataOffset &+= length32
-        return true
+  /// The same for extended L2 entries, subcluster run by subcluster run.
+  private func planExtended(
+    _ bytes: UnsafeRawPointer, _ position: Int, _ offset: GuestOffset, _ remaining: UInt64,
+    _ isWrite: Bool, _ builder: inout PlanBuilder
+  ) -> PlanStep {
+    var position = position
+    var step = PlanStep()
+    var inCluster = offset.bytes & geometry.clusterMask
+    let bits = UInt64(rules.subclusterBits)
+    while step.covered &+ step.unallocated < remaining && position < l2.sliceSize {
+      let entry = unsafe ClusterEntry(
+        L2Entry(raw: bytes.be64(position)), SubclusterBitmap(raw: bytes.be64(position &+ 8)))
+      let (state, count) = rules.run(entry, from: Int(inCluster >> bits))
+      let end = ((inCluster >> bits) &+ UInt64(count)) << bits
+      let length = min(end &- inCluster, remaining &- step.covered &- step.unallocated)
+      if state != .unallocated && step.unallocated > 0 { return step }
+      switch state {
+      case .data:
+        guard let host = rules.hostCluster(entry),
+          planData(host, inCluster, length, entry.descriptor.isCopied, isWrite, &builder)
+        else { return PlanStep() }
+        step.covered &+= length
+      case .zero:
+        guard !isWrite, builder.appendZeroes(length) else { return PlanStep() }
+        step.covered &+= length
+      case .unallocated:
+        if isWrite { return PlanStep() }
+        step.unallocated &+= length
+      case .compressed, .invalid: return PlanStep()
       }
+      inCluster = end & geometry.clusterMask
+      if inCluster == 0 { position &+= 16 }
     }
-    if unsafe count == plan.count { return false }
-    unsafe plan[count] = HostTransfer(
-      kind: kind, length: length32, dataOffset: dataOffset, hostOffset: host)
-    count &+= 1
-    dataOffset &+= length32
-    return true
+    return step
+  }
+
+  @inline(__always) private func planData(
+    _ host: HostOffset, _ inCluster: UInt64, _ length: UInt64, _ isCopied: Bool, _ isWrite: Bool,
+    _ builder: inout PlanBuilder
+  ) -> Bool {
+    guard host.bytes & geometry.clusterMask == 0,
+      !isWrite
+        || isCopied
+          && (guestData.isExternal || !metadata.contains(geometry.hostCluster(of: host)))
+    else { return false }
+    return builder.append(
+      file: UInt8(truncatingIfNeeded: planFile), host + inCluster, length)
   }
 }

@@ -1,75 +1,44 @@
 import BlockCore
 import QCOW2Format
-
-/// A guest range with one mapping, as the slow path sees it.
-enum Extent: Sendable {
-  /// Reads as zeros: not allocated, or with the zero flag.
-  case zeroes(length: UInt64)
-  case data(HostOffset, length: UInt64)
-
-  var length: UInt64 {
-    switch self {
-    case .zeroes(let length), .data(_, let length): length
-    }
-  }
-}
+import Synchronization
 
 extension Image {
   /// READ, extent by extent.
-  func read(_ request: BlockRequest) async throws(ImageError) {
+  ///
+  /// - Throws: ``ImageError/needsMemory`` if data must be transformed and `request.data` is no memory.
+  func read(_ request: BlockRequest, worker: Int) async throws(ImageError) {
     var done: UInt64 = 0
     while done < request.length {
-      let extent = try await extent(
-        at: request.offset + done, length: request.length - done)
+      let offset = request.offset + done
+      // Before the mapping is looked at: see ``DecompressedClusters``.
+      let generation = compressedGeneration.load(ordering: .acquiring)
+      let extent = try await extent(at: offset, length: request.length - done)
       let data = request.data.slice(Int(done), Int(extent.length))
-      switch extent {
-      case .zeroes: try await storage.fillWithZeroes(data)
-      case .data(let host, _): try await storage.read(into: data, at: host)
+      if options.copyOnRead, case .unallocated = extent,
+        let length = try await readAndKeep(into: data, at: offset, worker: worker)
+      {
+        done += length
+        continue
       }
+      try await read(extent, into: data, at: offset, generation: generation, worker: worker)
       done += extent.length
     }
   }
 
-  /// Finds where the guest bytes that start at `offset` are stored.
-  ///
-  /// An extent ends at the first change of mapping and never crosses the end of an L2 slice, so a
-  /// long request takes several calls. May read one L2 slice from the host file.
-  ///
-  /// Source: qcow2 specification, "Cluster mapping".
-  func extent(at offset: GuestOffset, length: UInt64) async throws(ImageError) -> Extent {
-    let part = slices.part(from: offset, length: length)
-    guard let table = try tables.entry(part.l1Index).l2Table else {
-      return .zeroes(length: part.length)
+  /// Reads one extent, which starts at `offset` and is as long as `data`.
+  private func read(
+    _ extent: Extent, into data: DataBuffer, at offset: GuestOffset, generation: UInt64,
+    worker: Int
+  ) async throws(ImageError) {
+    switch extent {
+    case .zeroes: try await storage.fillWithZeroes(data)
+    case .unallocated:
+      guard let backing else { return try await storage.fillWithZeroes(data) }
+      try await backing.read(into: data, at: offset, worker: worker)
+    case .data(let host, _): try await guestData.read(into: data, at: host, guest: offset)
+    case .compressed(let descriptor, let within, _):
+      try await readCompressed(
+        descriptor, from: within, into: data, generation: generation, worker: worker)
     }
-    let found = try await withEntries(part, table: table) { entries in
-      self.firstExtent(part, entries)
-    }
-    try check(found.first, cluster: part.clusters.lowerBound)
-    return found.extent
-  }
-
-  private func firstExtent(
-    _ part: SlicePart, _ entries: SliceEntries
-  ) -> (first: L2Entry, extent: Extent) {
-    let first = entries[0]
-    let isData = first.kind(hasZeroFlag: header.hasZeroFlag) == .data
-    var count = 1
-    while count < entries.count {
-      let next = entries[count]
-      let nextIsData = next.kind(hasZeroFlag: header.hasZeroFlag) == .data
-      guard nextIsData == isData,
-        next.kind(hasZeroFlag: header.hasZeroFlag) != .compressed,
-        !isData
-          || next.hostCluster?.bytes == (first.hostCluster?.bytes ?? 0)
-            &+ UInt64(count) << UInt64(geometry.clusterBits)
-      else { break }
-      count += 1
-    }
-    let inCluster = part.start.bytes & geometry.clusterMask
-    let length = min(part.length, UInt64(count) << UInt64(geometry.clusterBits) - inCluster)
-    if isData, let host = first.hostCluster {
-      return (first, .data(host + inCluster, length: length))
-    }
-    return (first, .zeroes(length: length))
   }
 }

@@ -7,6 +7,7 @@ extension Image {
   package func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult {
     do throws(ImageError) {
       guard inBounds(request) else { throw .badRequest }
+      if guestData.isTransformed && !request.data.isMemory { return .needsMemory }
       if request.operation == .flush {
         try await flush()
         return .done
@@ -17,6 +18,7 @@ extension Image {
       if request.isFUA { try await flush() }
       return .done
     } catch {
+      if case .needsMemory = error { return .needsMemory }
       await report(error)
       return .failed(error.errno)
     }
@@ -26,9 +28,12 @@ extension Image {
     if request.operation != .read {
       if options.readOnly { throw .readOnly }
       try health.requireWrites()
+      if request.operation != .flush {
+        try await changes?.record(request.offset, request.length)
+      }
     }
     switch request.operation {
-    case .read: try await read(request)
+    case .read: try await read(request, worker: worker)
     case .write: try await write(request, worker: worker)
     case .discard: try await discard(request, worker: worker)
     case .writeZeroes: try await zero(request, worker: worker)
@@ -46,24 +51,10 @@ extension Image {
       table + part.sliceOffset, storage: storage, makeRoom: makeRoom
     ) { bytes in
       var entries = unsafe SliceEntries(
-        bytes: bytes, first: part.firstEntry, count: part.clusters.count)
+        bytes: bytes, first: part.firstEntry, count: part.clusters.count,
+        isExtended: self.rules.isExtended)
       let result = body(&entries)
       return (result, entries.isChanged)
-    }
-  }
-
-  /// Throws if a data entry cannot be used.
-  func check(_ entry: L2Entry, cluster: UInt64) throws(ImageError) {
-    if entry.raw & geometry.clusterMask & ~0x1ff != 0
-      && entry.kind(hasZeroFlag: header.hasZeroFlag) != .compressed
-    {
-      throw .format(
-        .badEntry(
-          name: "L2 entry of guest cluster", index: cluster, value: entry.raw,
-          problem: .unaligned))
-    }
-    if entry.kind(hasZeroFlag: header.hasZeroFlag) == .compressed {
-      throw .unsupported(.compression)
     }
   }
 }
@@ -73,19 +64,32 @@ extension Image {
 struct SliceEntries {
   private let bytes: UnsafeMutableRawPointer
   private let first: Int
+  private let isExtended: Bool
   let count: Int
   private(set) var isChanged = false
 
-  init(bytes: UnsafeMutableRawPointer, first: Int, count: Int) {
+  init(bytes: UnsafeMutableRawPointer, first: Int, count: Int, isExtended: Bool) {
     unsafe self.bytes = unsafe bytes
     self.first = first
     self.count = count
+    self.isExtended = isExtended
   }
 
-  subscript(index: Int) -> L2Entry {
-    get { unsafe L2Entry(raw: bytes.be64((first &+ index) &* 8)) }
+  subscript(index: Int) -> ClusterEntry {
+    get {
+      if !isExtended { return unsafe ClusterEntry(L2Entry(raw: bytes.be64((first &+ index) &* 8))) }
+      let position = (first &+ index) &* 16
+      return unsafe ClusterEntry(
+        L2Entry(raw: bytes.be64(position)), SubclusterBitmap(raw: bytes.be64(position &+ 8)))
+    }
     set {
-      unsafe bytes.storeBE64(newValue.raw, (first &+ index) &* 8)
+      if isExtended {
+        let position = (first &+ index) &* 16
+        unsafe bytes.storeBE64(newValue.descriptor.raw, position)
+        unsafe bytes.storeBE64(newValue.bitmap.raw, position &+ 8)
+      } else {
+        unsafe bytes.storeBE64(newValue.descriptor.raw, (first &+ index) &* 8)
+      }
       isChanged = true
     }
   }

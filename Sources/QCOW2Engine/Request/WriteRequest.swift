@@ -1,16 +1,6 @@
 import BlockCore
 import QCOW2Format
 
-/// What a write may do with the first clusters of its range.
-private enum WriteTarget: Sendable {
-  /// Consecutive clusters that may be written where they are.
-  case inPlace(HostOffset, clusters: Int)
-  /// A zero cluster with an unshared host cluster behind it: fill it, then drop the zero flag.
-  case reuse(HostOffset, head: L2Entry)
-  /// `clusters` that need new host clusters; the old entries of the first and last.
-  case allocate(clusters: Int, first: L2Entry, last: L2Entry)
-}
-
 extension Image {
   /// WRITE: in place where the cluster is ours alone, else into new host clusters.
   func write(_ request: BlockRequest, worker: Int) async throws(ImageError) {
@@ -23,175 +13,88 @@ extension Image {
 
   /// Writes the start of `part` from `data` at `dataOffset` on.
   ///
-  /// Allocate → account → write data → publish → release (DESIGN.md section 4, rule 1): an error
-  /// before the publish leaves the old mapping intact.
-  ///
   /// - Returns: the bytes written, at least 1.
   private func writePart(
     _ part: SlicePart, _ data: DataBuffer, at dataOffset: Int, worker: Int
   ) async throws(ImageError) -> UInt64 {
     await inFlight.acquire(part.clusters)
     defer { inFlight.release(part.clusters) }
+    let data = data.slice(dataOffset, data.count - dataOffset)
+    if isCompressible(part),
+      try await writeCompressed(part, data, worker: worker)
+    {
+      return geometry.clusterSize
+    }
+    return try await writeHeld(part, data, worker: worker)
+  }
+
+  /// Writes the start of `part`, whose clusters the caller holds in ``inFlight``, from `data`.
+  ///
+  /// Allocate → account → write data → publish → release (DESIGN.md section 4, rule 1): an error
+  /// before the publish leaves the old mapping intact.
+  ///
+  /// - Returns: the bytes written, at least 1.
+  func writeHeld(
+    _ part: SlicePart, _ data: DataBuffer, worker: Int
+  ) async throws(ImageError) -> UInt64 {
     let table = try await tables.writableTable(part.l1Index, worker: worker)
-    let (target, first) = try await withEntries(part, table: table) { entries in
-      (self.target(entries), entries[0])
+    let target = try await withEntries(part, table: table) { entries in
+      self.target(part, entries)
     }
-    try check(first, cluster: part.clusters.lowerBound)
     switch target {
-    case .inPlace(let host, let clusters):
-      let bytes = self.bytes(of: part, clusters: clusters)
-      try requireData(host, clusters)
-      let inCluster = part.start.bytes & geometry.clusterMask
-      try await storage.write(
-        from: data.slice(dataOffset, Int(bytes)), at: host + inCluster)
-      return bytes
-    case .reuse(let host, let old):
-      let bytes = self.bytes(of: part, clusters: 1)
-      try requireData(host, 1)
+    case .invalid(let entry): throw badEntry(entry, cluster: part.clusters.lowerBound)
+    case .inPlace(let host, let length):
+      try requireData(host, length)
+      try await guestData.write(
+        from: data.slice(0, Int(length)), at: host, guest: part.start)
+      return length
+    case .fill(let host, let old):
+      try requireData(host, geometry.clusterSize)
       let run = ClusterRun(start: geometry.hostCluster(of: host), count: 1, isFresh: false)
-      try await fill(
-        run, part, bytes, first: old, last: old, data.slice(dataOffset, Int(bytes)))
-      try await publish(run, part, table)
-      return bytes
-    case .allocate(let clusters, let old, let last):
-      let run = try await arenas.take(upTo: UInt64(clusters), worker: worker)
-      let bytes = self.bytes(of: part, clusters: Int(run.count))
-      // The last entry matters only if the run reaches it: inner clusters are written whole.
-      do {
-        try await fill(
-          run, part, bytes, first: old, last: last, data.slice(dataOffset, Int(bytes)))
-        try await publish(run, part, table)
-      } catch {
-        frees.add([run])
-        throw error
-      }
-      return bytes
+      let fill = ClusterFill(part, run, first: old, last: old, geometry, keepsHost: true)
+      try await write(fill, data, worker: worker)
+      try await publish(fill, table)
+      return fill.length
+    case .allocate(let clusters, let first, let last):
+      return try await allocate(
+        part, upTo: clusters, first, last, table, data, worker: worker)
     }
   }
 
-  /// The bytes of `part` that lie in its first `clusters` clusters.
-  private func bytes(of part: SlicePart, clusters: Int) -> UInt64 {
-    min(
-      part.length,
-      UInt64(clusters) << UInt64(geometry.clusterBits) - part.start.bytes & geometry.clusterMask)
+  private func allocate(
+    _ part: SlicePart, upTo clusters: Int, _ first: ClusterEntry, _ last: ClusterEntry,
+    _ table: HostOffset, _ data: DataBuffer, worker: Int
+  ) async throws(ImageError) -> UInt64 {
+    let run = try await takeClusters(part, upTo: UInt64(clusters), worker: worker)
+    let fill = ClusterFill(part, run, first: first, last: last, geometry, keepsHost: false)
+    do {
+      try await write(fill, data, worker: worker)
+      try await publish(fill, table)
+    } catch {
+      if !guestData.isExternal { frees.add([run]) }
+      throw error
+    }
+    return fill.length
   }
 
-  private func requireData(_ host: HostOffset, _ clusters: Int) throws(ImageError) {
+  /// New host clusters: in the external data file always those at the guest's own offset, as QEMU
+  /// does and as a raw data file needs.
+  private func takeClusters(
+    _ part: SlicePart, upTo wanted: UInt64, worker: Int
+  ) async throws(ImageError) -> ClusterRun {
+    if guestData.isExternal {
+      return ClusterRun(start: part.clusters.lowerBound, count: wanted, isFresh: false)
+    }
+    return try await arenas.take(upTo: wanted, worker: worker)
+  }
+
+  /// Throws if a range of the image file that an entry maps holds metadata.
+  func requireData(_ host: HostOffset, _ length: UInt64) throws(ImageError) {
+    if guestData.isExternal { return }
     let first = geometry.hostCluster(of: host)
-    if let overlap = metadata.firstOverlap(first..<(first + UInt64(clusters))) {
+    let last = geometry.hostCluster(of: host + (length - 1))
+    if let overlap = metadata.firstOverlap(first..<(last + 1)) {
       throw .overlapsMetadata(cluster: overlap)
-    }
-  }
-
-  /// Decides for the first entries; all that follow the first are of the same sort.
-  private func target(_ entries: SliceEntries) -> WriteTarget {
-    let first = entries[0]
-    let kind = first.kind(hasZeroFlag: header.hasZeroFlag)
-    if kind == .data && first.isCopied, let host = first.hostCluster {
-      return .inPlace(host, clusters: inPlaceRun(entries, host))
-    }
-    if kind == .zero && first.isCopied, let host = first.hostCluster {
-      return .reuse(host, head: first)
-    }
-    var count = 1
-    while count < entries.count && needsAllocation(entries[count]) { count += 1 }
-    return .allocate(clusters: count, first: first, last: entries[count - 1])
-  }
-
-  private func inPlaceRun(_ entries: SliceEntries, _ host: HostOffset) -> Int {
-    var count = 1
-    while count < entries.count {
-      let next = entries[count]
-      guard next.isCopied, next.kind(hasZeroFlag: header.hasZeroFlag) == .data,
-        next.hostCluster?.bytes == host.bytes &+ UInt64(count) << UInt64(geometry.clusterBits)
-      else { break }
-      count += 1
-    }
-    return count
-  }
-
-  private func needsAllocation(_ entry: L2Entry) -> Bool {
-    switch entry.kind(hasZeroFlag: header.hasZeroFlag) {
-    case .unallocated: true
-    case .zero, .data: !(entry.isCopied && entry.hostCluster != nil)
-    case .compressed: false
-    }
-  }
-
-  /// Fills new host clusters: the guest's data, and around it what the clusters read as before.
-  private func fill(
-    _ run: ClusterRun, _ part: SlicePart, _ bytes: UInt64, first: L2Entry, last: L2Entry,
-    _ data: DataBuffer
-  ) async throws(ImageError) {
-    let host = geometry.start(ofHostCluster: run.start)
-    let head = part.start.bytes & geometry.clusterMask
-    let end = head + bytes
-    let tail = (geometry.clusterSize - end & geometry.clusterMask) & geometry.clusterMask
-    try await copyOnWrite(first, from: 0, length: head, to: host, isFresh: run.isFresh)
-    if tail > 0 {
-      let inCluster = end & geometry.clusterMask
-      let old = end <= geometry.clusterSize ? first : last
-      try await copyOnWrite(
-        old, from: inCluster, length: tail, to: host + (end - inCluster), isFresh: run.isFresh)
-    }
-    try await storage.write(from: data, at: host + head)
-  }
-
-  /// Gives `length` bytes at `start` of the new cluster at `target` what the old entry reads as.
-  private func copyOnWrite(
-    _ old: L2Entry, from start: UInt64, length: UInt64, to target: HostOffset, isFresh: Bool
-  ) async throws(ImageError) {
-    if length == 0 { return }
-    if old.kind(hasZeroFlag: header.hasZeroFlag) == .data, let source = old.hostCluster {
-      guard source.bytes & geometry.clusterMask == 0 else {
-        throw .format(
-          .badOffset(name: "data cluster", offset: source, problem: .unaligned))
-      }
-      try await copyHostBytes(
-        from: source + start, to: target + start, length: length, storage: storage)
-    } else if !isFresh {
-      try await writeZeroBytes(at: target + start, length: length)
-    }
-  }
-
-  /// Writes zeros as data: for parts of clusters, where punching gains nothing.
-  func writeZeroBytes(at offset: HostOffset, length: UInt64) async throws(ImageError) {
-    var done: UInt64 = 0
-    while done < length {
-      let count = min(length - done, UInt64(zeroes.count))
-      try await storage.write(from: zeroes.data.slice(0, Int(count)), at: offset + done)
-      done += count
-    }
-  }
-
-  /// Points the first clusters of `part` at `run`, and lets go of what they pointed at before.
-  private func publish(
-    _ run: ClusterRun, _ part: SlicePart, _ table: HostOffset
-  ) async throws(ImageError) {
-    let freed = try await withEntries(part, table: table) { entries in
-      var freed: [ClusterRun] = []
-      for index in 0..<Int(run.count) {
-        let cluster = run.start + UInt64(index)
-        self.noteOld(entries[index], replacedBy: cluster, &freed)
-        entries[index] = L2Entry(
-          data: self.geometry.start(ofHostCluster: cluster), copied: true)
-      }
-      return freed
-    }
-    frees.add(freed)
-    noteDirty()
-  }
-
-  /// Adds the host cluster of `old` to `freed`, unless it is the one that stays.
-  func noteOld(_ old: L2Entry, replacedBy new: UInt64?, _ freed: inout [ClusterRun]) {
-    guard old.kind(hasZeroFlag: header.hasZeroFlag) != .compressed, let host = old.hostCluster
-    else { return }
-    let cluster = geometry.hostCluster(of: host)
-    if cluster == new { return }
-    if let last = freed.last, last.end == cluster {
-      freed[freed.count - 1].count += 1
-    } else {
-      freed.append(ClusterRun(start: cluster, count: 1, isFresh: false))
     }
   }
 }

@@ -34,12 +34,12 @@ final class HeaderEditor: @unchecked Sendable {  // why: `mutex` guards the head
     }
   }
 
-  /// Clears all autoclear bits: nothing that they vouch for is kept up to date here.
-  func clearAutoclear() async throws(ImageError) {
+  /// Clears the autoclear bits whose promise is not kept.
+  func clearAutoclear(keeping kept: AutoclearFeatures) async throws(ImageError) {
     try unsafe await edit { sector, header in
       guard header.version >= 3 else { return }
-      header.autoclear = []
-      unsafe sector.storeBE64(0, Header.Field.autoclear)
+      header.autoclear.formIntersection(kept)
+      unsafe sector.storeBE64(header.autoclear.rawValue, Header.Field.autoclear)
     }
   }
 

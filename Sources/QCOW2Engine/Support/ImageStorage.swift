@@ -59,6 +59,13 @@ struct ImageStorage: Sendable {
     }
   }
 
+  /// Makes the file reach to `length` at least; never shortens it.
+  func extend(to length: UInt64) async throws(ImageError) {
+    do { try await file.extend(to: length) } catch {
+      throw .io(.resize, at: HostOffset(length), error)
+    }
+  }
+
   func setLength(_ length: UInt64) async throws(ImageError) {
     do { try await file.setLength(length) } catch {
       throw .io(.resize, at: HostOffset(length), error)

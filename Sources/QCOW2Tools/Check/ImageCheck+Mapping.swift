@@ -194,20 +194,10 @@ extension ImageCheck {
       found(.subclusters(entry: place, raw: entry.raw, bitmap: bitmap))
       return
     }
-    let (offset, length) = compressedRange(entry)
-    add(.guestData, at: offset, length: length, times: table.times)
+    let compressed = CompressedDescriptor(entry, geometry)
+    add(.guestData, at: compressed.offset, length: compressed.length, times: table.times)
     result.allocatedClusters &+= table.uses.active
     result.compressedClusters &+= table.uses.active
     result.fragmentedClusters &+= table.uses.active
-  }
-
-  /// The bytes of a compressed cluster, up to the end of its last sector.
-  ///
-  /// Source: qcow2 specification, "Compressed Clusters Descriptor".
-  private func compressedRange(_ entry: L2Entry) -> (HostOffset, length: UInt64) {
-    let offsetBits = UInt64(62 - (geometry.clusterBits - 8))
-    let offset = entry.raw & ((1 << offsetBits) - 1)
-    let sectors = (entry.raw >> offsetBits) & ((1 << UInt64(geometry.clusterBits - 8)) - 1)
-    return (HostOffset(offset), (sectors + 1) * 512 - offset % 512)
   }
 }

@@ -33,7 +33,8 @@ enum DeviceServer {
       try Hygiene.enterPrivateMounts()
       try Hygiene.setIOFlusher()
     } catch {
-      try? image.closeBlocking()  // nothing has been written: the reason for failing is the one to tell
+      // Nothing has been written: the reason for failing is the one to tell.
+      try? image.closeBlocking()
       throw error
     }
   }

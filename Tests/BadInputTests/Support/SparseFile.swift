@@ -113,6 +113,10 @@ final class SparseFile: HostFile, @unchecked Sendable {
 
   func length() async throws(Errno) -> UInt64 { size }
 
+  func extend(to length: UInt64) async throws(Errno) {
+    if try await self.length() < length { try await setLength(length) }
+  }
+
   func setLength(_ length: UInt64) async throws(Errno) {
     count(change: true)
     if length < size { clear(length, size - length) }

@@ -51,5 +51,9 @@ final class UnsteadyFile: HostFile, @unchecked Sendable {
 
   func length() async throws(Errno) -> UInt64 { try await file.length() }
 
+  func extend(to length: UInt64) async throws(Errno) {
+    if try await self.length() < length { try await setLength(length) }
+  }
+
   func setLength(_ length: UInt64) async throws(Errno) { try await file.setLength(length) }
 }

@@ -7,8 +7,17 @@ package protocol BackingLayer: AnyObject, Sendable {
   /// The length in bytes; need not be a multiple of a sector or cluster, nor that of the overlay.
   var length: UInt64 { get }
 
-  /// Fills `buffer`, plain memory, from `offset` on; what lies beyond ``length`` reads as zeros.
-  func read(into buffer: DataBuffer, at offset: GuestOffset) async throws(ImageError)
+  /// Fills `buffer` from `offset` on; what lies beyond ``length`` reads as zeros.
+  ///
+  /// - Throws: ``ImageError/needsMemory`` if `buffer` is no memory and the data must be transformed.
+  func read(
+    into buffer: DataBuffer, at offset: GuestOffset, worker: Int
+  ) async throws(ImageError)
+
+  /// Hit path: maps a range for reading without allocation, I/O or waiting; call with no lock held.
+  ///
+  /// - Returns: the bytes mapped, from `offset` on; 0 when the slow path must take over.
+  func plan(_ offset: GuestOffset, _ length: UInt64, into plan: inout PlanBuilder) -> UInt64
 }
 
 extension BackingLayer {
@@ -22,7 +31,7 @@ extension BackingLayer {
 package final class RawLayer: BackingLayer {
   package let length: UInt64
   /// What host transfers call the file; nil keeps it off the hit path.
-  let fileNumber: UInt8?
+  private let fileNumber: UInt8?
   private let storage: ImageStorage
 
   /// - Parameters:
@@ -36,7 +45,7 @@ package final class RawLayer: BackingLayer {
   }
 
   package func read(
-    into buffer: DataBuffer, at offset: GuestOffset
+    into buffer: DataBuffer, at offset: GuestOffset, worker: Int
   ) async throws(ImageError) {
     let available = available(buffer, at: offset)
     if available > 0 {
@@ -45,6 +54,30 @@ package final class RawLayer: BackingLayer {
     if available < buffer.count {
       try await storage.fillWithZeroes(buffer.slice(available, buffer.count - available))
     }
+  }
+}
+
+extension RawLayer {
+  package func plan(
+    _ offset: GuestOffset, _ length: UInt64, into plan: inout PlanBuilder
+  ) -> UInt64 {
+    guard let fileNumber else { return 0 }
+    // Whole sectors only: the one that the file ends in is for the slow path.
+    let end = self.length & ~511
+    if offset.bytes >= end {
+      return offset.bytes >= self.length && plan.appendZeroes(length) ? length : 0
+    }
+    let count = min(length, end - offset.bytes)
+    return plan.append(file: fileNumber, HostOffset(offset.bytes), count) ? count : 0
+  }
+}
+
+extension ImageLayer {
+  package func plan(
+    _ offset: GuestOffset, _ length: UInt64, into plan: inout PlanBuilder
+  ) -> UInt64 {
+    if offset.bytes >= self.length { return plan.appendZeroes(length) ? length : 0 }
+    return image.planRead(offset, min(length, self.length - offset.bytes), &plan)
   }
 }
 
@@ -57,13 +90,14 @@ package final class ImageLayer: BackingLayer {
   package init(_ image: Image) { self.image = image }
 
   package func read(
-    into buffer: DataBuffer, at offset: GuestOffset
+    into buffer: DataBuffer, at offset: GuestOffset, worker: Int
   ) async throws(ImageError) {
     let available = available(buffer, at: offset)
     if available > 0 {
       let part = buffer.slice(0, available)
       try await image.read(
-        BlockRequest(.read, offset: offset, length: UInt64(available), data: part))
+        BlockRequest(.read, offset: offset, length: UInt64(available), data: part),
+        worker: worker)
     }
     if available < buffer.count {
       try await image.storage.fillWithZeroes(buffer.slice(available, buffer.count - available))

@@ -1,0 +1,150 @@
+import BlockCore
+import QCOW2Format
+import Synchronization
+
+/// Keeps all tracked bitmaps valid on the host file while the image is being changed.
+///
+/// The guarantee: before anything inside a guest range may change on the host file, the bits that
+/// cover the range are durably set in every bitmap that is tracked. So whenever the power fails, or
+/// the process dies, each bitmap is valid, with at worst too many bits: those of the regions around
+/// recent changes (see ``IntentStreams``). After a clean close it is exact.
+///
+/// A table entry "all zeros" gets a cluster when one of its bits is set: refcount and contents are
+/// durable before the entry is written. Where there is no cluster to be had, or all bits are set at
+/// once, the entry becomes "all ones" instead, which needs none. Clusters of bitmaps are never
+/// given up while the image is attached, so no free depends on a table here.
+///
+/// Locks: `mutex` is held across I/O, and inside it the flush round's and the allocator's.
+@safe
+final class ChangeTracker: @unchecked Sendable {  // why: `lock` and `mutex` guard all that changes
+  let bitmaps: [TrackedBitmap]
+  /// The bits of ``bitmaps``, for the hit path: no reference is counted.
+  private let bits: UnsafeMutablePointer<TrackedBits>
+  private let count: Int
+  let storage: ImageStorage
+  let allocator: ClusterAllocator
+  let metadata: MetadataMap
+  let frees: DeferredFrees
+  let flusher: FlushCoordinator
+  private let diskSize: UInt64
+
+  let mutex = AsyncMutex()
+  private var streams: IntentStreams
+  private let lock = FutexLock(.leaf)
+  /// The guest bytes that tasks wait for; guarded by `lock`.
+  private var wanted: [Range<UInt64>] = []
+
+  /// Counts exact bits that were newly set, in groups.
+  private let news = Atomic<UInt64>(0)
+  private let quietMilliseconds: UInt64
+  /// What `news` was when it was last looked at, and since when; for one task at a time.
+  private var quiet: (news: UInt64, since: UInt64) = (0, 0)
+  private let isSettling = Atomic<Bool>(false)
+
+  /// - Parameters:
+  ///   - bitmaps: at least one.
+  ///   - parts: the image's.
+  ///   - flusher: makes refcounts of new clusters durable.
+  init(_ bitmaps: [TrackedBitmap], _ parts: ImageParts, _ flusher: FlushCoordinator) {
+    self.bitmaps = bitmaps
+    self.flusher = flusher
+    count = bitmaps.count
+    unsafe bits = .allocate(capacity: max(count, 1))
+    for (index, bitmap) in bitmaps.enumerated() {
+      unsafe (bits + index).initialize(to: bitmap.bits)
+    }
+    storage = parts.storage
+    allocator = parts.allocator
+    metadata = parts.metadata
+    frees = parts.frees
+    diskSize = parts.header.size
+    streams = IntentStreams(region: parts.options.bitmapIntentBytes)
+    quietMilliseconds = UInt64(max(parts.options.bitmapQuietMilliseconds, 0))
+  }
+
+  deinit { unsafe bits.deallocate() }
+
+  // MARK: Requests
+
+  /// Notes that a range is about to change; true if its bits are durably set already.
+  ///
+  /// No lock, no waiting. The range lies inside the disk.
+  @inline(__always) func covers(_ offset: GuestOffset, _ length: UInt64) -> Bool {
+    var isNew = false
+    var isDurable = true
+    for index in 0..<count {
+      let tracked = unsafe bits[index]
+      let range = tracked.bits(offset.bytes..<(offset.bytes &+ length))
+      if !tracked.note(range, isNew: &isNew) { isDurable = false }
+    }
+    if isNew { news.wrappingAdd(1, ordering: .relaxed) }
+    return isDurable
+  }
+
+  /// Notes that a range is about to change, and returns once its bits are durably set.
+  ///
+  /// Tasks that wait at the same time share one sync.
+  ///
+  /// - Throws: ``ImageError`` if the bits could not be set; the range must then not be changed.
+  func record(_ offset: GuestOffset, _ length: UInt64) async throws(ImageError) {
+    if length == 0 || covers(offset, length) { return }
+    let bytes = offset.bytes..<(offset.bytes + length)
+    lock.withLock { wanted.append(bytes) }
+    await mutex.acquire()
+    defer { mutex.release() }
+    if covers(offset, length) { return }
+    let others = takeWanted().filter { !covers(GuestOffset($0.lowerBound), UInt64($0.count)) }
+    try await setDurably(intents(for: others + [bytes]))
+  }
+
+  /// Notes that the whole disk is about to change.
+  func recordAll() async throws(ImageError) { try await record(GuestOffset(0), diskSize) }
+
+  private func takeWanted() -> [Range<UInt64>] {
+    lock.withLock {
+      let taken = wanted
+      wanted = []
+      return taken
+    }
+  }
+
+  /// What to set for ranges, in order and without overlaps.
+  private func intents(for ranges: [Range<UInt64>]) -> [Range<UInt64>] {
+    var merged: [Range<UInt64>] = []
+    let intents = ranges.map { streams.intent(for: $0) }
+    for range in intents.sorted(by: { $0.lowerBound < $1.lowerBound }) {
+      if let last = merged.last, last.upperBound >= range.lowerBound {
+        merged[merged.count - 1] = last.lowerBound..<max(last.upperBound, range.upperBound)
+      } else {
+        merged.append(range)
+      }
+    }
+    return merged
+  }
+
+  // MARK: Back to the exact bits
+
+  /// One step of background work: when no new range has changed for a while, some of what is set
+  /// beyond the exact bits is cleared.
+  ///
+  /// A failure is left to the next step, or to the close.
+  func maintain() async {
+    if isSettling.exchange(true, ordering: .acquiringAndReleasing) { return }
+    defer { isSettling.store(false, ordering: .releasing) }
+    let now = MonotonicClock.milliseconds()
+    let seen = news.load(ordering: .relaxed)
+    if seen != quiet.news { quiet = (seen, now) }
+    guard now &- quiet.since >= quietMilliseconds else { return }
+    await mutex.acquire()
+    defer { mutex.release() }
+    if bitmaps.allSatisfy(\.isExact) { return }
+    _ = try? await writeExact(atMost: 64)
+  }
+
+  /// Makes the bitmaps on the host file exact; durable with the next sync.
+  func finish() async throws(ImageError) {
+    await mutex.acquire()
+    defer { mutex.release() }
+    while try await writeExact(atMost: 4096) {}
+  }
+}

@@ -1,0 +1,182 @@
+import Synchronization
+
+/// The bits of one tracked bitmap in memory, twice: what has changed, and what is durably set.
+///
+/// *Exact* bits cover every range that a request has asked to change; they are only ever set.
+/// *Durable* bits are set, durably, in the bitmap on the host file. A request may change a range
+/// once its durable bits are all set; it sets the exact ones first. ``dropExcess(_:)`` takes durable
+/// bits away before it looks at the exact ones. All these accesses are sequentially consistent, so
+/// one of the two sees the other: no bit that a request relies on is dropped.
+///
+/// Bit n is bit n % 64 of word n / 64; little-endian words are the bitmap's bytes.
+/// Source: qcow2 specification, "Bitmap data".
+@safe
+struct TrackedBits: @unchecked Sendable {  // why: atomics in stable storage
+  private let exact: UnsafeMutablePointer<Atomic<UInt64>>
+  private let durable: UnsafeMutablePointer<Atomic<UInt64>>
+  private let granularityBits: UInt64
+  /// The bits of the bitmap.
+  let count: UInt64
+  /// The words that hold them.
+  let words: Int
+
+  /// All bits are zero.
+  init(count: UInt64, granularityBits: UInt8) {
+    self.count = count
+    self.granularityBits = UInt64(granularityBits)
+    words = Int(count / 64 + (count % 64 == 0 ? 0 : 1))
+    unsafe exact = Self.zeroes(words)
+    unsafe durable = Self.zeroes(words)
+  }
+
+  /// The memory that a bitmap of `count` bits takes, in bytes.
+  static func memory(count: UInt64) -> UInt64 { (count / 64 + 1) * 16 }
+
+  private static func zeroes(_ count: Int) -> UnsafeMutablePointer<Atomic<UInt64>> {
+    let words = UnsafeMutablePointer<Atomic<UInt64>>.allocate(capacity: max(count, 1))
+    for index in 0..<count { unsafe (words + index).initialize(to: Atomic(0)) }
+    return unsafe words
+  }
+
+  /// Ends the life of the bits; the owner calls this once, in its deinit.
+  func deallocate() {
+    unsafe exact.deallocate()
+    unsafe durable.deallocate()
+  }
+
+  /// The bits that cover a range of guest bytes, as far as the bitmap reaches.
+  @inline(__always) func bits(_ bytes: Range<UInt64>) -> Range<UInt64> {
+    let last = (bytes.upperBound &- 1) >> granularityBits
+    let end = min(last &+ 1, count)
+    return min(bytes.lowerBound >> granularityBits, end)..<end
+  }
+
+  // MARK: Requests
+
+  /// Sets the exact bits of `bits`; `isNew` becomes true if any was not set before.
+  ///
+  /// - Returns: whether all durable bits are set.
+  @inline(__always) func note(_ bits: Range<UInt64>, isNew: inout Bool) -> Bool {
+    var isDurable = true
+    var at = bits.lowerBound
+    while at < bits.upperBound {
+      let index = Int(truncatingIfNeeded: at >> 6)
+      let mask = Self.mask(at, bits.upperBound)
+      if unsafe exact[index].load(ordering: .sequentiallyConsistent) & mask != mask {
+        unsafe exact[index].bitwiseOr(mask, ordering: .sequentiallyConsistent)
+        isNew = true
+      }
+      if unsafe durable[index].load(ordering: .sequentiallyConsistent) & mask != mask {
+        isDurable = false
+      }
+      at = (at | 63) &+ 1
+    }
+    return isDurable
+  }
+
+  /// The bits from `first` on that lie in its word and below `end`.
+  @inline(__always) private static func mask(_ first: UInt64, _ end: UInt64) -> UInt64 {
+    let from = UInt64.max << (first & 63)
+    let rest = end &- (first & ~63)
+    return rest >= 64 ? from : from & ~(UInt64.max << rest)
+  }
+
+  // MARK: The host file's side; one task at a time
+
+  /// Whether all durable bits of `bits` are set.
+  func isDurable(_ bits: Range<UInt64>) -> Bool {
+    var at = bits.lowerBound
+    while at < bits.upperBound {
+      let mask = Self.mask(at, bits.upperBound)
+      if unsafe durable[Int(at >> 6)].load(ordering: .sequentiallyConsistent) & mask != mask {
+        return false
+      }
+      at = (at | 63) + 1
+    }
+    return true
+  }
+
+  /// Notes that the bits are durably set on the host file.
+  func becameDurable(_ bits: Range<UInt64>) {
+    var at = bits.lowerBound
+    while at < bits.upperBound {
+      unsafe durable[Int(at >> 6)].bitwiseOr(
+        Self.mask(at, bits.upperBound), ordering: .sequentiallyConsistent)
+      at = (at | 63) + 1
+    }
+  }
+
+  /// Sets bits that were found set on the host file, while nobody else knows the bitmap.
+  func load(_ bits: Range<UInt64>) {
+    var at = bits.lowerBound
+    while at < bits.upperBound {
+      unsafe exact[Int(at >> 6)].bitwiseOr(Self.mask(at, bits.upperBound), ordering: .relaxed)
+      at = (at | 63) + 1
+    }
+    becameDurable(bits)
+  }
+
+  /// Takes the words from `first` on from the bytes found on the host file; bits beyond the end of
+  /// the bitmap are ignored.
+  func load(_ bytes: UnsafeRawPointer, words: Int, from first: Int) {
+    for index in 0..<min(words, self.words - first) {
+      let raw = unsafe bytes.loadUnaligned(fromByteOffset: index * 8, as: UInt64.self)
+      let mask = Self.mask(UInt64(first + index) * 64, count)
+      let value = UInt64(littleEndian: raw) & mask
+      unsafe exact[first + index].store(value, ordering: .relaxed)
+      unsafe durable[first + index].store(value, ordering: .relaxed)
+    }
+  }
+
+  /// Stops calling bits durable that nothing has asked for.
+  ///
+  /// The host file may then get what ``copy(_:to:adding:)`` gives.
+  func dropExcess(_ range: Range<Int>) {
+    for index in range.clamped(to: 0..<words) {
+      let held = unsafe durable[index].load(ordering: .sequentiallyConsistent)
+      let excess = unsafe held & ~exact[index].load(ordering: .sequentiallyConsistent)
+      if excess == 0 { continue }
+      unsafe durable[index].bitwiseAnd(~excess, ordering: .sequentiallyConsistent)
+      // Whoever set an exact bit before that may have seen the durable one: it stays.
+      let wanted = unsafe excess & exact[index].load(ordering: .sequentiallyConsistent)
+      if wanted != 0 {
+        unsafe durable[index].bitwiseOr(wanted, ordering: .sequentiallyConsistent)
+      }
+    }
+  }
+
+  /// Writes words as they should be on the host file: exact, durable and `added` bits.
+  ///
+  /// Words beyond the end of the bitmap are zero.
+  func copy(
+    _ range: Range<Int>, to bytes: UnsafeMutableRawPointer, adding added: [Range<UInt64>]
+  ) {
+    for (position, index) in range.enumerated() {
+      var value: UInt64 = 0
+      if index < words {
+        value = unsafe exact[index].load(ordering: .sequentiallyConsistent)
+        value |= unsafe durable[index].load(ordering: .sequentiallyConsistent)
+        for range in added {
+          let part = range.clamped(to: UInt64(index) * 64..<UInt64(index + 1) * 64)
+          if !part.isEmpty { value |= Self.mask(part.lowerBound, part.upperBound) }
+        }
+      }
+      unsafe bytes.storeBytes(of: value.littleEndian, toByteOffset: position * 8, as: UInt64.self)
+    }
+  }
+
+  /// Whether all, or any, of the exact bits of `bits` are set.
+  func exactBits(of bits: Range<UInt64>) -> (all: Bool, any: Bool) {
+    var all = true
+    var any = false
+    var at = bits.lowerBound
+    while at < bits.upperBound {
+      let mask = Self.mask(at, bits.upperBound)
+      let found = unsafe exact[Int(at >> 6)].load(ordering: .sequentiallyConsistent) & mask
+      if found != mask { all = false }
+      if found != 0 { any = true }
+      at = (at | 63) + 1
+    }
+    return (all, any)
+  }
+}

@@ -1,0 +1,79 @@
+import BlockCore
+import QCOW2Codec
+import QCOW2Format
+
+extension Image {
+  /// Whether the first cluster of a part is to be compressed: written whole, in an image that was
+  /// opened so, where the format allows it.
+  func isCompressible(_ part: SlicePart) -> Bool {
+    options.compressesWrites && part.start.bytes & geometry.clusterMask == 0
+      && part.length >= geometry.clusterSize && !guestData.isTransformed && !guestData.isExternal
+  }
+
+  /// Writes the first cluster of `part`, held by the caller, compressed.
+  ///
+  /// Compressed outside all locks, packed next to others, each with a reference of its own on the
+  /// host clusters that it touches.
+  ///
+  /// - Returns: false if the data is better written plain.
+  func writeCompressed(
+    _ part: SlicePart, _ data: DataBuffer, worker: Int
+  ) async throws(ImageError) -> Bool {
+    guard let packed = try compress(data, worker: worker) else { return false }
+    let table = try await tables.writableTable(part.l1Index, worker: worker)
+    guard let place = try await packer.take(packed.length) else { return false }
+    do {
+      try await storage.write(from: packed.buffer, at: place.offset)
+      try await publish(place, part, table)
+    } catch {
+      frees.add([place.run(geometry)])
+      throw error
+    }
+    return true
+  }
+
+  /// The compressed bytes of a cluster, zeros up to the alignment of transfers; nil if that saves
+  /// nothing.
+  private func compress(
+    _ data: DataBuffer, worker: Int
+  ) throws(ImageError) -> (buffer: IOBuffer, length: Int)? {
+    guard let source = unsafe data.memory else { throw .needsMemory }
+    let context = contexts.context(worker)
+    let output = context.compressedOutput
+    let length = unsafe context.codec.compress(
+      UnsafeRawBufferPointer(start: source, count: Int(geometry.clusterSize)),
+      into: UnsafeMutableRawBufferPointer(start: output.base, count: output.count))
+    guard let length else { return nil }
+    let alignment = packer.alignment
+    let buffer = IOBuffer(count: (length + alignment - 1) & ~(alignment - 1))
+    guard UInt64(buffer.count) < geometry.clusterSize else { return nil }
+    unsafe buffer.base.copyMemory(from: output.base, byteCount: length)
+    return (buffer, length)
+  }
+
+  private func publish(
+    _ place: CompressedDescriptor, _ part: SlicePart, _ table: HostOffset
+  ) async throws(ImageError) {
+    let (freed, bad) = try await withEntries(part, table: table) { entries in
+      var freed: [ClusterRun] = []
+      let old = entries[0]
+      guard self.isUsable(old) else { return (freed, old as ClusterEntry?) }
+      let new = ClusterEntry(place.entry(self.geometry))
+      self.noteOld(old, replacedBy: new, &freed)
+      entries[0] = new
+      return (freed, nil)
+    }
+    if let bad { throw badEntry(bad, cluster: part.clusters.lowerBound) }
+    frees.add(freed)
+    noteDirty()
+  }
+}
+
+extension CompressedDescriptor {
+  /// The host clusters that count a reference for it, as a run to release.
+  func run(_ geometry: ClusterGeometry) -> ClusterRun {
+    let clusters = hostClusters(geometry)
+    return ClusterRun(
+      start: clusters.lowerBound, count: UInt64(clusters.count), isFresh: false)
+  }
+}

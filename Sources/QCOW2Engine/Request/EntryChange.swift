@@ -1,0 +1,187 @@
+import BlockCore
+import QCOW2Format
+
+/// What DISCARD and WRITE_ZEROES do to the mapping of whole subclusters.
+enum EntryChange: Sendable {
+  /// Let go of the data; read as zeros where the version can say so.
+  case discard
+  /// Read as zeros, let go of the data.
+  case zero
+  /// Read as zeros, keep what is allocated allocated.
+  case zeroInPlace
+}
+
+extension Image {
+  /// The entry after `change` of some of its subclusters; the same if the mapping cannot say it.
+  func changed(_ old: ClusterEntry, _ subclusters: Range<Int>, _ change: EntryChange)
+    -> ClusterEntry
+  {
+    rules.isExtended
+      ? changedExtended(old, subclusters, change) : ClusterEntry(changedStandard(old, change))
+  }
+
+  private func changedStandard(_ old: ClusterEntry, _ change: EntryChange) -> L2Entry {
+    let entry = old.descriptor
+    let (state, _) = rules.run(old, from: 0)
+    if !rules.hasZeroFlag {
+      // Version 2 reads zeros only where there is no cluster and no backing file.
+      return backing == nil ? .unallocated : entry
+    }
+    if change == .zeroInPlace && entry.isCopied && rules.hostCluster(old) != nil {
+      return entry.zeroed
+    }
+    switch (state, change) {
+    case (.zero, .discard) where rules.hostCluster(old) == nil: return entry
+    case (.zero, .zero) where rules.hostCluster(old) == nil: return entry
+    case (.zero, .zeroInPlace): return entry
+    case (.unallocated, _) where backing == nil: return entry
+    default: return change == .discard && backing == nil ? .unallocated : .zero
+    }
+  }
+
+  private func changedExtended(
+    _ old: ClusterEntry, _ subclusters: Range<Int>, _ change: EntryChange
+  ) -> ClusterEntry {
+    let mask = Self.mask(subclusters)
+    let isCompressed = old.descriptor.kind(hasZeroFlag: false) == .compressed
+    if isCompressed && mask != .max { return old }
+    let allocated = isCompressed ? UInt32.max : old.bitmap.allocated
+    let zero = isCompressed ? UInt32(0) : old.bitmap.zero
+    if backing == nil && allocated & mask == 0 && (change != .discard || zero & mask == 0) {
+      return old
+    }
+    let readsZero = change != .discard || backing != nil
+    let left = allocated & ~mask
+    let bitmap = SubclusterBitmap(
+      allocated: left, zero: readsZero ? zero | mask : zero & ~mask)
+    let keeps = left != 0 || change == .zeroInPlace && old.descriptor.isCopied
+    return ClusterEntry(keeps ? old.descriptor : .unallocated, bitmap)
+  }
+
+  /// Applies `change` to guest bytes that start and end on subclusters (or at the end of the disk).
+  ///
+  /// What the old entries referred to is released once the new ones are durable.
+  ///
+  /// - Returns: the ranges that the mapping cannot say: parts of compressed clusters.
+  func changeMapping(
+    _ range: Range<UInt64>, _ change: EntryChange, worker: Int
+  ) async throws(ImageError) -> [Range<UInt64>] {
+    var left: [Range<UInt64>] = []
+    var next = range.lowerBound
+    while next < range.upperBound {
+      let part = slices.part(from: GuestOffset(next), length: range.upperBound - next)
+      left += try await changePart(part, change, worker: worker)
+      next += part.length
+    }
+    return left
+  }
+
+  private func changePart(
+    _ part: SlicePart, _ change: EntryChange, worker: Int
+  ) async throws(ImageError) -> [Range<UInt64>] {
+    await inFlight.acquire(part.clusters)
+    defer { inFlight.release(part.clusters) }
+    guard try await isChangedBy(change, part) else { return [] }
+    let table = try await tables.writableTable(part.l1Index, worker: worker)
+    let outcome = try await withEntries(part, table: table) { entries in
+      self.replace(&entries, part, change)
+    }
+    frees.add(outcome.freed)
+    noteDirty()
+    if let bad = outcome.bad {
+      throw isUsable(bad.entry)
+        ? .overlapsMetadata(cluster: geometry.hostCluster(of: bad.host))
+        : badEntry(bad.entry, cluster: bad.cluster)
+    }
+    await punchExternal(outcome.unmapped)
+    return outcome.left
+  }
+
+  /// Whether the change would alter any entry; a missing table alters only what has a backing file.
+  private func isChangedBy(
+    _ change: EntryChange, _ part: SlicePart
+  ) async throws(ImageError) -> Bool {
+    guard let table = try tables.entry(part.l1Index).l2Table else {
+      return changed(ClusterEntry(.unallocated), 0..<rules.subclusters, change)
+        != ClusterEntry(.unallocated)
+    }
+    return try await withEntries(part, table: table) { entries in
+      (0..<entries.count).contains { index in
+        let entry = entries[index]
+        return !self.isUsable(entry) || self.isPartlyCompressed(entry, part, index)
+          || self.changed(entry, self.subclusters(of: part, index), change) != entry
+      }
+    }
+  }
+
+  /// The subclusters of the cluster at `index` of a part that lie in it.
+  private func subclusters(of part: SlicePart, _ index: Int) -> Range<Int> {
+    if !rules.isExtended { return 0..<1 }
+    let start = UInt64(index) << UInt64(geometry.clusterBits)
+    let head = part.start.bytes & geometry.clusterMask
+    let low = max(head, start) - start
+    let end = min(head + part.length - start, geometry.clusterSize)
+    let bits = UInt64(rules.subclusterBits)
+    return Int(low >> bits)..<Int((end + rules.subclusterSize - 1) >> bits)
+  }
+
+  private func isPartlyCompressed(
+    _ entry: ClusterEntry, _ part: SlicePart, _ index: Int
+  ) -> Bool {
+    rules.isExtended && entry.descriptor.kind(hasZeroFlag: false) == .compressed
+      && subclusters(of: part, index).count < rules.subclusters
+  }
+
+  private struct Outcome: Sendable {
+    var freed: [ClusterRun] = []
+    var left: [Range<UInt64>] = []
+    /// Clusters of the external data file that nothing maps any more.
+    var unmapped: [HostOffset] = []
+    var bad: (entry: ClusterEntry, cluster: UInt64, host: HostOffset)?
+  }
+
+  /// Replaces entries up to the first one that breaks the format.
+  private func replace(
+    _ entries: inout SliceEntries, _ part: SlicePart, _ change: EntryChange
+  ) -> Outcome {
+    var outcome = Outcome()
+    for index in 0..<entries.count {
+      let old = entries[index]
+      let cluster = part.clusters.lowerBound + UInt64(index)
+      let host = rules.hostCluster(old)
+      let isMetadata =
+        !guestData.isExternal
+        && host.map { metadata.contains(geometry.hostCluster(of: $0)) } ?? false
+      if isMetadata || !isUsable(old) {
+        outcome.bad = (old, cluster, host ?? HostOffset(0))
+        return outcome
+      }
+      let subclusters = subclusters(of: part, index)
+      if isPartlyCompressed(old, part, index) {
+        let start = geometry.start(ofGuestCluster: cluster).bytes
+        let bits = UInt64(rules.subclusterBits)
+        outcome.left.append(
+          (start + UInt64(subclusters.lowerBound) << bits)..<(start + UInt64(
+            subclusters.upperBound) << bits))
+        continue
+      }
+      let new = changed(old, subclusters, change)
+      if new == old { continue }
+      noteOld(old, replacedBy: new, &outcome.freed)
+      if guestData.isExternal, let host, rules.hostCluster(new) == nil {
+        outcome.unmapped.append(host)
+      }
+      entries[index] = new
+    }
+    return outcome
+  }
+
+  /// Gives space of the external data file back while the guest clusters are still held: a cluster
+  /// there belongs to one guest cluster for good, so a later punch could hit a later write.
+  private func punchExternal(_ clusters: [HostOffset]) async {
+    guard options.discardsToHost else { return }
+    for cluster in clusters {
+      await guestData.storage.punchHole(at: cluster, length: geometry.clusterSize)
+    }
+  }
+}

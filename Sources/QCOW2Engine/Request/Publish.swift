@@ -1,0 +1,68 @@
+import BlockCore
+import QCOW2Format
+
+extension Image {
+  /// Points the entries of a fill at its run, and lets go of what they pointed at before.
+  func publish(_ fill: ClusterFill, _ table: HostOffset) async throws(ImageError) {
+    let freed = try await withEntries(fill.part, table: table) { entries in
+      var freed: [ClusterRun] = []
+      for index in 0..<Int(fill.run.count) {
+        let old = entries[index]
+        let new = self.filled(
+          old, at: self.geometry.start(ofHostCluster: fill.run.start + UInt64(index)),
+          written: fill.written(index))
+        self.noteOld(old, replacedBy: new, &freed)
+        if new != old { entries[index] = new }
+      }
+      return freed
+    }
+    frees.add(freed)
+    noteDirty()
+  }
+
+  /// The entry once `written` bytes of its cluster, and what ``rangesToCopy(_:written:keepsHost:)``
+  /// says, are at `host`.
+  private func filled(
+    _ old: ClusterEntry, at host: HostOffset, written: Range<UInt64>
+  ) -> ClusterEntry {
+    if !rules.isExtended { return rules.entry(host: host, allocated: 0, zero: 0) }
+    if old.descriptor.kind(hasZeroFlag: false) == .compressed {
+      return rules.entry(host: host, allocated: .max, zero: 0)
+    }
+    let allocated = old.bitmap.allocated | mask(covering: written)
+    return rules.entry(host: host, allocated: allocated, zero: old.bitmap.zero & ~allocated)
+  }
+
+  /// The subclusters that a range of a cluster's bytes touches.
+  func mask(covering range: Range<UInt64>) -> UInt32 {
+    let low = range.lowerBound >> UInt64(rules.subclusterBits)
+    let high = (range.upperBound + rules.subclusterSize - 1) >> UInt64(rules.subclusterBits)
+    return Self.mask(Int(low)..<Int(high))
+  }
+
+  static func mask(_ subclusters: Range<Int>) -> UInt32 {
+    let count = subclusters.count
+    let ones: UInt32 = count >= 32 ? .max : (1 << UInt32(count)) &- 1
+    return ones << UInt32(subclusters.lowerBound)
+  }
+
+  /// Adds what `old` refers to and `new` does not to `freed`: one run for each reference counted.
+  func noteOld(_ old: ClusterEntry, replacedBy new: ClusterEntry, _ freed: inout [ClusterRun]) {
+    if old.descriptor.kind(hasZeroFlag: false) == .compressed {
+      let clusters = CompressedDescriptor(old.descriptor, geometry).hostClusters(geometry)
+      freed.append(
+        ClusterRun(
+          start: clusters.lowerBound, count: UInt64(clusters.count), isFresh: false))
+      return
+    }
+    guard !guestData.isExternal, let host = rules.hostCluster(old),
+      rules.hostCluster(new) != host
+    else { return }
+    let cluster = geometry.hostCluster(of: host)
+    if let last = freed.last, last.end == cluster {
+      freed[freed.count - 1].count += 1
+    } else {
+      freed.append(ClusterRun(start: cluster, count: 1, isFresh: false))
+    }
+  }
+}
