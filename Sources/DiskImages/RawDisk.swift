@@ -28,7 +28,9 @@ package final class RawDisk: Sendable {
         file.closeDescriptor()
         throw error
       }
-    } catch { throw DiskImageError(image: options.name, referrer: nil, subject: .image, reason: error) }
+    } catch {
+      throw DiskImageError(image: options.name, referrer: nil, subject: .image, reason: error)
+    }
   }
 
   private static func length(
@@ -37,8 +39,9 @@ package final class RawDisk: Sendable {
     do throws(Errno) { return try await file.length() } catch { throw .inspect(error) }
   }
 
-  /// Makes everything durable and lets go of the file and its lock, whether or not that worked. No
-  /// request may be running.
+  /// Makes everything durable and lets go of the file and its lock, whether or not that worked.
+  ///
+  /// No request may be running.
   package func close() async throws(DiskImageError) {
     defer { for file in files { file.closeDescriptor() } }
     do throws(Errno) { try await target.flush() } catch {

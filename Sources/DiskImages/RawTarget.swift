@@ -78,7 +78,8 @@ package final class RawTarget: BlockTarget {
     if isReadOnly { throw .readOnly }
     if request.length == 0 { return }
     switch request.operation {
-    case .discard: if discardsToHost { try await file.punchHole(at: offset, length: request.length) }
+    case .discard:
+      if discardsToHost { try await file.punchHole(at: offset, length: request.length) }
     case .writeZeroes: try await file.writeZeroes(at: offset, length: request.length)
     case .read, .write, .flush: try await file.write(from: request.data, at: offset)
     }
@@ -97,9 +98,7 @@ package final class RawTarget: BlockTarget {
     }
   }
 
-  /// Changes the size of a regular file; no request may be running.
-  ///
-  /// - Parameter length: a multiple of 512.
+  /// Changes the size of a regular file to `length`, a multiple of 512; no request may be running.
   package func resize(to length: UInt64) async throws(Errno) {
     if isReadOnly { throw .readOnly }
     guard length & 511 == 0, length <= 1 << 62, !file.traits.isBlockDevice else { throw .invalid }

@@ -87,7 +87,8 @@ extension IOCommandSpec {
       words: 1...1, needsFile: false
     ) { (words, _) throws(IOFailure) in .sleep(try IONumber.milliseconds(words.first ?? "")) },
     IOCommandSpec(
-      name: "truncate", alias: "t", syntax: "[-m off] size", summary: "changes the size of the disk",
+      name: "truncate", alias: "t", syntax: "[-m off] size",
+      summary: "changes the size of the disk",
       words: 1...3, needsWriting: true, parse: IOParser.truncate),
     IOCommandSpec(
       name: "wait_break", syntax: "tag", summary: "needs fault injection", words: 1...1

@@ -23,8 +23,9 @@ struct IOCommandSpec: Sendable {
     }
   }
 
-  /// Splits a line into the command, the name that it was called by, and the words after that; nil
-  /// for an empty line. Only spaces separate words, and nothing quotes them.
+  /// Splits a line into the command, the name that it was called by, and the words after that.
+  ///
+  /// Nil for an empty line. Only spaces separate words, and nothing quotes them.
   static func find(
     in line: String
   ) throws(IOFailure) -> (command: IOCommandSpec, name: String, words: [String])? {

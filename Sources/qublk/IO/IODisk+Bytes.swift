@@ -19,6 +19,14 @@ extension IODisk {
     var isWhole: Bool { offset == start && end & 511 == 0 }
   }
 
+  /// How data is written.
+  enum WriteWay {
+    case plain
+    /// Durable when it is done.
+    case throughCache
+    case compressed
+  }
+
   /// Whether the range lies within the disk.
   func holds(_ offset: UInt64, _ count: UInt64) -> Bool {
     offset <= size && count <= size - offset
@@ -50,9 +58,7 @@ extension IODisk {
       start: data.memory.map { unsafe $0 + piece.skipped }, count: piece.count)
   }
 
-  /// Reads a range, piece by piece.
-  ///
-  /// - Parameter body: gets each piece's bytes and their offset on the disk.
+  /// Reads a range, piece by piece; `body` gets each piece's bytes and their offset on the disk.
   func read(
     _ offset: UInt64, _ count: UInt64, _ body: (UnsafeRawBufferPointer, UInt64) -> Void
   ) async throws(Errno) {
@@ -71,23 +77,21 @@ extension IODisk {
     if let errno = await perform(request) { throw errno }
   }
 
-  /// Writes a range, piece by piece.
-  ///
-  /// - Parameter fill: makes each piece's bytes, given where they lie in the request.
+  /// Writes a range, piece by piece; `fill` makes each piece's bytes, given where they lie in the request.
   func write(
-    _ offset: UInt64, _ count: UInt64, isFUA: Bool,
+    _ offset: UInt64, _ count: UInt64, _ way: WriteWay,
     _ fill: (UnsafeMutableRawBufferPointer, UInt64) -> Void
   ) async throws(Errno) {
     guard holds(offset, count) else { throw .io }
     for piece in pieces(offset, count) {
-      try unsafe await writePiece(piece, isFUA: isFUA) { memory in
+      try unsafe await writePiece(piece, way) { memory in
         unsafe fill(memory, piece.offset - offset)
       }
     }
   }
 
   private func writePiece(
-    _ piece: Piece, isFUA: Bool, _ fill: (UnsafeMutableRawBufferPointer) -> Void
+    _ piece: Piece, _ way: WriteWay, _ fill: (UnsafeMutableRawBufferPointer) -> Void
   ) async throws(Errno) {
     let held = await ranges.acquire(piece.sectors, alone: !piece.isWhole)
     defer { ranges.release(held) }
@@ -99,9 +103,10 @@ extension IODisk {
       try await readSectors(data.slice(last, 512), at: piece.start + UInt64(last))
     }
     unsafe fill(Self.wanted(piece, in: data))
-    let request = BlockRequest(
+    var request = BlockRequest(
       .write, offset: GuestOffset(piece.start), length: UInt64(data.count), data: data,
-      isFUA: isFUA || opening.cache.writesThrough)
+      isFUA: way == .throughCache || opening.cache.writesThrough)
+    request.compresses = way == .compressed
     if let errno = await perform(request) { throw errno }
   }
 
@@ -126,7 +131,9 @@ extension IODisk {
   /// Writes the zeros of less than two sectors.
   private func writeZeroData(_ range: Range<UInt64>, isFUA: Bool) async throws(Errno) {
     if range.isEmpty { return }
-    try unsafe await write(range.lowerBound, UInt64(range.count), isFUA: isFUA) { memory, _ in
+    try unsafe await write(
+      range.lowerBound, UInt64(range.count), isFUA ? .throughCache : .plain
+    ) { memory, _ in
       unsafe memory.initializeMemory(as: UInt8.self, repeating: 0)
     }
   }

@@ -17,10 +17,13 @@ extension IODisk {
   func allocation(
     at offset: UInt64, length: UInt64
   ) async throws(IOFailure) -> Allocation {
-    switch kind {
-    case .raw: return Allocation(length: length, isAllocated: true)
-    case .image: throw .disk("map and alloc: this version cannot tell of a qcow2 image")
+    guard case .image(let image) = kind else {
+      return Allocation(length: length, isAllocated: true)
     }
+    do throws(ImageError) {
+      let found = try await image.engine.allocation(at: GuestOffset(offset), length: length)
+      return Allocation(length: found.length, isAllocated: found.isAllocated)
+    } catch { throw .queryFailed(error.errno) }
   }
 
   /// Fails where zeros would have to be written as data.
@@ -28,7 +31,29 @@ extension IODisk {
     guard holds(offset, count) else { throw .io }
     let unit = clusterSize ?? 512
     let end = offset + count
-    guard offset % unit == 0, end % unit == 0 || end == size else { throw .notSupported }
+    let head = offset % unit == 0 ? 0 : min(unit - offset % unit, count)
+    let tail = end % unit == 0 || end == size ? 0 : min(end % unit, count - head)
+    guard try await saysZero(offset, head), try await saysZero(end - tail, tail) else {
+      throw .notSupported
+    }
+  }
+
+  private func saysZero(_ offset: UInt64, _ count: UInt64) async throws(Errno) -> Bool {
+    if count == 0 { return true }
+    guard case .image(let image) = kind else { return false }
+    do throws(ImageError) {
+      return try await image.engine.isMappedToZeroes(at: GuestOffset(offset), length: count)
+    } catch { throw error.errno }
+  }
+
+  /// Fails where compressed data cannot go: it comes in whole clusters of a qcow2 image.
+  func requireCompressible(_ offset: UInt64, _ count: UInt64) throws(Errno) {
+    guard let clusterSize else { throw .notSupported }
+    guard holds(offset, count) else { throw .io }
+    let end = offset + count
+    guard offset % clusterSize == 0, end % clusterSize == 0 || end == size else {
+      throw .invalid
+    }
   }
 
   func resize(to size: UInt64) async throws(IOFailure) {

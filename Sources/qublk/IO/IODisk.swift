@@ -33,8 +33,8 @@ final class IODisk: @unchecked Sendable {  // why: confined to its loop's thread
   }
 
   static func open(_ opening: IOOpening) async throws(IOFailure) -> IODisk {
-    if opening.copiesOnRead {
-      throw .openOption("copy-on-read: this version cannot do it")
+    if opening.copiesOnRead && opening.isReadOnly {
+      throw .openOption("Can't use copy-on-read on read-only device")
     }
     if opening.keySecret != nil {
       throw .openOption("encrypt.key-secret: this version cannot open encrypted images")

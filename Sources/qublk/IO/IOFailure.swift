@@ -48,7 +48,6 @@ enum IOFailure: Error {
 /// What this build cannot do.
 enum IOMissing {
   case faultInjection
-  case compressedWrites
   case machineState
   case resizing
   case preallocation
@@ -124,7 +123,6 @@ extension IOMissing {
     switch self {
     case .faultInjection:
       "break, wait_break, resume and remove_break need fault injection, which only the tests have"
-    case .compressedWrites: "this version cannot write compressed data"
     case .machineState: "this version cannot read or write the VM state"
     case .resizing: "this version cannot change the size of a qcow2 image"
     case .preallocation: "truncate -m: only \"off\" is supported"

@@ -54,13 +54,12 @@ final class IOLines: @unchecked Sendable {  // why: confined to its loop's threa
       let count = await loop.perform(
         .read(.descriptor(STDIN_FILENO), into: buffer.data, at: UInt64.max))
       if count == -Errno.interrupted.code || count == -Errno.again.code { continue }
-      if count <= 0 {
-        hasEnded = true
-      } else {
+      guard count <= 0 else {
         let bytes = unsafe UnsafeRawBufferPointer(start: buffer.base, count: Int(count))
         unsafe pending.append(contentsOf: bytes)
         return true
       }
+      hasEnded = true
     }
     return false
   }

@@ -61,6 +61,7 @@ struct IOOpening: Sendable {
     options.engine.workers = 1
     options.engine.slotsPerWorker = IOSlots.count
     options.engine.discardsToHost = discards
+    options.engine.copyOnRead = copiesOnRead
     options.mode = cache.isDirect ? .direct : .buffered
     options.locks = sharesByForce ? .none : .qemu
     return options

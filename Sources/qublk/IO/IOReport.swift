@@ -15,11 +15,8 @@ enum IOReport {
 
   static func size(_ bytes: UInt64) -> String { size(Double(bytes)) }
 
-  /// What is printed of a request that was carried out.
-  ///
-  /// - Parameters:
-  ///   - action: "read", "wrote" or "discard".
-  ///   - isForMachines: One line of numbers with commas (`-C`).
+  /// What is printed of a request that was carried out: `action` is "read", "wrote" or "discard";
+  /// for machines (`-C`) it is one line of numbers with commas.
   static func lines(
     _ action: String, offset: UInt64, count: UInt64, nanoseconds: UInt64, isForMachines: Bool
   ) -> String {

@@ -5,11 +5,8 @@ struct IOWords {
   private(set) var options: [(letter: Character, value: String?)] = []
   private(set) var operands: [String] = []
 
-  /// - Parameters:
-  ///   - words: What follows the command's name.
-  ///   - letters: The options that the command knows.
-  ///   - valued: Those of `letters` that have a value.
-  ///   - usage: The command, for errors.
+  /// Sorts what follows the command's name; `flags` are the options without a value, `valued` those
+  /// with one.
   init(
     _ words: [String], flags: String, valued: String, of command: IOCommandSpec
   ) throws(IOFailure) {

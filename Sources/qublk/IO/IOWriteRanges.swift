@@ -31,6 +31,6 @@ final class IOWriteRanges: @unchecked Sendable {  // why: confined to its loop's
     held.removeAll { $0.id == id }
     let woken = unsafe waiters
     unsafe waiters = unsafe []
-    for unsafe waiter in unsafe woken { unsafe waiter.resume() }
+    unsafe woken.forEach { unsafe $0.resume() }
   }
 }

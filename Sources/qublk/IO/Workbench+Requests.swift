@@ -35,12 +35,16 @@ extension Workbench {
     let piece = first..<(first + UInt64(bytes.count))
     let verified = piece.clamped(to: read.verified)
     let range = Int(verified.lowerBound - first)..<Int(verified.upperBound - first)
-    return unsafe bytes[range].allSatisfy { $0 == pattern }
+    guard !range.isEmpty,
+      let start = unsafe bytes.baseAddress.map({ unsafe $0 + range.lowerBound })
+    else { return true }
+    // The first byte is right, and each is like the one before.
+    return unsafe bytes[range.lowerBound] == pattern
+      && memcmp(start, start + 1, range.count - 1) == 0
   }
 
   func write(_ write: IOWrite, to disk: IODisk) async throws(IOFailure) {
     if write.isState { throw .missing(.machineState) }
-    if write.isCompressed { throw .missing(.compressedWrites) }
     var source: [UInt8] = []
     if case .source(let path) = write.content {
       source = try IOSource.read(path, most: write.count)
@@ -55,17 +59,19 @@ extension Workbench {
   private func carryOut(
     _ write: IOWrite, _ source: [UInt8], on disk: IODisk
   ) async throws(Errno) {
+    if write.isCompressed { try disk.requireCompressible(write.offset, write.count) }
+    let way = write.isCompressed ? IODisk.WriteWay.compressed : write.isFUA ? .throughCache : .plain
     switch write.content {
     case .zeroes(let unmaps, let allowsFallback):
       if !allowsFallback { try await disk.requireZeroesWithoutData(write.offset, write.count) }
       try await disk.writeZeroes(
         write.offset, write.count, unmaps: unmaps, isFUA: write.isFUA)
     case .pattern(let byte):
-      try unsafe await disk.write(write.offset, write.count, isFUA: write.isFUA) { memory, _ in
+      try unsafe await disk.write(write.offset, write.count, way) { memory, _ in
         unsafe memory.initializeMemory(as: UInt8.self, repeating: byte)
       }
     case .source:
-      try unsafe await disk.write(write.offset, write.count, isFUA: write.isFUA) { memory, position in
+      try unsafe await disk.write(write.offset, write.count, way) { memory, position in
         unsafe Self.repeatBytes(of: source, from: position, into: memory)
       }
     }

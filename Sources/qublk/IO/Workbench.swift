@@ -121,7 +121,7 @@ final class Workbench: CompletionHandler, @unchecked Sendable {
   private func wakeDrainers() {
     let woken = unsafe drainWaiters
     unsafe drainWaiters = unsafe []
-    for unsafe waiter in unsafe woken { unsafe waiter.resume() }
+    unsafe woken.forEach { unsafe $0.resume() }
   }
 
   /// Waits until no asynchronous request is left.
