@@ -32,35 +32,6 @@ enum IOReport {
       + "(\(size(rate))/sec and \(formatted("%.4f", operations)) ops/sec)\n"
   }
 
-  /// Bytes in rows of 16, with their offsets and, where they are letters or digits, themselves.
-  static func dump(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) -> String {
-    var text: [UInt8] = []
-    text.reserveCapacity(bytes.count * 5 + 64)
-    var start = 0
-    while start < bytes.count {
-      let end = min(start + 16, bytes.count)
-      let address = String(offset + UInt64(start), radix: 16)
-      text += Array(String(repeating: "0", count: max(0, 8 - address.utf8.count)).utf8)
-      text += Array("\(address):  ".utf8)
-      for index in start..<end {
-        let byte = unsafe bytes[index]
-        text += [digit(byte >> 4), digit(byte & 15), UInt8(ascii: " ")]
-      }
-      text.append(UInt8(ascii: " "))
-      for index in start..<end {
-        let byte = unsafe bytes[index]
-        text.append(isalnum(Int32(byte)) != 0 && byte < 128 ? byte : UInt8(ascii: "."))
-      }
-      text.append(UInt8(ascii: "\n"))
-      start = end
-    }
-    return String(decoding: text, as: UTF8.self)
-  }
-
-  private static func digit(_ value: UInt8) -> UInt8 {
-    value < 10 ? UInt8(ascii: "0") + value : UInt8(ascii: "a") + value - 10
-  }
-
   private static func duration(_ nanoseconds: UInt64) -> String {
     if nanoseconds >= 60_000_000_000 { return clock(nanoseconds) }
     return "\(two(nanoseconds / 1_000_000_000)).\(two(nanoseconds / 10_000_000 % 100)) sec"

@@ -7,12 +7,13 @@ extension Workbench {
     let start = Self.now()
     if read.isState { throw .missing(.machineState) }
     var isAsExpected = true
-    var dump = ""
+    var dump = IODump(at: read.offset)
     let shows = read.dumps && !read.printing.isQuiet
+    let showsAtOnce = shows && read.count <= Self.mostDumped
     do throws(Errno) {
       try unsafe await disk.read(read.offset, read.count) { bytes, offset in
         unsafe isAsExpected = isAsExpected && Self.matches(bytes, offset, read)
-        if shows { dump += unsafe IOReport.dump(bytes, at: offset) }
+        if showsAtOnce { unsafe dump.add(bytes) }
       }
     } catch { throw .request(read.name, error) }
     let time = Self.now() - start
@@ -21,9 +22,28 @@ extension Workbench {
         "Pattern verification failed at offset \(read.offset + read.verified.lowerBound), "
           + "\(read.verified.count) bytes\n")
     }
-    IOOutput.write(dump)
+    if showsAtOnce {
+      IOOutput.write(dump.takeAll())
+    } else if shows {
+      try await show(read, from: disk)
+    }
     report("read", read.offset, read.count, time, read.printing)
     if !isAsExpected { throw .told }
+  }
+
+  /// The most bytes that are kept to be shown after they were verified.
+  private static let mostDumped: UInt64 = 1 << 20
+
+  /// Reads again what is too much to be kept, and shows it.
+  private func show(_ read: IORead, from disk: IODisk) async throws(IOFailure) {
+    var dump = IODump(at: read.offset)
+    do throws(Errno) {
+      try unsafe await disk.read(read.offset, read.count) { bytes, _ in
+        unsafe dump.add(bytes)
+        IOOutput.write(dump.takeRows())
+      }
+    } catch { throw .request(read.name, error) }
+    IOOutput.write(dump.takeAll())
   }
 
   /// Whether a piece has the pattern wherever it is to be verified.

@@ -107,6 +107,10 @@ import Testing
     try IOTwins(["8G"]).expectAlike(["write 5G 20", "read -v 5G 20", "read -v 4294967290 20"])
   }
 
+  @Test func aDumpTooLongToBeKept() throws {
+    try IOTwins().expectAlike(["write -P 0x41 5 3M", "read -vP 0 16777000 1M", "read -vP 1 1 2M"])
+  }
+
   @Test func mapAndAllocationOfAnOverlay() throws {
     let directory = try TemporaryDirectory()
     let base = try directory.image("base.qcow2", size: "1M")
