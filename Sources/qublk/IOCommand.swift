@@ -50,7 +50,8 @@ struct IOCommand: ParsableCommand {
     try disk.apply(to: &options)
     let script: Workbench.Script
     do throws(IOFailure) {
-      script = Workbench.Script(opening: try opening(options), commands: commands)
+      script = Workbench.Script(
+        opening: try opening(options), commands: commands, secrets: try secrets())
     } catch {
       if let text = error.lines.errors { IOOutput.complain(text + "\n") }
       throw ExitCode(1)
@@ -62,9 +63,14 @@ struct IOCommand: ParsableCommand {
     if !succeeded { throw ExitCode(1) }
   }
 
+  private func secrets() throws(IOFailure) -> [ObjectSecret] {
+    do throws(OptionTextError) {
+      return try object.map { (text) throws(OptionTextError) in try ObjectSecret(parsing: text) }
+    } catch { throw .optionText(error) }
+  }
+
   /// What to open at once; nil if no image is named.
   private func opening(_ options: DiskImageOptions) throws(IOFailure) -> IOOpening? {
-    _ = try object.map { (text) throws(IOFailure) in try IOSecret(parsing: text) }
     var opening = IOOpening()
     opening.disk = options
     opening.isReadOnly = readOnly

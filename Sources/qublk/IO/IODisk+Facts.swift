@@ -62,7 +62,10 @@ extension IODisk {
       do throws(Errno) { try await disk.target.resize(to: size) } catch {
         throw .request("truncate", error)
       }
-    case .image: throw .missing(.resizing)
+    case .image(let image):
+      do throws(ImageError) { try await image.engine.resize(to: size) } catch {
+        throw .disk(error.message)
+      }
     }
   }
 

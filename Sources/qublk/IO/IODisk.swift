@@ -32,18 +32,19 @@ final class IODisk: @unchecked Sendable {  // why: confined to its loop's thread
     }
   }
 
-  static func open(_ opening: IOOpening) async throws(IOFailure) -> IODisk {
+  /// Opens what is asked for; `secrets` are those that can be named.
+  static func open(
+    _ opening: IOOpening, _ secrets: [ObjectSecret]
+  ) async throws(IOFailure) -> IODisk {
     if opening.copiesOnRead && opening.isReadOnly {
       throw .openOption("Can't use copy-on-read on read-only device")
     }
-    if opening.keySecret != nil {
-      throw .openOption("encrypt.key-secret: this version cannot open encrypted images")
-    }
+    let options = try opening.diskOptions(secrets)
     do throws(DiskImageError) {
       switch opening.format {
       case .qcow2:
-        return IODisk(.image(try await DiskImage.open(opening.diskOptions)), opening)
-      case .raw: return IODisk(.raw(try await RawDisk.open(opening.diskOptions)), opening)
+        return IODisk(.image(try await DiskImage.open(options)), opening)
+      case .raw: return IODisk(.raw(try await RawDisk.open(options)), opening)
       }
     } catch { throw .open(error) }
   }

@@ -11,8 +11,8 @@ struct IODump {
 
   /// Takes the next bytes.
   mutating func add(_ bytes: UnsafeRawBufferPointer) {
-    for byte in unsafe bytes {
-      row.append(byte)
+    for index in 0..<bytes.count {
+      unsafe row.append(bytes[index])
       if row.count == 16 { endRow() }
     }
   }

@@ -34,6 +34,7 @@ enum IOFailure: Error {
   case disk(String)
   case open(DiskImageError)
   case openOption(String)
+  case optionText(OptionTextError)
   case missing(IOMissing)
   case queryFailed(Errno)
   /// What was read is not what was expected; it has been told already.
@@ -48,8 +49,6 @@ enum IOFailure: Error {
 /// What this build cannot do.
 enum IOMissing {
   case faultInjection
-  case machineState
-  case resizing
   case preallocation
 }
 
@@ -64,7 +63,7 @@ extension IOFailure {
       (command.usageLine, "\(command.name): option requires an argument -- '\(letter)'")
     case .usage(let command): (command.usageLine, nil)
     case .unknownCommand, .noFile, .fileOpen, .argumentCount, .lineTooLong, .readOnly, .source,
-      .open, .openOption, .disk, .missing:
+      .open, .openOption, .optionText, .disk, .missing:
       (nil, text)
     case .told: (nil, nil)
     default: (text, nil)
@@ -103,6 +102,7 @@ extension IOFailure {
     case .disk(let text): "qublk: \(text)"
     case .open(let error): "qublk: \(error.message)"
     case .openOption(let text): "qublk: \(text)"
+    case .optionText(let error): "qublk: \(error.message)"
     case .missing(let feature): "qublk: \(feature.text)"
     case .queryFailed(let errno): "Failed to get allocation status: \(errno.systemText)"
     case .told, .unknownOption, .missingValue, .usage: ""
@@ -123,8 +123,6 @@ extension IOMissing {
     switch self {
     case .faultInjection:
       "break, wait_break, resume and remove_break need fault injection, which only the tests have"
-    case .machineState: "this version cannot read or write the VM state"
-    case .resizing: "this version cannot change the size of a qcow2 image"
     case .preallocation: "truncate -m: only \"off\" is supported"
     }
   }

@@ -57,9 +57,10 @@ extension IOOpening {
     case "data-file.filename": disk.dataFile = value
     case "encrypt.key-secret": keySecret = value
     case "encrypt.format":
-      guard ["luks", "aes"].contains(value) else {
+      guard let encryption = DiskImageOptions.Encryption(rawValue: value) else {
         throw .openOption("option \"\(name)\" is \"\(value)\", expected \"luks\" or \"aes\"")
       }
+      disk.encryption = encryption
     case "node-name", "file.node-name": break
     default: throw .openOption("option \"\(name)\" is not known")
     }

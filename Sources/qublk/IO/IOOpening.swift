@@ -53,8 +53,15 @@ struct IOOpening: Sendable {
     self.format = format
   }
 
-  var diskOptions: DiskImageOptions {
+  /// How to open the disk; `secrets` are those that can be named.
+  func diskOptions(_ secrets: [ObjectSecret]) throws(IOFailure) -> DiskImageOptions {
     var options = disk
+    if let keySecret {
+      guard let secret = secrets.secret(keySecret) else {
+        throw .openOption("No secret with id '\(keySecret)'")
+      }
+      options.secrets = LayerSecrets(byLayer: [0: secret])
+    }
     options.path = path ?? ""
     options.name = options.path
     options.readOnly = isReadOnly

@@ -5,13 +5,12 @@ import Glibc
 extension Workbench {
   func read(_ read: IORead, from disk: IODisk) async throws(IOFailure) {
     let start = Self.now()
-    if read.isState { throw .missing(.machineState) }
     var isAsExpected = true
     var dump = IODump(at: read.offset)
     let shows = read.dumps && !read.printing.isQuiet
     let showsAtOnce = shows && read.count <= Self.mostDumped
     do throws(Errno) {
-      try unsafe await disk.read(read.offset, read.count) { bytes, offset in
+      try unsafe await Self.bytes(of: read, from: disk) { bytes, offset in
         unsafe isAsExpected = isAsExpected && Self.matches(bytes, offset, read)
         if showsAtOnce { unsafe dump.add(bytes) }
       }
@@ -31,6 +30,16 @@ extension Workbench {
     if !isAsExpected { throw .told }
   }
 
+  private static func bytes(
+    of read: IORead, from disk: IODisk, _ body: (UnsafeRawBufferPointer, UInt64) -> Void
+  ) async throws(Errno) {
+    if read.isState {
+      try unsafe await disk.readState(read.offset, read.count, body)
+    } else {
+      try unsafe await disk.read(read.offset, read.count, body)
+    }
+  }
+
   /// The most bytes that are kept to be shown after they were verified.
   private static let mostDumped: UInt64 = 1 << 20
 
@@ -38,7 +47,7 @@ extension Workbench {
   private func show(_ read: IORead, from disk: IODisk) async throws(IOFailure) {
     var dump = IODump(at: read.offset)
     do throws(Errno) {
-      try unsafe await disk.read(read.offset, read.count) { bytes, _ in
+      try unsafe await Self.bytes(of: read, from: disk) { bytes, _ in
         unsafe dump.add(bytes)
         IOOutput.write(dump.takeRows())
       }
@@ -64,7 +73,6 @@ extension Workbench {
   }
 
   func write(_ write: IOWrite, to disk: IODisk) async throws(IOFailure) {
-    if write.isState { throw .missing(.machineState) }
     var source: [UInt8] = []
     if case .source(let path) = write.content {
       source = try IOSource.read(path, most: write.count)
@@ -79,22 +87,31 @@ extension Workbench {
   private func carryOut(
     _ write: IOWrite, _ source: [UInt8], on disk: IODisk
   ) async throws(Errno) {
-    if write.isCompressed { try disk.requireCompressible(write.offset, write.count) }
-    let way = write.isCompressed ? IODisk.WriteWay.compressed : write.isFUA ? .throughCache : .plain
     switch write.content {
     case .zeroes(let unmaps, let allowsFallback):
       if !allowsFallback { try await disk.requireZeroesWithoutData(write.offset, write.count) }
       try await disk.writeZeroes(
         write.offset, write.count, unmaps: unmaps, isFUA: write.isFUA)
     case .pattern(let byte):
-      try unsafe await disk.write(write.offset, write.count, way) { memory, _ in
+      try unsafe await send(write, to: disk) { memory, _ in
         unsafe memory.initializeMemory(as: UInt8.self, repeating: byte)
       }
     case .source:
-      try unsafe await disk.write(write.offset, write.count, way) { memory, position in
+      try unsafe await send(write, to: disk) { memory, position in
         unsafe Self.repeatBytes(of: source, from: position, into: memory)
       }
     }
+  }
+
+  private func send(
+    _ write: IOWrite, to disk: IODisk, _ fill: (UnsafeMutableRawBufferPointer, UInt64) -> Void
+  ) async throws(Errno) {
+    if write.isState {
+      return try unsafe await disk.writeState(write.offset, write.count, fill)
+    }
+    if write.isCompressed { try disk.requireCompressible(write.offset, write.count) }
+    let way = write.isCompressed ? IODisk.WriteWay.compressed : write.isFUA ? .throughCache : .plain
+    try unsafe await disk.write(write.offset, write.count, way, fill)
   }
 
   /// Fills memory with `source`, again and again, as if it had begun `position` bytes before.

@@ -22,19 +22,26 @@ final class Workbench: CompletionHandler, @unchecked Sendable {
   private var maintenanceWaiter: UnsafeContinuation<Void, Never>?
   private var tasks = 0
 
-  private init() throws(Errno) { loop = try WorkerLoop(entries: 256, completions: 4096) }
+  private let secrets: [ObjectSecret]
+
+  private init(_ secrets: [ObjectSecret]) throws(Errno) {
+    self.secrets = secrets
+    loop = try WorkerLoop(entries: 256, completions: 4096)
+  }
 
   /// What to run: opens, then runs the commands given or those of standard input.
   struct Script: Sendable {
     var opening: IOOpening?
     var commands: [String]
+    /// What images can be unlocked with.
+    var secrets: [ObjectSecret]
   }
 
   /// Runs a script on this thread.
   ///
   /// - Returns: whether everything succeeded.
   static func run(_ script: Script) throws(Errno) -> Bool {
-    let bench = try Workbench()
+    let bench = try Workbench(script.secrets)
     bench.spawn { await bench.run(script) }
     bench.spawn { await bench.maintain() }
     bench.loop.run(bench)
@@ -135,7 +142,7 @@ final class Workbench: CompletionHandler, @unchecked Sendable {
 
   func open(_ opening: IOOpening) async throws(IOFailure) {
     if disk != nil { throw .fileOpen }
-    disk = try await IODisk.open(opening)
+    disk = try await IODisk.open(opening, secrets)
   }
 
   func close() async throws(IOFailure) {

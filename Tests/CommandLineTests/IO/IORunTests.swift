@@ -1,6 +1,21 @@
 import Glibc
 import Testing
 
+/// Whether qemu-img can make encrypted images here: its key derivation needs the thread's CPU time.
+private let canUnlock = (try? makesEncryptedImages()) ?? false
+
+private func makesEncryptedImages() throws -> Bool {
+  let directory = try TemporaryDirectory()
+  let made = try Subprocess(
+    "qemu-img",
+    [
+      "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc", "-o",
+      "encrypt.format=luks,encrypt.key-secret=s", "\(directory.path)/a", "1M",
+    ]
+  ).finish()
+  return made.status == 0
+}
+
 /// How the program runs: input, order, concurrency, endings.
 @Suite(.enabled(if: hasQEMU, "needs qemu-img and qemu-io")) struct IORunTests {
   private let directory: TemporaryDirectory
@@ -123,6 +138,32 @@ import Testing
     #expect(outcome.status == 1)
     #expect(outcome.output == "")
     #expect(outcome.errors == errors)
+  }
+
+  @Test(
+    .disabled(if: !canUnlock, "this qemu-img makes no such images"), arguments: ["aes", "luks"])
+  func encryptedImagesAreUnlocked(_ method: String) throws {
+    let path = "\(directory.path)/\(method)"
+    let secret = ["--object", "secret,id=s,data=abc"]
+    let made = try Subprocess(
+      "qemu-img",
+      ["create", "-q", "-f", "qcow2"] + secret
+        + ["-o", "encrypt.format=\(method),encrypt.key-secret=s", path, "1M"]
+    ).finish()
+    try #require(made.status == 0, "\(made.errors)")
+    let image = [
+      "--image-opts",
+      "driver=qcow2,encrypt.key-secret=s,encrypt.format=\(method),file.filename=\(path)",
+    ]
+    let written = try io(["write -P 3 5 100000"], secret + image)
+    #expect(written.status == 0, "\(written.output)\(written.errors)")
+    let read = try Subprocess(
+      "qemu-io", ["-c", "read -P 3 5 100000", "-c", "read -P 0 100005 900k"] + secret + image
+    ).finish()
+    #expect(read.status == 0, "\(read.output)\(read.errors)")
+    let locked = try io(["length"], [path])
+    #expect(locked.status == 1)
+    #expect(locked.output == "")
   }
 
   @Test func breakpointsNeedFaultInjection() throws {

@@ -124,6 +124,26 @@ import Testing
     try twins.expectEqualImages()
   }
 
+  @Test func theSizeChanges() throws {
+    let twins = try IOTwins(["1M"])
+    try twins.expectAlike([
+      "write -P 1 0 1M", "truncate 3M", "length", "read -P 0 1M 2M", "read -P 1 0 1M",
+      "truncate -m off 600k", "length", "read -P 1 0 600k", "read 600k 1", "truncate 1M",
+      "read -P 1 0 600k", "read -P 0 600k 424k", "truncate 7E", "t 512", "length",
+    ])
+    try twins.expectEqualImages()
+  }
+
+  @Test func theStateOfAMachine() throws {
+    let twins = try IOTwins(["1M"])
+    try twins.expectAlike([
+      "read -bP 0 0 64k", "write -bP 5 0 1k", "write -b 64M 512", "read -bP 5 0 1k",
+      "read -bP 0 1k 63k", "read -bv 67108864 512", "write -bcP 6 1M 64k", "read -bP 6 1M 64k",
+      "read -P 0 0 1M", "read 1M 1", "length",
+    ])
+    try twins.expectEqualImages()
+  }
+
   @Test func whatIsReadIsCopied() throws {
     let directory = try TemporaryDirectory()
     let base = try directory.image("base.qcow2", size: "1M")
