@@ -120,7 +120,7 @@ extension IODisk {
     if whole.isEmpty { return try await writeZeroData(offset..<end, isFUA: isFUA) }
     try await writeZeroData(offset..<whole.lowerBound, isFUA: isFUA)
     try await writeZeroData(whole.upperBound..<end, isFUA: isFUA)
-    let held = await ranges.acquire(whole, alone: !piece.isWhole)
+    let held = await ranges.acquire(whole, alone: false)
     defer { ranges.release(held) }
     let request = BlockRequest(
       .writeZeroes, offset: GuestOffset(whole.lowerBound), length: UInt64(whole.count),
@@ -144,7 +144,7 @@ extension IODisk {
     let first = (offset + 511) & ~511
     let end = (offset + count) & ~511
     if !opening.discards || first >= end { return }
-    let held = await ranges.acquire(first..<end, alone: !piece.isWhole)
+    let held = await ranges.acquire(first..<end, alone: false)
     defer { ranges.release(held) }
     let request = BlockRequest(.discard, offset: GuestOffset(first), length: end - first)
     if let errno = await perform(request) { throw errno }
