@@ -144,6 +144,10 @@ private final class ArrayFile: HostFile, @unchecked Sendable {
 
   func length() async throws(Errno) -> UInt64 { UInt64(bytes.count) }
 
+  func extend(to length: UInt64) async throws(Errno) {
+    if bytes.count < length { try await setLength(length) }
+  }
+
   func setLength(_ length: UInt64) async throws(Errno) {
     bytes = Array(bytes.prefix(Int(length)))
     bytes += Array(repeating: 0, count: Int(length) - bytes.count)
