@@ -16,6 +16,11 @@ struct ImageParts {
   let headerEditor: HeaderEditor
   var bitmaps: [TrackedBitmap] = []
   var bitmapReport = BitmapReport()
+
+  /// Refcounts may stay in memory while the DIRTY bit is set.
+  var hasLazyRefcounts: Bool {
+    header.version >= 3 && header.compatible.contains(.lazyRefcounts) && !options.readOnly
+  }
 }
 
 extension Image {
@@ -93,7 +98,10 @@ extension Image {
   private static func requireSupported(
     _ header: Header, _ sources: ImageSources, _ options: ImageOptions
   ) throws(ImageError) {
-    if header.backingFileOffset != 0 && sources.backing == nil { throw .missing(.backingFile) }
+    // A name of no length is no backing file, as in QEMU.
+    if header.backingFileOffset != 0 && header.backingFileSize != 0 && sources.backing == nil {
+      throw .missing(.backingFile)
+    }
     if header.cryptMethod != 0 && sources.cipher == nil { throw .missing(.cipher) }
     if header.incompatible.contains(.externalDataFile) && sources.dataFile == nil {
       throw .missing(.dataFile)

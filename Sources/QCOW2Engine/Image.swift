@@ -90,7 +90,8 @@ package final class Image: BlockTarget {
       storage: storage, externalData: guestData.isExternal ? guestData.storage : nil,
       splitsEntries: rules.isExtended, l1: l1, l2: parts.l2, refcounts: allocator.refcounts,
       frees: frees,
-      stamps: stamps, health: health)
+      stamps: stamps, health: health,
+      lazy: parts.hasLazyRefcounts ? LazyRefcounts(editor: parts.headerEditor) : nil)
     changes = parts.bitmaps.isEmpty ? nil : ChangeTracker(parts.bitmaps, parts, flusher)
     bitmaps = parts.bitmapReport
     let flusher = self.flusher
@@ -104,7 +105,7 @@ package final class Image: BlockTarget {
   package func flush() async throws(ImageError) {
     if options.readOnly { return }
     dirtySince.store(0, ordering: .relaxed)
-    do { try await flusher.flush() } catch {
+    do { try await flusher.flushLazily() } catch {
       // Still dirty: the background round must try again.
       noteDirty()
       throw error
@@ -125,6 +126,12 @@ package final class Image: BlockTarget {
       _ = try? await returnMatureClusters()
     }
     await changes?.maintain()
+    let rounds = flusher.rounds.load(ordering: .relaxed)
+    if let lazy = flusher.lazy, dirtySince.load(ordering: .relaxed) == 0,
+      lazy.isWorthClearing(rounds: rounds, now: MonotonicClock.milliseconds())
+    {
+      try? await flusher.clean()
+    }
   }
 
   /// Writes everything back and gives reserved and freed clusters up; no request may be running.
@@ -144,7 +151,21 @@ package final class Image: BlockTarget {
     }
     try await packer.close()
     try await arenas.returnAll()
-    try await flusher.flush()
+    try await flusher.clean()
+  }
+
+  /// Makes clusters that were freed allocatable, and looks for room that has been added.
+  ///
+  /// Call without a request of one's own in flight: it would hold back what was freed after it began.
+  ///
+  /// - Returns: whether it is worth trying again.
+  func reclaimSpace() async throws(ImageError) -> Bool {
+    if try await allocator.noteGrowth() { return true }
+    guard !frees.isEmpty else { return false }
+    try await flush()
+    await maturing.acquire()
+    defer { maturing.release() }
+    return try await returnMatureClusters()
   }
 
   /// Notes that some table in memory is ahead of the host file.
@@ -154,7 +175,9 @@ package final class Image: BlockTarget {
     }
   }
 
-  private func returnMatureClusters() async throws(ImageError) {
+  /// - Returns: whether there were any.
+  @discardableResult
+  private func returnMatureClusters() async throws(ImageError) -> Bool {
     let mature = frees.takeMature(before: stamps.oldest())
     var done = 0
     if !mature.isEmpty {
@@ -172,6 +195,7 @@ package final class Image: BlockTarget {
       throw error
     }
     if !mature.isEmpty { noteDirty() }
+    return !mature.isEmpty
   }
 
   /// Acts on a failure: corruption stops all writing and is marked in the header.

@@ -52,6 +52,15 @@ final class HeaderEditor: @unchecked Sendable {  // why: `mutex` guards the head
     }
   }
 
+  /// Sets or clears the dirty bit, which says that refcounts may be wrong; version 2 has none.
+  func setDirty(_ isDirty: Bool) async throws(ImageError) {
+    try unsafe await edit { sector, header in
+      guard header.version >= 3 else { return }
+      if isDirty { header.incompatible.insert(.dirty) } else { header.incompatible.remove(.dirty) }
+      unsafe sector.storeBE64(header.incompatible.rawValue, Header.Field.incompatible)
+    }
+  }
+
   /// Clears the autoclear bits whose promise is not kept.
   func clearAutoclear(keeping kept: AutoclearFeatures) async throws(ImageError) {
     try unsafe await edit { sector, header in
