@@ -41,7 +41,8 @@ struct SnapshotTests {
     for name in ["one", "two"] {
       let then = scratch.file("then.raw")
       try mustRun(
-        "qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-l", "snapshot.name=\(name)", path, then)
+        "qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-l", "snapshot.name=\(name)", path, then
+      )
       #expect(try Qemu.rawDifference(then, scratch.file(name)) == nil)
       try verifySnapshot(path, .idOrName(name), raw: scratch.file(name), size: size, &random)
     }
@@ -68,6 +69,8 @@ struct SnapshotTests {
     try openImage(path, readOnly: false) { try await $0.writePattern(7, at: 4096, count: 8192) }
     #expect(try !run(["qemu-img", "snapshot", "-c", "one", path]).succeeded)
     try openImage(path, readOnly: false) { try await $0.writePattern(8, at: 8192, count: 8192) }
+    // The attempt leaks its copy of the L1 table, in QEMU 7.2.
+    try mustRun("qemu-img", "check", "-q", "-r", "leaks", path)
     #expect(try Qemu.complaint(path) == nil)
     try Qemu.io(path, ["read -P 7 4k 4k", "read -P 8 8k 8k"])
   }

@@ -38,8 +38,9 @@ func verifySnapshot(
       throw Mismatch(description: "snapshot \(selector): size \(session.image.size), not \(size)")
     }
     try await session.verify(shadow)
-    guard await session.image.serve(BlockRequest(.discard, length: 512), worker: 0, slot: 0)
-      == .failed(.readOnly)
+    guard
+      await session.image.serve(BlockRequest(.discard, length: 512), worker: 0, slot: 0)
+        == .failed(.readOnly)
     else { throw Mismatch(description: "a snapshot was written to") }
     try await session.image.close()
   }
