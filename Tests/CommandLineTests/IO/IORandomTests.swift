@@ -59,7 +59,7 @@ private struct RandomScript {
   private mutating func range() -> (offset: UInt64, count: UInt64) {
     let isWhole = below(2) == 0
     let offset = isWhole ? below(size) & ~511 : below(size)
-    let wanted = pick([1, 511, 512, 4096, 65536, 100_000, 300_000])
+    let wanted: UInt64 = pick([1, 511, 512, 4096, 65536, 100_000, 300_000])
     return (offset, min(isWhole ? (wanted + 511) & ~511 : wanted, size - offset))
   }
 
