@@ -48,8 +48,10 @@ package final class DiskImage: Sendable {
     _ options: DiskImageOptions
   ) async throws(DiskImageError) -> DiskImage {
     var chain = Chain(options)
+    defer { _ = options.secrets.dropRest() }
     do throws(DiskImageError) {
       try await chain.open()
+      try await chain.unlock()
       let identity = try identity(of: chain)
       let (engine, rebuilt) = try await openEngines(chain)
       return DiskImage(engine, rebuilt, chain, identity)
@@ -116,7 +118,8 @@ package final class DiskImage: Sendable {
   private static func sources(
     _ layer: ChainLayer, _ backing: (any BackingLayer)?
   ) -> ImageSources {
-    var sources = ImageSources(file: layer.file, dataFile: layer.dataFile, backing: backing)
+    var sources = ImageSources(
+      file: layer.file, dataFile: layer.dataFile, backing: backing, cipher: layer.cipher)
     sources.fileNumber = layer.dataFile == nil ? layer.number : layer.dataNumber
     return sources
   }

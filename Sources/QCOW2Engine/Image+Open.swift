@@ -98,7 +98,10 @@ extension Image {
   private static func requireSupported(
     _ header: Header, _ sources: ImageSources, _ options: ImageOptions
   ) throws(ImageError) {
-    if header.backingFileOffset != 0 && sources.backing == nil { throw .missing(.backingFile) }
+    // A name of no length is no backing file, as in QEMU.
+    if header.backingFileOffset != 0 && header.backingFileSize != 0 && sources.backing == nil {
+      throw .missing(.backingFile)
+    }
     if header.cryptMethod != 0 && sources.cipher == nil { throw .missing(.cipher) }
     if header.incompatible.contains(.externalDataFile) && sources.dataFile == nil {
       throw .missing(.dataFile)

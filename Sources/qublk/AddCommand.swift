@@ -48,6 +48,9 @@ struct AddCommand: ParsableCommand {
   @Option(help: "The host's page cache: none (direct I/O, where possible) or writeback.")
   var cache = HostCache.none
 
+  @Option(help: "Attach this internal snapshot, by ID or name, read-only and at its own size.")
+  var snapshot: String?
+
   @OptionGroup var disk: DiskOptions
 
   @Flag(help: "Keep in the image what is read from its backing file.")

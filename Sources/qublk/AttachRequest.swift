@@ -31,13 +31,14 @@ struct AttachRequest {
     id = command.id
     queues = command.queues ?? min(max(sysconf(Int32(_SC_NPROCESSORS_ONLN)), 1), 4)
     depth = command.depth
-    isReadOnly = command.readOnly
+    isReadOnly = command.readOnly || command.snapshot != nil
     blockSize = command.blockSize
     zeroCopy = command.zeroCopy
     dirtyAge = command.dirtyAge
     printsJSON = command.json
     noSpace = command.onNoSpace
     var disk = DiskImageOptions(path: command.image, readOnly: isReadOnly)
+    disk.engine.snapshot = command.snapshot.map { .idOrName($0) }
     disk.engine.workers = queues
     disk.engine.slotsPerWorker = depth
     disk.engine.cacheBytes = command.cacheSize.map { Int(clamping: $0.bytes) }
