@@ -50,7 +50,15 @@ struct Chain {
     while let next = try nextReference() { try await openBacking(next) }
   }
 
-  func close() { for file in files { file.closeDescriptor() } }
+  func close() { Self.close(files) }
+
+  /// Lets go of files and, at once, of their locks.
+  static func close(_ files: [RingHostFile]) {
+    for file in files {
+      ImageLock.release(file.descriptor)
+      file.closeDescriptor()
+    }
+  }
 
   // MARK: The image
 

@@ -65,7 +65,7 @@ package final class DiskImage: Sendable {
   ///
   /// The latter whether or not the former worked. No request may be running.
   package func close() async throws(DiskImageError) {
-    defer { for file in files { file.closeDescriptor() } }
+    defer { Chain.close(files) }
     do throws(ImageError) { try await engine.close() } catch {
       throw DiskImageError(image: name, referrer: nil, subject: .image, reason: .engine(error))
     }
