@@ -40,12 +40,13 @@ import Testing
     let old = ImageShape(clusterBits: 9, version: 2, contents: .snapshot)
     scenarios.append(Scenario(shape: old, cacheSlices: 1))
     for shape in ImageShape.featured {
-      var scenario = Scenario(shape: shape)
+      var scenario = Scenario(shape: shape, operations: 45)
       if shape.copiesOnRead { scenario.weights[0] = 40 }
       scenarios.append(scenario)
       scenario.cacheSlices = 1
       scenario.writesBackAlways = true
       scenario.depth = 2
+      scenario.operations = 30
       scenarios.append(scenario)
     }
     scenarios.append(
