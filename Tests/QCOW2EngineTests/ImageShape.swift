@@ -13,6 +13,7 @@ struct ImageShape: Sendable, CustomTestStringConvertible {
   var contents = Contents.empty
   /// So full that the refcount table (one cluster, 64-bit refcounts) must grow soon.
   var isNearGrowth = false
+  var isLazy = false
 
   var features = ImageFeatures()
   /// Some of what is mapped at first is compressed.
@@ -27,6 +28,7 @@ struct ImageShape: Sendable, CustomTestStringConvertible {
 
   var testDescription: String {
     var parts = isNearGrowth ? ["near growth"] : []
+    if isLazy { parts.append("lazy") }
     parts.append("\(1 << clusterBits) B clusters")
     parts.append("v\(version)")
     parts.append("\(1 << refcountOrder)-bit refcounts")
@@ -92,6 +94,7 @@ struct ImageShape: Sendable, CustomTestStringConvertible {
     builder.features = features
     // In the middle of a region, of a cluster and of a subcluster.
     builder.features.backingSectors = regions[min(1, regions.count - 1)].lowerBound + 21
+    builder.compatible = isLazy ? 1 : 0
     guard contents != .empty else { return builder }
     if isNearGrowth {
       for guest in 0..<3880 { builder.mappings[guest] = .data }

@@ -16,6 +16,11 @@ package final class CrashEnumerator {
   /// States built so far.
   package private(set) var count = 0
 
+  /// The same for one file.
+  package convenience init(original: ImageBytes, events: [HostEvent], seed: UInt64) {
+    self.init(originals: [original], events: events, seed: seed)
+  }
+
   /// - Parameters:
   ///   - originals: The bytes of each file before the first event, by its number.
   ///   - events: The log of all files.
@@ -32,6 +37,8 @@ package final class CrashEnumerator {
   /// A state, and the time of the cut: what started before it may have had an effect.
   package struct State {
     package let files: [ImageBytes]
+    /// The image.
+    package var bytes: ImageBytes { files[0] }
     package let time: UInt64
     package let description: String
   }

@@ -34,9 +34,12 @@ import QCOW2Codec
   /// Take an internal snapshot of all that is mapped.
   package var hasSnapshot = false
   package var incompatible: UInt64 = 0
+  package var compatible: UInt64 = 0
   package var autoclear: UInt64 = 0
   /// Extensions: bytes put after the standard header, version 3 only.
   package var extensions: [UInt8] = []
+  /// Persistent bitmaps, version 3 only: adds their extension and sets autoclear bit 0.
+  package var bitmaps: [BitmapSpec] = []
   package var features = ImageFeatures()
   /// Fills a data cluster: the guest cluster and its plain bytes.
   package var fill: (Int, UnsafeMutableRawPointer) -> Void = { _, _ in }
@@ -66,6 +69,7 @@ import QCOW2Codec
     var refcountTableClusters = 0
     var refcountBlocks = 0
     var refcountBlockCount = 0
+    var bitmaps = BitmapLayout()
 
     mutating func take(_ count: Int) -> Int {
       next += count
@@ -107,6 +111,9 @@ import QCOW2Codec
       }
     }
     placeCompressed(&layout)
+    layout.bitmaps = BitmapLayout(
+      bitmaps, clusterBits: clusterBits, size: size, from: layout.next)
+    layout.next += layout.bitmaps.clusters
     let perBlock = (clusterSize * 8) >> refcountOrder
     var blocks = 1
     var tableClusters = 1
@@ -172,10 +179,15 @@ import QCOW2Codec
     guard version >= 3 else { return }
     let bits: UInt64 = (features.dataFile == nil ? 0 : 4) | (features.isExtended ? 16 : 0)
     bytes.put64(incompatible | bits, 72)
+    bytes.put64(compatible, 80)
     bytes.put64(autoclear | (features.dataFile == .raw ? 2 : 0), 88)
     bytes.put32(UInt32(refcountOrder), 96)
     bytes.put32(104, 100)
     bytes.put(extensions, 104)
+    if !bitmaps.isEmpty {
+      bytes.put64(bytes.be64(88) | 1, 88)
+      layout.bitmaps.write(to: bytes, extensionAt: 104 + extensions.count)
+    }
   }
 
   private func writeTables(_ bytes: ImageBytes, _ data: ImageBytes, _ layout: Layout) {

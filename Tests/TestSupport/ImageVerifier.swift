@@ -13,9 +13,9 @@ package struct ImageReport: Sendable {
 /// Errors: a cluster with two owners, a refcount below the number of references, wrong COPIED flags,
 /// pointers that are unaligned or a cluster or more beyond the end of the file, reserved bits.
 package final class ImageVerifier {
-  private let bytes: ImageBytes
+  let bytes: ImageBytes
   private let clusterBits: Int
-  private let clusterSize: Int
+  let clusterSize: Int
   private let version: Int
   private let refcountOrder: Int
   private let l1Size: Int
@@ -160,16 +160,17 @@ package final class ImageVerifier {
     ownRefcountBlocks()
     walk(l1: l1Offset, entries: l1Size, isActive: true)
     walkSnapshots()
+    ownBitmaps()
     compareRefcounts()
     return report
   }
 
-  private func fail(_ text: String) { report.errors.append(text) }
+  func fail(_ text: String) { report.errors.append(text) }
 
   private func number(_ value: Int) -> String { "0x" + String(value, radix: 16) }
 
   /// Counts a reference to each cluster of a range that nobody else may refer to.
-  private func own(_ what: String, _ offset: Int, _ length: Int) {
+  func own(_ what: String, _ offset: Int, _ length: Int) {
     guard length > 0, refer(what, offset, length) else { return }
     for cluster in (offset >> clusterBits)...((offset + length - 1) >> clusterBits) {
       if isExclusive[cluster] || isShared[cluster] {

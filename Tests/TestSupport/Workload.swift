@@ -56,6 +56,12 @@ package final class Workload: @unchecked Sendable {  // why: one thread per simu
   package var toleratesFailures = false
   package private(set) var isStopped = false
 
+  package convenience init(
+    image: Image, file: any HostFile, model: DiskModel, options: WorkloadOptions, seed: UInt64
+  ) {
+    self.init(image: image, files: [file], model: model, options: options, seed: seed)
+  }
+
   package init(
     image: Image, files: [any HostFile], model: DiskModel, options: WorkloadOptions, seed: UInt64
   ) {

@@ -7,11 +7,21 @@ extension ChangeTracker {
   /// Bits that are set once the round's sync has returned.
   private typealias Setting = (bitmap: TrackedBitmap, bits: Range<UInt64>)
 
-  /// A cluster for the bits of an entry that had none.
-  private struct NewCluster {
+  /// An entry that has no cluster yet, and the bits to set that lie in it.
+  private struct Missing {
     let bitmap: TrackedBitmap
-    let part: TrackedBitmap.Part
-    let run: ClusterRun
+    let entry: Int
+    let added: [Range<UInt64>]
+  }
+
+  /// What one round does to one bitmap.
+  private struct BitmapRound {
+    let bitmap: TrackedBitmap
+    /// All bits that the round sets.
+    let added: [Range<UInt64>]
+    var writes: [(part: TrackedBitmap.Part, cluster: HostOffset)] = []
+    var missing: [Missing] = []
+    var settings: [Setting] = []
   }
 
   /// Sets all bits of `ranges` durably, as far as that needs no new cluster; bits that have been
@@ -21,55 +31,70 @@ extension ChangeTracker {
   ///
   /// At each `|`, and in between, a crash leaves bitmaps that have all bits they had before.
   func setDurably(_ ranges: [Range<UInt64>]) async throws(ImageError) {
-    var settings: [Setting] = []
-    var writes: [(bitmap: TrackedBitmap, part: TrackedBitmap.Part, cluster: HostOffset)] = []
-    var missing: [(bitmap: TrackedBitmap, part: TrackedBitmap.Part)] = []
-    for bitmap in bitmaps {
-      for range in ranges {
-        for part in bitmap.parts(bitmap.bits.bits(range)) {
-          if bitmap.bits.isDurable(part.bits) { continue }
-          let entry = bitmap.entry(part.entry)
-          if let cluster = entry.cluster {
-            writes.append((bitmap, part, cluster))
-            settings.append((bitmap, part.bits))
-          } else if entry.isAllOnes {
-            settings.append((bitmap, bitmap.allBits(part.entry)))
-          } else if bitmap.bits.exactBits(of: part.bits).any {
-            // One cluster for an entry, however many parts of it are wanted.
-            if let last = missing.last, last.bitmap === bitmap, last.part.entry == part.entry {
-              let bits = last.part.bits.lowerBound..<part.bits.upperBound
-              missing[missing.count - 1].part = TrackedBitmap.Part(entry: part.entry, bits: bits)
-            } else {
-              missing.append((bitmap, part))
-            }
-          }
-        }
+    let rounds = bitmaps.map { plan($0, ranges) }
+    var settings = rounds.flatMap(\.settings)
+    settings += try await provideClusters(rounds.flatMap(\.missing))
+    for round in rounds {
+      for write in round.writes {
+        try await round.bitmap.writeBits(
+          write.part, adding: round.added, in: write.cluster, storage)
       }
+      try await round.bitmap.writeTable(storage)
     }
-    settings += try await provideClusters(missing)
-    for write in writes { try await write.bitmap.writeBits(write.part, in: write.cluster, storage) }
-    for bitmap in bitmaps { try await bitmap.writeTable(storage) }
     try await storage.sync()
     for setting in settings { setting.bitmap.bits.becameDurable(setting.bits) }
   }
 
-  /// Changes entries that say "all zeros" so that they have the bits of the parts.
-  private func provideClusters(
-    _ missing: [(bitmap: TrackedBitmap, part: TrackedBitmap.Part)]
-  ) async throws(ImageError) -> [Setting] {
-    var settings: [Setting] = []
-    var clusters: [NewCluster] = []
-    do throws(ImageError) {
-      for (bitmap, part) in missing {
+  private func plan(_ bitmap: TrackedBitmap, _ ranges: [Range<UInt64>]) -> BitmapRound {
+    let added = ranges.map { bitmap.bits.bits($0) }
+    var round = BitmapRound(bitmap: bitmap, added: added)
+    for part in added.flatMap({ bitmap.parts($0) }) where !bitmap.bits.isDurable(part.bits) {
+      let entry = bitmap.entry(part.entry)
+      if let cluster = entry.cluster {
+        add(part, cluster, to: &round)
+        round.settings.append((bitmap, part.bits))
+      } else if entry.isAllOnes {
+        round.settings.append((bitmap, bitmap.allBits(part.entry)))
+      } else if bitmap.bits.exactBits(of: part.bits).any,
+        round.missing.last?.entry != part.entry
+      {
         let all = bitmap.allBits(part.entry)
+        let inside = added.map { $0.clamped(to: all) }.filter { !$0.isEmpty }
+        round.missing.append(Missing(bitmap: bitmap, entry: part.entry, added: inside))
+      }
+    }
+    return round
+  }
+
+  /// Each block is written once, with all that is to be set in it.
+  private func add(
+    _ part: TrackedBitmap.Part, _ cluster: HostOffset, to round: inout BitmapRound
+  ) {
+    if let last = round.writes.last, round.bitmap.areNeighbours(last.part, part) {
+      let end = max(last.part.bits.upperBound, part.bits.upperBound)
+      round.writes[round.writes.count - 1].part = TrackedBitmap.Part(
+        entry: part.entry, bits: last.part.bits.lowerBound..<end)
+    } else {
+      round.writes.append((part, cluster))
+    }
+  }
+
+  /// Changes entries that say "all zeros" so that they have the bits wanted.
+  private func provideClusters(_ missing: [Missing]) async throws(ImageError) -> [Setting] {
+    var settings: [Setting] = []
+    var clusters: [(missing: Missing, run: ClusterRun)] = []
+    do throws(ImageError) {
+      for wanted in missing {
+        let bitmap = wanted.bitmap
+        let all = bitmap.allBits(wanted.entry)
         if bitmap.bits.exactBits(of: all).all {
-          bitmap.flatten(part.entry, isExact: true)
+          bitmap.flatten(wanted.entry, isExact: true)
           settings.append((bitmap, all))
-        } else if let run = try await newCluster(bitmap, part) {
-          clusters.append(NewCluster(bitmap: bitmap, part: part, run: run))
-          settings.append((bitmap, part.bits))
+        } else if let run = try await newCluster(bitmap, wanted.entry, wanted.added) {
+          clusters.append((wanted, run))
+          settings += wanted.added.map { (bitmap, $0) }
         } else {
-          bitmap.flatten(part.entry, isExact: false)
+          bitmap.flatten(wanted.entry, isExact: false)
           settings.append((bitmap, all))
         }
       }
@@ -78,25 +103,34 @@ extension ChangeTracker {
       for cluster in clusters { giveUp(cluster.run) }
       throw error
     }
-    for cluster in clusters { cluster.bitmap.link(cluster.part.entry, to: cluster.run.start) }
+    for cluster in clusters {
+      cluster.missing.bitmap.link(cluster.missing.entry, to: cluster.run.start)
+    }
     return settings
   }
 
   /// A cluster with the bits of an entry, not yet durable; nil if there is no space for one.
   private func newCluster(
-    _ bitmap: TrackedBitmap, _ part: TrackedBitmap.Part
+    _ bitmap: TrackedBitmap, _ entry: Int, _ added: [Range<UInt64>]
   ) async throws(ImageError) -> ClusterRun? {
-    let run: ClusterRun
-    do { run = try await allocator.reserve(upTo: 1) } catch {
-      if error.errno == .noSpace { return nil }
-      throw error
-    }
-    metadata.tables.insert(run.start)
+    guard let run = try await reserve() else { return nil }
     do {
-      try await bitmap.writeCluster(run.start, for: part.entry, adding: part.bits, storage)
+      try await bitmap.writeCluster(run.start, for: entry, adding: added, storage)
       return run
     } catch {
       giveUp(run)
+      if error.errno == .noSpace { return nil }
+      throw error
+    }
+  }
+
+  /// One cluster, protected from being written as data; nil if there is none.
+  private func reserve() async throws(ImageError) -> ClusterRun? {
+    do {
+      let run = try await allocator.reserve(upTo: 1)
+      metadata.tables.insert(run.start)
+      return run
+    } catch {
       if error.errno == .noSpace { return nil }
       throw error
     }
@@ -132,29 +166,19 @@ extension ChangeTracker {
   private func unflatten(_ bitmap: TrackedBitmap, _ entry: Int) async throws(ImageError) {
     let all = bitmap.allBits(entry)
     if bitmap.bits.exactBits(of: all).all { return bitmap.flatten(entry, isExact: true) }
+    guard let run = try await reserve() else { return }
     let wasDurable = bitmap.bits.isDurable(all)
     bitmap.dropExcess(ofEntry: entry)
-    let part = TrackedBitmap.Part(entry: entry, bits: all.lowerBound..<all.lowerBound)
-    do throws(ImageError) {
-      if let run = try await durableCluster(bitmap, part) {
-        bitmap.link(entry, to: run.start)
-      } else if wasDurable {
-        bitmap.bits.becameDurable(all)
-      }
+    do {
+      try await bitmap.writeCluster(run.start, for: entry, adding: [], storage)
+      try await flusher.flush()
     } catch {
+      // The entry still says "all ones".
       if wasDurable { bitmap.bits.becameDurable(all) }
-      throw error
-    }
-  }
-
-  private func durableCluster(
-    _ bitmap: TrackedBitmap, _ part: TrackedBitmap.Part
-  ) async throws(ImageError) -> ClusterRun? {
-    guard let run = try await newCluster(bitmap, part) else { return nil }
-    do { try await flusher.flush() } catch {
       giveUp(run)
+      if error.errno == .noSpace { return }
       throw error
     }
-    return run
+    bitmap.link(entry, to: run.start)
   }
 }

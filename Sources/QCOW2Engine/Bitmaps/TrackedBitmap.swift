@@ -111,40 +111,50 @@ final class TrackedBitmap: @unchecked Sendable {  // why: atomics, and state gua
 
   /// Fills a new cluster for an entry that has none; `added` bits are set, too.
   func writeCluster(
-    _ cluster: UInt64, for entry: Int, adding added: Range<UInt64>, _ storage: ImageStorage
+    _ cluster: UInt64, for entry: Int, adding added: [Range<UInt64>], _ storage: ImageStorage
   ) async throws(ImageError) {
     let first = entry * blocksPerCluster
     let blocks = first..<(first + blocksPerCluster)
     try await write(blocks, adding: added, to: cluster, storage)
   }
 
-  /// Sets the bits of `part` in its cluster, together with all that have been asked for nearby.
-  func writeBits(
-    _ part: Part, in cluster: HostOffset, _ storage: ImageStorage
-  ) async throws(ImageError) {
+  /// Whether two parts lie in the same cluster and in the same or in neighbouring blocks.
+  func areNeighbours(_ part: Part, _ next: Part) -> Bool {
+    part.entry == next.entry && blocks(next).lowerBound <= blocks(part).upperBound
+  }
+
+  private func blocks(_ part: Part) -> Range<Int> {
     let perBlock = UInt64(blockSize * 8)
-    let blocks =
-      Int(part.bits.lowerBound / perBlock)..<Int((part.bits.upperBound - 1) / perBlock + 1)
+    return Int(part.bits.lowerBound / perBlock)..<Int((part.bits.upperBound - 1) / perBlock + 1)
+  }
+
+  /// Writes the blocks of `part` to its cluster: `added` bits, and all that have been asked for.
+  ///
+  /// `added` must hold whatever else is being set in these blocks before the next sync.
+  func writeBits(
+    _ part: Part, adding added: [Range<UInt64>], in cluster: HostOffset, _ storage: ImageStorage
+  ) async throws(ImageError) {
     try await write(
-      blocks, adding: part.bits, to: geometry.hostCluster(of: cluster), storage)
+      blocks(part), adding: added, to: geometry.hostCluster(of: cluster), storage)
   }
 
   private func write(
-    _ blocks: Range<Int>, adding added: Range<UInt64>, to cluster: UInt64, _ storage: ImageStorage
+    _ blocks: Range<Int>, adding added: [Range<UInt64>], to cluster: UInt64,
+    _ storage: ImageStorage
   ) async throws(ImageError) {
-    for block in blocks where overlaps(block, added) { excess.insert(block) }
+    let perBlock = UInt64(blockSize * 8)
+    let all = UInt64(blocks.lowerBound) * perBlock..<UInt64(blocks.upperBound) * perBlock
+    let added = added.map { $0.clamped(to: all) }.filter { !$0.isEmpty }
+    for range in added {
+      excess.formUnion(Int(range.lowerBound / perBlock)...Int((range.upperBound - 1) / perBlock))
+    }
     let buffer = IOBuffer(count: blocks.count * blockSize)
-    let perBlock = blockSize / 8
+    let words = blockSize / 8
     unsafe bits.copy(
-      blocks.lowerBound * perBlock..<blocks.upperBound * perBlock, to: buffer.base, adding: added)
+      blocks.lowerBound * words..<blocks.upperBound * words, to: buffer.base, adding: added)
     let offset = UInt64(blocks.lowerBound % blocksPerCluster * blockSize)
     try await storage.write(
       from: buffer, at: geometry.start(ofHostCluster: cluster) + offset)
-  }
-
-  private func overlaps(_ block: Int, _ range: Range<UInt64>) -> Bool {
-    let perBlock = UInt64(blockSize * 8)
-    return range.overlaps(UInt64(block) * perBlock..<UInt64(block + 1) * perBlock)
   }
 
   // MARK: Back to the exact bits
@@ -164,7 +174,7 @@ final class TrackedBitmap: @unchecked Sendable {  // why: atomics, and state gua
       }
       bits.dropExcess(block * perBlock..<(block + 1) * perBlock)
       try await write(
-        block..<(block + 1), adding: 0..<0, to: geometry.hostCluster(of: cluster), storage)
+        block..<(block + 1), adding: [], to: geometry.hostCluster(of: cluster), storage)
       excess.remove(block)
     }
     return blocks.count

@@ -23,6 +23,9 @@ enum DeviceServer {
     let device = try ServedDevice(image, request, &loop)
     try device.announce(ready, request)
     for failure in unprotected { Log.warning(failure) }
+    if let rebuilt = image.rebuilt {
+      Log.warning("\(request.disk.name): image was marked dirty: \(rebuilt)")
+    }
     try device.serve(loop)
   }
 
