@@ -59,9 +59,9 @@ struct ContextSet: ~Copyable {
   /// Two cache lines, since processors fetch them in pairs.
   private static var stride: Int { (MemoryLayout<Place>.size + 127) & ~127 }
 
-  init(_ suite: CipherSuite, key: Secret) throws(CipherError) {
+  init(_ suite: CipherSuite, key: Secret, count given: Int?) throws(CipherError) {
     let processors = sysconf(Int32(_SC_NPROCESSORS_ONLN))
-    let wanted = min(max(4, 2 * processors), 128)
+    let wanted = given ?? min(max(4, 2 * processors), 128)
     let memory = UnsafeMutableRawPointer.allocate(
       byteCount: wanted * Self.stride, alignment: 128)
     for number in 0..<wanted {

@@ -9,15 +9,19 @@
   /// Between the calls into libcrypto, which counts in 32 bits.
   private static let largestRun = 1 << 20
 
+  /// - Parameters:
+  ///   - suite: Cipher, mode and vectors.
+  ///   - key: As long as the suite needs.
+  ///   - threads: How many threads will use it; nil for as many as the machine can run.
   /// - Throws: ``CipherError`` if libcrypto lacks the cipher, or the key has the wrong length.
-  init(_ suite: CipherSuite, key: Secret) throws(CipherError) {
+  init(_ suite: CipherSuite, key: Secret, threads: Int? = nil) throws(CipherError) {
     guard key.count == suite.keyLength else {
       throw .keyLength(
         algorithm: "AES-\(suite.cipher.bits)-\(suite.mode.rawValue.uppercased())",
         found: key.count, expected: suite.keyLength)
     }
     self.suite = suite
-    pool = try ContextPool(suite, key: key)
+    pool = try ContextPool(suite, key: key, count: threads)
   }
 
   enum Direction { case encrypt, decrypt }

@@ -12,4 +12,11 @@ package struct BitmapReport: Sendable {
   package var inconsistent: String?
 
   package init() {}
+
+  /// What was given up, a line for each, to be told to the user.
+  package var warnings: [String] {
+    let all = inconsistent.map { ["persistent bitmaps are no longer valid: \($0)"] } ?? []
+    return all
+      + given.map { "bitmap \"\($0.name)\" is marked in use, it cannot be tracked: \($0.why)" }
+  }
 }

@@ -3,6 +3,7 @@ import CPlatform
 import DiskImages
 import Glibc
 import HostFiles
+import QCOW2Engine
 import Uring
 
 /// The life of a daemon, in order: image, lock, engine, device, state, ready.
@@ -26,6 +27,7 @@ enum DeviceServer {
     if let rebuilt = image.rebuilt {
       Log.warning("\(request.disk.name): image was marked dirty: \(rebuilt)")
     }
+    for text in image.engine.bitmaps.warnings { Log.warning("\(request.disk.name): \(text)") }
     try device.serve(loop)
   }
 
