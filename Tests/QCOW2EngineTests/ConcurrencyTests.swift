@@ -96,6 +96,10 @@ final class ThreadClient: @unchecked Sendable {  // why: used by one task, then 
   private var stamp: UInt32
   private(set) var problems: [String] = []
 
+  convenience init(image: Image, file: any HostFile, number: Int, seed: UInt64) {
+    self.init(image: image, files: [file], number: number, seed: seed)
+  }
+
   init(image: Image, files: [any HostFile], number: Int, seed: UInt64) {
     self.image = image
     self.number = number
