@@ -91,6 +91,8 @@ final class ThreadClient: @unchecked Sendable {  // why: used by one task, then 
   private let image: Image
   private let driver: MiniWorker
   private let number: Int
+  /// The bytes of the disk that the client works on.
+  private let size: UInt64
   private var random: SeededGenerator
   private var expected: [Int: UInt32] = [:]
   private var stamp: UInt32
@@ -103,6 +105,7 @@ final class ThreadClient: @unchecked Sendable {  // why: used by one task, then 
   init(image: Image, files: [any HostFile], number: Int, seed: UInt64) {
     self.image = image
     self.number = number
+    size = image.size
     driver = MiniWorker(target: image, files: files, worker: number % 4)
     random = SeededGenerator(seed: seed &* 100 &+ UInt64(number))
     stamp = UInt32(number) << 20
@@ -133,13 +136,13 @@ final class ThreadClient: @unchecked Sendable {  // why: used by one task, then 
   }
 
   private func sharedSector() -> Range<Int> {
-    let groups = Int(image.size) / 512 / 32
+    let groups = Int(size) / 512 / 32
     let sector = random.below(groups) * 16 + number
     return sector..<(sector + 1)
   }
 
   private func ownCluster() -> Range<Int> {
-    let clusters = Int(image.size) / 512 / perCluster
+    let clusters = Int(size) / 512 / perCluster
     let groups = (clusters / 2 - 1) / 16
     let cluster = clusters / 2 + 1 + random.below(groups) * 16 + number
     return (cluster * perCluster)..<((cluster + 1) * perCluster)
@@ -168,7 +171,7 @@ final class ThreadClient: @unchecked Sendable {  // why: used by one task, then 
   /// Reads what belongs to others: what copy-on-read and decompressed clusters are for.
   private func readAnywhere() async {
     let count = min(perCluster, 32)
-    let start = random.below(Int(image.size) / 512 - count)
+    let start = random.below(Int(size) / 512 - count)
     let buffer = IOBuffer(count: count * 512)
     await perform(request(.read, start..<(start + count), buffer))
     withExtendedLifetime(buffer) {}

@@ -115,10 +115,16 @@ struct CrashCheck {
   private let bench: Bench
   private let seed: UInt64
   private let opener = SimulatedHost(seed: nil)
+  /// What else is wrong with a state, in words.
+  private let extra: @Sendable (ImageBytes, ImageVerifier) -> String?
 
-  init(_ bench: Bench, seed: UInt64) {
+  init(
+    _ bench: Bench, seed: UInt64,
+    extra: @escaping @Sendable (ImageBytes, ImageVerifier) -> String? = { _, _ in nil }
+  ) {
     self.bench = bench
     self.seed = seed
+    self.extra = extra
   }
 
   /// Returns the number of states checked; records an issue at the first bad one.
@@ -168,7 +174,8 @@ struct CrashCheck {
         return "\(state.description), flushed before \(flushed): \(problem)"
       }
     }
-    return bench.snapshotProblems(verifier).first.map { "\(state.description): \($0)" }
+    let other = bench.snapshotProblems(verifier).first ?? extra(state.bytes, verifier)
+    return other.map { "\(state.description): \($0)" }
   }
 
   /// What a sector of a raw data file holds that the guest's disk must not.
