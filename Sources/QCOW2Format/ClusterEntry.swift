@@ -85,7 +85,7 @@ public struct EntryRules: Equatable, Sendable {
   ) -> (state: SubclusterState, count: Int) {
     if !isExtended { return (state(entry.descriptor), 1) }
     if entry.descriptor.raw & compressedFlag != 0 {
-      return (.compressed, SubclusterBitmap.count &- index)
+      return (compressed, SubclusterBitmap.count &- index)
     }
     let bitmap = entry.bitmap
     if bitmap.isInvalid { return (.invalid, SubclusterBitmap.count &- index) }
@@ -106,9 +106,12 @@ public struct EntryRules: Equatable, Sendable {
       hasDataFile && entry.isCopied ? .data : .unallocated
     case .zero: .zero
     case .data: .data
-    case .compressed: .compressed
+    case .compressed: compressed
     }
   }
+
+  /// What a compressed descriptor stands for: nothing where clusters lie in an external data file.
+  @inlinable var compressed: SubclusterState { hasDataFile ? .invalid : .compressed }
 
   /// Whether any subcluster has its data in the entry's host cluster.
   public func hasData(_ entry: ClusterEntry) -> Bool {

@@ -25,6 +25,7 @@ public enum OffsetProblem: String, Equatable, Sendable {
   case beyondLimit = "beyond the format's limit"
   case overlapsMetadata = "inside other metadata"
   case reservedBits = "reserved bits are set"
+  case compressedWithDataFile = "compressed, which an image with an external data file cannot have"
   case allocatedAndZero = "a subcluster is both allocated and zero"
 }
 

@@ -102,7 +102,9 @@ extension Image {
           name: "subcluster bitmap of guest cluster", index: cluster, value: entry.bitmap.raw,
           problem: .allocatedAndZero))
     }
-    let problem: OffsetProblem = rules.hostCluster(entry) == nil ? .zero : .unaligned
+    let problem: OffsetProblem =
+      entry.descriptor.kind(hasZeroFlag: false) == .compressed
+      ? .compressedWithDataFile : rules.hostCluster(entry) == nil ? .zero : .unaligned
     return .format(
       .badEntry(
         name: "L2 entry of guest cluster", index: cluster, value: entry.descriptor.raw,
