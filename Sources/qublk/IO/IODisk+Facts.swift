@@ -50,6 +50,7 @@ extension IODisk {
   func requireCompressible(_ offset: UInt64, _ count: UInt64) throws(Errno) {
     guard let clusterSize else { throw .notSupported }
     guard holds(offset, count) else { throw .io }
+    if count == 0 { return }
     let end = offset + count
     guard offset % clusterSize == 0, end % clusterSize == 0 || end == size else {
       throw .invalid
