@@ -54,10 +54,9 @@ import Testing
       }
       try await image.close()
     }
-    let found = bench.verifier().sector(written).flatMap {
-      SectorPattern.change(in: $0, sector: written)
-    }
+    let verifier = bench.verifier()
+    let found = verifier.sector(written).flatMap { SectorPattern.change(in: $0, sector: written) }
     #expect(found == 77)
-    #expect(bench.verifier().check().errors.isEmpty)
+    #expect(verifier.check().errors.isEmpty)
   }
 }

@@ -70,6 +70,7 @@ import Testing
       let found = verifier.sector(sector).flatMap { SectorPattern.change(in: $0, sector: sector) }
       #expect(found == 0, "sector \(sector)")
     }
+    withExtendedLifetime(verifier) {}
   }
 
   @Test("A flush makes the data file durable before any table that points into it")
