@@ -12,6 +12,12 @@ package enum OptionError: Error, Equatable, Sendable {
   case sizeGivenTwice
   /// The option needs `compat=1.1`.
   case needsVersion3(String)
+  /// An option without the one that it belongs to.
+  case needs(option: String, other: String)
+  /// An image is to be encrypted, and there is no passphrase.
+  case passphraseMissing
+  /// A passphrase was given, and nothing is to be encrypted.
+  case passphraseNotWanted
   /// Options exclude each other.
   case conflict(OptionConflict)
   /// Names that do not fit where they must.
@@ -33,6 +39,12 @@ extension OptionError {
     case .sizeGivenTwice:
       "the size is given twice: after the file name and with -o size="
     case .needsVersion3(let name): "\(name) needs compat=1.1"
+    case .needs(let option, let other): "\(option) needs \(other)"
+    case .passphraseMissing:
+      "encryption needs a passphrase: give it with encrypt.key-secret and --object secret, or with"
+        + " --secret-file, --secret-fd or --secret-keyring"
+    case .passphraseNotWanted:
+      "a passphrase was given, and nothing is to be encrypted: encrypt.format is missing"
     case .conflict(let conflict): conflict.rawValue
     case .nameTooLong(let bytes, let allowed):
       "the name of the backing file or data file is too long: \(bytes) bytes,"
