@@ -150,7 +150,9 @@ extension Image {
     return GuestData(
       storage: external.map { ImageStorage(file: $0, health: storage.health) } ?? storage,
       cipher: header.cryptMethod == 0 ? nil : sources.cipher, isExternal: external != nil,
-      isRaw: external != nil && header.autoclear.contains(.rawExternalData))
+      // What is enciphered is no raw image of the disk, whatever the header says.
+      isRaw: external != nil && header.cryptMethod == 0
+        && header.autoclear.contains(.rawExternalData))
   }
 
   /// Slots for every L2 slice of the disk, up to the budget.
