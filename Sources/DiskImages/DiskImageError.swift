@@ -2,6 +2,7 @@ package import BlockCore
 package import HostFiles
 package import QCOW2Codec
 package import QCOW2Engine
+import QCOW2Tools
 
 /// Why a disk image, or something that it refers to, could not be opened or closed.
 package struct DiskImageError: Error, Sendable {
