@@ -196,7 +196,7 @@ import Testing
         -c 'read -P 4 716288 1k' -c 'read -P 0 717312 1k' -c 'read -P 1 699k 512' \
         -c 'write -P 5 130560 1k' -c 'write -P 6 1047552 1k'
       $qublk io \(secrets) -c 'read -P 2 65024 1k' -c 'read -P 1 66048 64512' -c 'read -P 5 130560 1k' \
-        -c 'read -P 1 131584 72k' -c 'read -P 6 1047552 1k' upper
+        -c 'read -P 1 131584 73216' -c 'read -P 6 1047552 1k' upper
       $qublk check upper
       [ "$sum" = "$(sha256sum lower)" ]
       """)
