@@ -81,7 +81,7 @@ package final class DiskImage: Sendable {
     }
     do throws(ImageError) {
       return try await Image.open(
-        sources(chain.layers[0], backing), options: chain.options.engine)
+        sources(chain.layers[0], backing, chain.options), options: chain.options.engine)
     } catch { throw chain.error(.engine(error), in: 0) }
   }
 
@@ -93,20 +93,22 @@ package final class DiskImage: Sendable {
       do throws(Errno) { length = try await layer.file.length() } catch {
         throw .io(.length, at: HostOffset(0), error)
       }
-      return RawLayer(layer.file, length: length, fileNumber: layer.number)
+      return RawLayer(options.engineFile(layer.file), length: length, fileNumber: layer.number)
     }
     var shared = ImageOptions()
     shared.readOnly = true
     shared.workers = options.engine.workers
     shared.slotsPerWorker = options.engine.slotsPerWorker
     shared.cacheBytes = options.engine.cacheBytes
-    return ImageLayer(try await Image.open(sources(layer, backing), options: shared))
+    return ImageLayer(try await Image.open(sources(layer, backing, options), options: shared))
   }
 
   private static func sources(
-    _ layer: ChainLayer, _ backing: (any BackingLayer)?
+    _ layer: ChainLayer, _ backing: (any BackingLayer)?, _ options: DiskImageOptions
   ) -> ImageSources {
-    var sources = ImageSources(file: layer.file, dataFile: layer.dataFile, backing: backing)
+    var sources = ImageSources(
+      file: options.engineFile(layer.file), dataFile: layer.dataFile.map(options.engineFile),
+      backing: backing)
     sources.fileNumber = layer.dataFile == nil ? layer.number : layer.dataNumber
     return sources
   }
