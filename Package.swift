@@ -57,7 +57,8 @@ let package = Package(
     .target(
       name: "DiskImages",
       dependencies: [
-        "BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "HostFiles", "CPlatform",
+        "BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "QCOW2Tools", "HostFiles",
+        "CPlatform",
       ],
       swiftSettings: settings),
     .target(
@@ -109,7 +110,7 @@ let package = Package(
       dependencies: ["BlockCore", "HostFiles", "CPlatform", "qublk"], swiftSettings: testSettings),
     .testTarget(
       name: "QCOW2EngineTests",
-      dependencies: ["BlockCore", "QCOW2Format", "QCOW2Engine", "TestSupport"],
+      dependencies: ["BlockCore", "QCOW2Format", "QCOW2Tools", "QCOW2Engine", "TestSupport"],
       swiftSettings: testSettings),
     .testTarget(
       name: "QCOW2ToolsTests", dependencies: ["BlockCore", "QCOW2Format", "QCOW2Tools"],

@@ -128,3 +128,19 @@ uint32_t qublk_device_minor(uint64_t device) { return minor(device); }
 const char *qublk_errno_name(int code) { return strerrorname_np(code); }
 const char *qublk_errno_text(int code) { return strerrordesc_np(code); }
 const char *qublk_signal_name(int signal) { return sigabbrev_np(signal); }
+
+int qublk_key_find(const char *description) {
+  enum { KEYCTL_SEARCH_OPERATION = 10, USER_KEYRING = -4 };
+  // Without callout information this only searches.
+  long key = syscall(SYS_request_key, "user", description, NULL, 0);
+  if (key < 0 && errno == ENOKEY) {
+    key = syscall(SYS_keyctl, KEYCTL_SEARCH_OPERATION, USER_KEYRING, "user", description, 0);
+  }
+  return key < 0 ? -errno : (int)key;
+}
+
+long qublk_key_read(int key, void *buffer, size_t size) {
+  enum { KEYCTL_READ_OPERATION = 11 };
+  long length = syscall(SYS_keyctl, KEYCTL_READ_OPERATION, key, buffer, size);
+  return length < 0 ? -errno : length;
+}

@@ -1,5 +1,6 @@
 import BlockCore
 import HostFiles
+import QCOW2Codec
 import QCOW2Engine
 import QCOW2Format
 
@@ -15,6 +16,8 @@ struct ChainLayer {
   var references: ImageReferences?
   var dataFile: RingHostFile?
   var dataNumber: UInt8?
+  /// Unlocked; nil for plain images.
+  var cipher: (any SectorCipher)?
 }
 
 /// Opens the files of a chain from the top down, and keeps account of them.
@@ -32,7 +35,7 @@ struct Chain {
   let options: DiskImageOptions
   private let opener: ChainFileOpener
   private var seen: Set<FileKey> = []
-  private(set) var layers: [ChainLayer] = []
+  var layers: [ChainLayer] = []
   /// In the order of their numbers.
   private(set) var files: [RingHostFile] = []
 
@@ -47,7 +50,15 @@ struct Chain {
     while let next = try nextReference() { try await openBacking(next) }
   }
 
-  func close() { for file in files { file.closeDescriptor() } }
+  func close() { Self.close(files) }
+
+  /// Lets go of files and, at once, of their locks.
+  static func close(_ files: [RingHostFile]) {
+    for file in files {
+      ImageLock.release(file.descriptor)
+      file.closeDescriptor()
+    }
+  }
 
   // MARK: The image
 

@@ -3,6 +3,7 @@ import Glibc
 package import HostFiles
 package import QCOW2Engine
 import QCOW2Format
+import QCOW2Tools
 
 /// An open qcow2 image with everything that it refers to: backing chain and data files.
 package final class DiskImage: Sendable {
@@ -18,6 +19,8 @@ package final class DiskImage: Sendable {
   package let backingDepth: Int
   /// Whether the image itself is encrypted.
   package let isEncrypted: Bool
+  /// What was done to the refcounts of an image that was marked dirty; nil if it was not.
+  package let rebuilt: String?
   private let name: String
 
   /// What the addresses of transfers must be multiples of, whichever file they go to.
@@ -25,8 +28,12 @@ package final class DiskImage: Sendable {
   /// Whether the page cache is bypassed for every file.
   package var isDirect: Bool { files.allSatisfy(\.isDirect) }
 
-  private init(_ engine: Image, _ chain: Chain, _ identity: (device: UInt64, inode: UInt64)) {
+  private init(
+    _ engine: Image, _ rebuilt: RefcountChanges?, _ chain: Chain,
+    _ identity: (device: UInt64, inode: UInt64)
+  ) {
     self.engine = engine
+    self.rebuilt = rebuilt?.text
     self.identity = identity
     files = chain.files
     backingDepth = chain.layers.count - 1
@@ -41,10 +48,13 @@ package final class DiskImage: Sendable {
     _ options: DiskImageOptions
   ) async throws(DiskImageError) -> DiskImage {
     var chain = Chain(options)
+    defer { _ = options.secrets.dropRest() }
     do throws(DiskImageError) {
       try await chain.open()
+      try await chain.unlock()
       let identity = try identity(of: chain)
-      return DiskImage(try await openEngines(chain), chain, identity)
+      let (engine, rebuilt) = try await openEngines(chain)
+      return DiskImage(engine, rebuilt, chain, identity)
     } catch {
       chain.close()
       throw error
@@ -55,7 +65,7 @@ package final class DiskImage: Sendable {
   ///
   /// The latter whether or not the former worked. No request may be running.
   package func close() async throws(DiskImageError) {
-    defer { for file in files { file.closeDescriptor() } }
+    defer { Chain.close(files) }
     do throws(ImageError) { try await engine.close() } catch {
       throw DiskImageError(image: name, referrer: nil, subject: .image, reason: .engine(error))
     }
@@ -72,17 +82,17 @@ package final class DiskImage: Sendable {
   }
 
   /// Opens the engines from the bottom up, each upon the one before.
-  private static func openEngines(_ chain: Chain) async throws(DiskImageError) -> Image {
+  private static func openEngines(
+    _ chain: Chain
+  ) async throws(DiskImageError) -> (Image, RefcountChanges?) {
     var backing: (any BackingLayer)?
     for index in chain.layers.indices.dropFirst().reversed() {
       do throws(ImageError) {
         backing = try await layer(chain.layers[index], upon: backing, chain.options)
       } catch { throw chain.error(.engine(error), in: index) }
     }
-    do throws(ImageError) {
-      return try await Image.open(
-        sources(chain.layers[0], backing, chain.options), options: chain.options.engine)
-    } catch { throw chain.error(.engine(error), in: 0) }
+      file: options.engineFile(layer.file), dataFile: layer.dataFile.map(options.engineFile),
+      backing: backing, cipher: layer.cipher)
   }
 
   private static func layer(
@@ -108,7 +118,7 @@ package final class DiskImage: Sendable {
   ) -> ImageSources {
     var sources = ImageSources(
       file: options.engineFile(layer.file), dataFile: layer.dataFile.map(options.engineFile),
-      backing: backing)
+      backing: backing, cipher: layer.cipher)
     sources.fileNumber = layer.dataFile == nil ? layer.number : layer.dataNumber
     return sources
   }

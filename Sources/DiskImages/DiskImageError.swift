@@ -1,5 +1,6 @@
 package import BlockCore
 package import HostFiles
+package import QCOW2Codec
 package import QCOW2Engine
 
 /// Why a disk image, or something that it refers to, could not be opened or closed.
@@ -21,6 +22,8 @@ package struct DiskImageError: Error, Sendable {
     case notAFile
     case lock(ImageLockError)
     case engine(ImageError)
+    /// The image is marked dirty, and its refcounts cannot be rebuilt.
+    case refcounts(String)
     /// No locks are wanted, but writing is.
     case unlockedWriting
     case emptyName
@@ -41,6 +44,13 @@ package struct DiskImageError: Error, Sendable {
     case tooDeep(Int)
     /// The image has an external data file and does not name it.
     case dataFileNameMissing
+    /// The image is encrypted, and there is no passphrase for it.
+    case secretMissing
+    /// So many passphrases more than encrypted images were given.
+    case secretsLeft(Int)
+    /// The image is encrypted otherwise than stated, or not at all.
+    case encryption(found: DiskImageOptions.Encryption?, expected: DiskImageOptions.Encryption)
+    case cipher(CipherError)
     /// A data file was given for an image that has none.
     case dataFileNotWanted
   }
@@ -77,6 +87,7 @@ extension DiskImageError.Reason {
     case .notAFile: "neither a regular file nor a block device"
     case .lock(let error): error.text
     case .engine(let error): error.message
+    case .refcounts(let problem): "image is marked dirty: \(problem)"
     case .unlockedWriting: "only an image that is opened read-only can do without locks"
     case .emptyName: "the name is empty"
     case .jsonName: "\"json:\" names are not supported, only paths are"
@@ -92,7 +103,28 @@ extension DiskImageError.Reason {
     case .tooDeep(let limit): "more than \(limit) backing files"
     case .dataFileNameMissing:
       "the image does not name its external data file: give it with --data-file"
+    case .secretMissing:
+      "the image is encrypted: give its passphrase with --secret-file, --secret-fd or "
+        + "--secret-keyring"
+    case .secretsLeft(let count):
+      count == 1
+        ? "a secret was given that no encrypted image needs"
+        : "\(count) secrets were given that no encrypted image needs"
+    case .cipher(let error): error.text
+    case .encryption(let found, let expected):
+      "encryption is \"\(found?.rawValue ?? "none")\", expected \"\(expected.rawValue)\""
     case .dataFileNotWanted: "the image has no external data file: leave --data-file out"
+    }
+  }
+}
+
+extension CipherError {
+  fileprivate var text: String {
+    switch self {
+    case .missing(let algorithm): "libcrypto does not have \(algorithm)"
+    case .keyLength(let algorithm, let found, let expected):
+      "the key for \(algorithm) has \(found) bytes, expected \(expected)"
+    case .library(let operation, let detail): "libcrypto: \(operation): \(detail)"
     }
   }
 }

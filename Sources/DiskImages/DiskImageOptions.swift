@@ -12,6 +12,11 @@ package struct DiskImageOptions: Sendable {
     case none
   }
 
+  /// The ways in which an image can be encrypted; the raw value is QEMU's word.
+  package enum Encryption: String, Sendable {
+    case aes, luks
+  }
+
   /// The path of the image, as the user wrote it; a plain path, whatever it looks like.
   package var path: String
   /// What messages call the image.
@@ -31,10 +36,14 @@ package struct DiskImageOptions: Sendable {
   package var dataFile: String?
   /// What the engines are given in place of a file of the chain: for tests and fault injection.
   package var engineFile: @Sendable (RingHostFile) -> any HostFile = { $0 }
+  /// The passphrases; whoever opens the image takes them, whether or not that works.
+  package var secrets = LayerSecrets()
+  /// How the image must be encrypted; nil if it may say so itself.
+  package var encryption: Encryption?
 
-  /// Nothing is written.
+  /// Nothing is written; so it is when an internal snapshot is served.
   package var readOnly: Bool {
-    get { engine.readOnly }
+    get { engine.readOnly || engine.snapshot != nil }
     set { engine.readOnly = newValue }
   }
 

@@ -132,8 +132,11 @@ package enum ImageLock {
     return answer == 1
   }
 
-  /// Unlocking cannot fail usefully: closing the descriptor would do the same.
-  private static func release(_ descriptor: Int32) {
+  /// Gives up what ``acquire(_:descriptor:)`` took, whoever else still holds the open file description:
+  /// a child of this process, or a ring that the kernel takes apart after the process has gone.
+  ///
+  /// Unlocking cannot fail usefully: closing the last descriptor would do the same.
+  package static func release(_ descriptor: Int32) {
     for permission in ImagePermissions.each {
       _ = qublk_ofd_unlock_byte(descriptor, permissionBase + permission.bit)
       _ = qublk_ofd_unlock_byte(descriptor, unsharedBase + permission.bit)

@@ -16,6 +16,11 @@ struct ImageParts {
   let headerEditor: HeaderEditor
   var bitmaps: [TrackedBitmap] = []
   var bitmapReport = BitmapReport()
+
+  /// Refcounts may stay in memory while the DIRTY bit is set.
+  var hasLazyRefcounts: Bool {
+    header.version >= 3 && header.compatible.contains(.lazyRefcounts) && !options.readOnly
+  }
 }
 
 extension Image {
@@ -33,19 +38,25 @@ extension Image {
   ///
   /// - Throws: ``ImageError/format(_:)`` or ``ImageError/missing(_:)`` with the file untouched.
   package static func open(
-    _ sources: ImageSources, options: ImageOptions
+    _ sources: ImageSources, options wanted: ImageOptions
   ) async throws(ImageError) -> Image {
+    var options = wanted
+    if wanted.snapshot != nil { options.readOnly = true }
     let storage = ImageStorage(file: sources.file, health: ImageHealth())
     let length = try await storage.length()
-    let references = try await ImageReferences.read(sources.file)
+    var references = try await ImageReferences.read(sources.file)
+    try requireSupported(references.header, sources, options)
+    let snapshots = try await SnapshotTable.read(references.header, storage, options)
+    references.header = try snapshots.select(
+      options.snapshot, in: references.header, fileLength: length)
     let header = references.header
-    try requireSupported(header, sources, options)
     let l1 = try await readTable(
       storage, at: header.l1TableOffset, count: Int(header.l1Size))
     let refcountTable = try await readTable(
       storage, at: header.refcountTableOffset,
       count: Int(header.refcountTableClusters) << Int(header.clusterBits) / 8)
-    let metadata = try survey(references, l1, refcountTable, forWriting: !options.readOnly)
+    let metadata = try survey(
+      references, l1, refcountTable, snapshots, fileLength: length, forWriting: !options.readOnly)
     var parts = assemble(
       header, options, sources, storage, l1: l1, refcountTable: refcountTable, metadata: metadata,
       fileLength: length)
@@ -87,7 +98,10 @@ extension Image {
   private static func requireSupported(
     _ header: Header, _ sources: ImageSources, _ options: ImageOptions
   ) throws(ImageError) {
-    if header.backingFileOffset != 0 && sources.backing == nil { throw .missing(.backingFile) }
+    // A name of no length is no backing file, as in QEMU.
+    if header.backingFileOffset != 0 && header.backingFileSize != 0 && sources.backing == nil {
+      throw .missing(.backingFile)
+    }
     if header.cryptMethod != 0 && sources.cipher == nil { throw .missing(.cipher) }
     if header.incompatible.contains(.externalDataFile) && sources.dataFile == nil {
       throw .missing(.dataFile)

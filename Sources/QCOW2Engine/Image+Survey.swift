@@ -8,14 +8,16 @@ extension Image {
   /// - Throws: ``ImageError/format(_:)`` for L1 entries that break the format and, if the image is to
   ///   be written, for metadata that lies inside other metadata.
   static func survey(
-    _ references: ImageReferences, _ l1: DiskTable, _ refcountTable: DiskTable, forWriting: Bool
+    _ references: ImageReferences, _ l1: DiskTable, _ refcountTable: DiskTable,
+    _ snapshots: SnapshotTable, fileLength: UInt64, forWriting: Bool
   ) throws(ImageError) -> MetadataMap {
-    let areas = FixedAreas(references, refcountTable)
+    let areas = FixedAreas(references, refcountTable, snapshots)
     if forWriting { try areas.requireDisjoint() }
     let map = MetadataMap(
-      fixed: areas.unmovable, refcountTable: areas.refcountTable,
+      fixed: areas.unmovable, refcountTable: areas.refcountTable, l1Table: areas.l1Table,
       expectedTables: l1.countUsed() + refcountTable.countUsed() + 64)
     let geometry = references.header.geometry
+    if forWriting { try snapshots.addL1Tables(to: map, geometry, fileLength: fileLength) }
     try addL2Tables(geometry, l1, to: map, forWriting)
     try addRefcountBlocks(geometry, refcountTable, to: map, forWriting)
     return map
@@ -64,9 +66,12 @@ extension Image {
 /// The areas that the header points at, as host clusters.
 private struct FixedAreas {
   private let named: [(name: FieldName, offset: UInt64, clusters: Range<UInt64>)]
+  /// All but the refcount table and the L1 table, which move when they grow.
+  private(set) var unmovable: [Range<UInt64>] = [0..<1]
   let refcountTable: Range<UInt64>
+  private(set) var l1Table: Range<UInt64> = 0..<0
 
-  init(_ references: ImageReferences, _ table: DiskTable) {
+  init(_ references: ImageReferences, _ table: DiskTable, _ snapshots: SnapshotTable) {
     let header = references.header
     let geometry = header.geometry
     func clusters(_ offset: UInt64, _ bytes: UInt64) -> Range<UInt64> {
@@ -75,24 +80,23 @@ private struct FixedAreas {
     }
     var named: [(FieldName, UInt64, Range<UInt64>)] = [("header", 0, 0..<1)]
     if header.l1Size > 0 {
-      let area = clusters(header.l1TableOffset, UInt64(header.l1Size) * 8)
-      named.append(("l1_table_offset", header.l1TableOffset, area))
+      l1Table = clusters(header.l1TableOffset, UInt64(header.l1Size) * 8)
+      named.append(("l1_table_offset", header.l1TableOffset, l1Table))
     }
     if header.snapshotCount > 0 {
-      let area = clusters(header.snapshotsOffset, 1)
+      let area = clusters(header.snapshotsOffset, max(snapshots.length, 1))
       named.append(("snapshots_offset", header.snapshotsOffset, area))
+      unmovable.append(area)
     }
     if let pointer = references.encryptionHeader, header.cryptMethod == 2 {
       let area = clusters(pointer.offset.bytes, pointer.length)
       named.append(("encryption header", pointer.offset.bytes, area))
+      unmovable.append(area)
     }
     refcountTable = clusters(header.refcountTableOffset, UInt64(table.count) * 8)
     named.append(("refcount_table_offset", header.refcountTableOffset, refcountTable))
     self.named = named
   }
-
-  /// All but the refcount table, which moves when it grows.
-  var unmovable: [Range<UInt64>] { named.dropLast().map(\.clusters) }
 
   func requireDisjoint() throws(ImageError) {
     for (index, area) in named.enumerated() {

@@ -30,6 +30,12 @@ package final class Image: BlockTarget {
   let metadata: MetadataMap
   let frees: DeferredFrees
   let stamps: RequestStamps
+  let gate = RequestGate()
+  /// Held by whoever resizes the disk or moves VM state; these use the worker number
+  /// ``internalWorker``.
+  let administration = AsyncMutex()
+  /// The virtual size in bytes; changes only while the gate is shut.
+  let currentSize: Atomic<UInt64>
   let health: ImageHealth
   let flusher: FlushCoordinator
   let headerEditor: HeaderEditor
@@ -58,7 +64,8 @@ package final class Image: BlockTarget {
     planFile =
       parts.guestData.isTransformed ? -1 : parts.sources.fileNumber.map { Int($0) } ?? -1
     contexts = WorkerContexts(
-      workers: options.workers, kind: CompressionKind(rawValue: header.compressionType) ?? .zlib,
+      workers: options.workers + 1,
+      kind: CompressionKind(rawValue: header.compressionType) ?? .zlib,
       clusterSize: Int(geometry.clusterSize))
     slices = SliceGeometry(cluster: geometry, sliceSize: parts.l2.sliceSize)
     allocator = parts.allocator
@@ -66,21 +73,25 @@ package final class Image: BlockTarget {
     frees = parts.frees
     headerEditor = parts.headerEditor
     health = parts.storage.health
+    currentSize = Atomic(parts.header.size & ~511)
+    // One worker more than serve the guest: see `internalWorker`.
     stamps = RequestStamps(
-      workers: options.workers, slotsPerWorker: options.slotsPerWorker)
+      workers: options.workers + 1, slotsPerWorker: options.slotsPerWorker)
     packer = CompressedPacker(
       allocator: allocator, alignment: storage.file.traits.offsetAlignment)
     arenas = WorkerArenas(
-      workers: options.workers, clusterSize: geometry.clusterSize, allocator: allocator)
+      workers: options.workers + 1, clusterSize: geometry.clusterSize, allocator: allocator)
+    let l1 = ActiveL1(parts.l1)
     tables = L2Tables(
-      l1: parts.l1, cache: parts.l2, geometry: geometry, storage: storage, arenas: arenas,
+      l1: l1, cache: parts.l2, geometry: geometry, storage: storage, arenas: arenas,
       metadata: metadata, frees: frees)
     inFlight = InFlightRanges(groupBits: slices.entryBits)
     flusher = FlushCoordinator(
       storage: storage, externalData: guestData.isExternal ? guestData.storage : nil,
-      splitsEntries: rules.isExtended, l1: parts.l1, l2: parts.l2, refcounts: allocator.refcounts,
+      splitsEntries: rules.isExtended, l1: l1, l2: parts.l2, refcounts: allocator.refcounts,
       frees: frees,
-      stamps: stamps, health: health)
+      stamps: stamps, health: health,
+      lazy: parts.hasLazyRefcounts ? LazyRefcounts(editor: parts.headerEditor) : nil)
     changes = parts.bitmaps.isEmpty ? nil : ChangeTracker(parts.bitmaps, parts, flusher)
     bitmaps = parts.bitmapReport
     let flusher = self.flusher
@@ -88,13 +99,13 @@ package final class Image: BlockTarget {
   }
 
   /// The virtual size in bytes, down to whole 512-byte sectors.
-  package var size: UInt64 { header.size & ~511 }
+  package var size: UInt64 { currentSize.load(ordering: .relaxed) }
 
   /// Makes durable every write that completed before the call.
   package func flush() async throws(ImageError) {
     if options.readOnly { return }
     dirtySince.store(0, ordering: .relaxed)
-    do { try await flusher.flush() } catch {
+    do { try await flusher.flushLazily() } catch {
       // Still dirty: the background round must try again.
       noteDirty()
       throw error
@@ -115,6 +126,12 @@ package final class Image: BlockTarget {
       _ = try? await returnMatureClusters()
     }
     await changes?.maintain()
+    let rounds = flusher.rounds.load(ordering: .relaxed)
+    if let lazy = flusher.lazy, dirtySince.load(ordering: .relaxed) == 0,
+      lazy.isWorthClearing(rounds: rounds, now: MonotonicClock.milliseconds())
+    {
+      try? await flusher.clean()
+    }
   }
 
   /// Writes everything back and gives reserved and freed clusters up; no request may be running.
@@ -134,7 +151,21 @@ package final class Image: BlockTarget {
     }
     try await packer.close()
     try await arenas.returnAll()
-    try await flusher.flush()
+    try await flusher.clean()
+  }
+
+  /// Makes clusters that were freed allocatable, and looks for room that has been added.
+  ///
+  /// Call without a request of one's own in flight: it would hold back what was freed after it began.
+  ///
+  /// - Returns: whether it is worth trying again.
+  func reclaimSpace() async throws(ImageError) -> Bool {
+    if try await allocator.noteGrowth() { return true }
+    guard !frees.isEmpty else { return false }
+    try await flush()
+    await maturing.acquire()
+    defer { maturing.release() }
+    return try await returnMatureClusters()
   }
 
   /// Notes that some table in memory is ahead of the host file.
@@ -144,7 +175,9 @@ package final class Image: BlockTarget {
     }
   }
 
-  private func returnMatureClusters() async throws(ImageError) {
+  /// - Returns: whether there were any.
+  @discardableResult
+  private func returnMatureClusters() async throws(ImageError) -> Bool {
     let mature = frees.takeMature(before: stamps.oldest())
     var done = 0
     if !mature.isEmpty {
@@ -162,6 +195,7 @@ package final class Image: BlockTarget {
       throw error
     }
     if !mature.isEmpty { noteDirty() }
+    return !mature.isEmpty
   }
 
   /// Acts on a failure: corruption stops all writing and is marked in the header.

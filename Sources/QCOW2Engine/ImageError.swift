@@ -13,6 +13,28 @@ package enum MissingSource: String, Sendable {
   case dataFile = "an external data file"
 }
 
+/// Why the size of a disk cannot be changed.
+package enum ResizeObstacle: Sendable, Equatable {
+  /// Not a multiple of 512.
+  case partialSector
+  /// The L1 table would exceed ``FormatLimit/l1Bytes``; the largest size that it can map.
+  case tooLarge(most: UInt64)
+  /// Version 2 need not record at which size a snapshot was taken.
+  case snapshotsInVersion2
+  /// The image has persistent bitmaps, whose sizes would be wrong.
+  case bitmaps
+
+  /// The reason as it stands in messages.
+  package var text: String {
+    switch self {
+    case .partialSector: "the new size is not a multiple of 512"
+    case .tooLarge(let most): "the largest size with this cluster size is \(most)"
+    case .snapshotsInVersion2: "it has internal snapshots and is of version 2"
+    case .bitmaps: "it has persistent bitmaps"
+    }
+  }
+}
+
 /// Why an image cannot be opened, or a request not be carried out.
 package enum ImageError: Error, Sendable {
   /// The metadata breaks the format.
@@ -40,6 +62,12 @@ package enum ImageError: Error, Sendable {
   case overlapsMetadata(cluster: UInt64)
   /// The request reaches beyond the virtual size or is not a multiple of 512 bytes.
   case badRequest
+  /// No internal snapshot is the one asked for.
+  case noSuchSnapshot(SnapshotSelector, existing: [Snapshot])
+  /// The guest's data lies in an external data file, which has no snapshots.
+  case snapshotWithDataFile
+  /// The disk cannot get the size that was asked for.
+  case cannotResize(to: UInt64, ResizeObstacle)
 
   /// The errno that the guest gets.
   package var errno: Errno {
@@ -48,7 +76,11 @@ package enum ImageError: Error, Sendable {
     case .noSpace: .noSpace
     case .readOnly: .readOnly
     case .badRequest: .invalid
-    case .missing, .needsMemory: .notSupported
+    case .missing, .needsMemory, .snapshotWithDataFile: .notSupported
+    case .noSuchSnapshot: .noEntry
+    case .cannotResize(_, .tooLarge): .fileTooBig
+    case .cannotResize(_, .partialSector): .invalid
+    case .cannotResize: .notSupported
     case .format, .markedCorrupt, .markedDirty, .writesStopped, .refcountRange,
       .overlapsMetadata, .badCompressedData:
       .io
@@ -86,6 +118,19 @@ package enum ImageError: Error, Sendable {
     case .overlapsMetadata(let cluster):
       "host cluster \(cluster) would be written as data but holds metadata; marked corrupt"
     case .badRequest: "request is outside of the disk or not a multiple of 512 bytes"
+    case .noSuchSnapshot(let selector, let existing):
+      "no internal snapshot has \(selector.text): " + list(existing)
+    case .snapshotWithDataFile: "an image with an external data file has no internal snapshots"
+    case .cannotResize(let size, let obstacle):
+      "the size cannot be changed to \(size): \(obstacle.text)"
     }
   }
+}
+
+/// The snapshots that there are, for a message: the first few with ID and name.
+private func list(_ snapshots: [Snapshot]) -> String {
+  if snapshots.isEmpty { return "the image has none" }
+  let shown = snapshots.prefix(20).map { "\($0.id) \"\($0.name)\"" }.joined(separator: ", ")
+  let more = snapshots.count > 20 ? " and \(snapshots.count - 20) more" : ""
+  return "the image has \(shown)\(more)"
 }

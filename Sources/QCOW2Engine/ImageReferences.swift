@@ -6,7 +6,7 @@ package import QCOW2Format
 /// Nothing named here has been looked at, let alone opened [SEC-1].
 package struct ImageReferences: Sendable {
   /// The header, validated.
-  package let header: Header
+  package internal(set) var header: Header
   /// The name of the backing file as it stands in the image; nil if there is none.
   package private(set) var backingFile: String?
   /// The format of the backing file by the header extension; nil if the image does not say.

@@ -32,6 +32,7 @@ public struct Header: Equatable, Sendable {
 
   /// Byte positions of the fields that are edited in place; each lies within one 512-byte sector.
   public enum Field {
+    public static let size = 24
     public static let l1Size = 36
     public static let l1TableOffset = 40
     public static let refcountTableOffset = 48

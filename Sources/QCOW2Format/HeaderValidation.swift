@@ -28,6 +28,18 @@ extension Header {
     try validateSnapshotTable(geometry)
   }
 
+  /// Checks the fields of a header that were taken from an entry of the snapshot table.
+  ///
+  /// - Throws: ``FormatError`` for the first field that is wrong.
+  public func validateSnapshot(fileLength: UInt64) throws(FormatError) {
+    guard size <= UInt64(Int64.max) else {
+      throw .badField(name: "disk size of the snapshot", found: size, allowed: "at most 2^63 - 1")
+    }
+    try validateL1(
+      geometry, fileLength, sizeName: "l1_size of the snapshot",
+      offsetName: "l1_table_offset of the snapshot")
+  }
+
   private func validateSizes() throws(FormatError) {
     guard (9...21).contains(clusterBits) else {
       throw .badField(name: "cluster_bits", found: UInt64(clusterBits), allowed: "9 to 21")
@@ -88,20 +100,21 @@ extension Header {
   }
 
   private func validateL1(
-    _ geometry: ClusterGeometry, _ fileLength: UInt64
+    _ geometry: ClusterGeometry, _ fileLength: UInt64, sizeName: FieldName = "l1_size",
+    offsetName: FieldName = "l1_table_offset"
   ) throws(FormatError) {
     guard UInt64(l1Size) * 8 <= FormatLimit.l1Bytes else {
       throw .badField(
-        name: "l1_size", found: UInt64(l1Size), allowed: "at most \(FormatLimit.l1Bytes / 8)")
+        name: sizeName, found: UInt64(l1Size), allowed: "at most \(FormatLimit.l1Bytes / 8)")
     }
     guard UInt64(l1Size) >= geometry.l1EntriesNeeded(forSize: size) else {
       throw .badField(
-        name: "l1_size", found: UInt64(l1Size),
+        name: sizeName, found: UInt64(l1Size),
         allowed: "at least \(geometry.l1EntriesNeeded(forSize: size)) for the virtual size")
     }
     guard l1Size > 0 else { return }
     try validateTable(
-      "l1_table_offset", l1TableOffset, bytes: UInt64(l1Size) * 8, geometry, fileLength)
+      offsetName, l1TableOffset, bytes: UInt64(l1Size) * 8, geometry, fileLength)
   }
 
   private func validateRefcountTable(

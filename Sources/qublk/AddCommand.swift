@@ -48,7 +48,24 @@ struct AddCommand: ParsableCommand {
   @Option(help: "The host's page cache: none (direct I/O, where possible) or writeback.")
   var cache = HostCache.none
 
+  @Option(help: "Attach this internal snapshot, by ID or name, read-only and at its own size.")
+  var snapshot: String?
+
   @OptionGroup var disk: DiskOptions
+
+  @Flag(help: "Keep in the image what is read from its backing file.")
+  var copyOnRead = false
+
+  @Flag(help: "Compress clusters that are written whole.")
+  var compress = false
+
+  @Option(
+    name: .customLong("on-enospc"),
+    help: """
+      When the host has no space for a request: fail it, or hold it until there is space, for at most \
+      so many seconds. (fail, hold, hold:SECONDS)
+      """)
+  var onNoSpace = NoSpacePolicy.fail
 
   @Flag(help: "Print a JSON object instead of the path.")
   var json = false

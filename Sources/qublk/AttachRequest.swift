@@ -20,6 +20,7 @@ struct AttachRequest {
   let zeroCopy: AddCommand.Switch
   let dirtyAge: Int
   let printsJSON: Bool
+  let noSpace: NoSpacePolicy
 
   init(_ command: AddCommand) throws {
     guard let resolved = unsafe realpath(command.image, nil) else {
@@ -30,16 +31,20 @@ struct AttachRequest {
     id = command.id
     queues = command.queues ?? min(max(sysconf(Int32(_SC_NPROCESSORS_ONLN)), 1), 4)
     depth = command.depth
-    isReadOnly = command.readOnly
+    isReadOnly = command.readOnly || command.snapshot != nil
     blockSize = command.blockSize
     zeroCopy = command.zeroCopy
     dirtyAge = command.dirtyAge
     printsJSON = command.json
+    noSpace = command.onNoSpace
     var disk = DiskImageOptions(path: command.image, readOnly: isReadOnly)
+    disk.engine.snapshot = command.snapshot.map { .idOrName($0) }
     disk.engine.workers = queues
     disk.engine.slotsPerWorker = depth
     disk.engine.cacheBytes = command.cacheSize.map { Int(clamping: $0.bytes) }
     disk.engine.dirtyAgeMilliseconds = dirtyAge
+    disk.engine.copyOnRead = command.copyOnRead && !isReadOnly
+    disk.engine.compressesWrites = command.compress && !isReadOnly
     disk.mode = command.cache == .none ? .direct : .buffered
     disk.granularity = blockSize
     try command.disk.apply(to: &disk)

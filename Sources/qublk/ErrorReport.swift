@@ -11,6 +11,7 @@ enum CommandError: Error {
 
   case file(String, FileStep, Errno)
   case disk(DiskImageError)
+  case secret(SecretError)
   case directNotSupported(String)
   case device(UblkError)
   /// A step that makes the process fit to serve a device failed.
@@ -44,6 +45,7 @@ extension CommandError {
     switch self {
     case .file(let path, let step, let errno): "\(path): cannot \(step.verb): \(errno)"
     case .disk(let error): error.message
+    case .secret(let error): error.message
     case .directNotSupported(let path):
       "\(path): the file system has no direct I/O: add it with --cache writeback"
     case .device(let error): error.text

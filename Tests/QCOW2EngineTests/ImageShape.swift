@@ -12,12 +12,13 @@ struct ImageShape: Sendable, CustomTestStringConvertible {
   var contents = Contents.empty
   /// So full that the refcount table (one cluster, 64-bit refcounts) must grow soon.
   var isNearGrowth = false
+  var isLazy = false
 
   static let nearGrowth = ImageShape(
     clusterBits: 9, refcountOrder: 6, contents: .prefilled, isNearGrowth: true)
 
   var testDescription: String {
-    (isNearGrowth ? "near growth, " : "")
+    (isNearGrowth ? "near growth, " : "") + (isLazy ? "lazy, " : "")
       + "\(1 << clusterBits) B clusters, v\(version), \(1 << refcountOrder)-bit refcounts, \(contents)"
   }
 
@@ -67,6 +68,7 @@ struct ImageShape: Sendable, CustomTestStringConvertible {
     builder.refcountOrder = refcountOrder
     builder.size = size
     builder.hasSnapshot = contents == .snapshot
+    builder.compatible = isLazy ? 1 : 0
     guard contents != .empty else { return builder }
     if isNearGrowth {
       for guest in 0..<3880 { builder.mappings[guest] = .data }

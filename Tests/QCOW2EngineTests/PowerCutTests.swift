@@ -39,6 +39,17 @@ import Testing
     scenarios.append(Scenario(shape: bits, cacheSlices: 1))
     let old = ImageShape(clusterBits: 9, version: 2, contents: .snapshot)
     scenarios.append(Scenario(shape: old, cacheSlices: 1))
+    for contents in ImageShape.Contents.allCases {
+      let shape = ImageShape(clusterBits: 9, contents: contents, isLazy: true)
+      scenarios.append(Scenario(shape: shape))
+      scenarios.append(Scenario(shape: shape, cacheSlices: 1, depth: 2))
+      scenarios.append(Scenario(shape: shape, cacheSlices: 2, writesBackAlways: true))
+      scenarios.append(Scenario(shape: shape, overlaps: true))
+    }
+    var lazyGrowth = ImageShape.nearGrowth
+    lazyGrowth.isLazy = true
+    scenarios.append(
+      Scenario(shape: lazyGrowth, operations: 70, weights: [0, 80, 0, 6, 6, 4, 4]))
     scenarios.append(
       Scenario(shape: .nearGrowth, operations: 70, weights: [0, 80, 0, 6, 6, 4, 4]))
     return scenarios
@@ -116,6 +127,7 @@ struct CrashCheck {
   private func problem(
     _ state: CrashEnumerator.State, _ touched: [Int], _ zeros: IOBuffer
   ) -> String? {
+    if let problem = rebuildIfDirty(state.bytes) { return "\(state.description): \(problem)" }
     let verifier = ImageVerifier(state.bytes)
     let report = verifier.check()
     if let error = report.errors.first { return "\(state.description): \(error)" }

@@ -41,7 +41,7 @@ enum Shell {
 }
 
 /// A folder for images, removed at the end.
-final class Folder {
+final class Folder: Sendable {
   let path: String
 
   init() {

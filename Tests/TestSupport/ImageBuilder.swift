@@ -19,6 +19,7 @@
   /// Take an internal snapshot of all that is mapped.
   package var hasSnapshot = false
   package var incompatible: UInt64 = 0
+  package var compatible: UInt64 = 0
   package var autoclear: UInt64 = 0
   /// Extensions: bytes put after the standard header, version 3 only.
   package var extensions: [UInt8] = []
@@ -113,6 +114,7 @@
     }
     guard version >= 3 else { return }
     bytes.put64(incompatible, 72)
+    bytes.put64(compatible, 80)
     bytes.put64(autoclear, 88)
     bytes.put32(UInt32(refcountOrder), 96)
     bytes.put32(104, 100)

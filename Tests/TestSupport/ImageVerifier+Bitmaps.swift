@@ -5,6 +5,9 @@ package struct FoundBitmap {
   package let granularityBits: Int
   let table: Int
   let tableSize: Int
+
+  /// Where the table starts in the file.
+  package var tableOffset: UInt64 { UInt64(table) }
 }
 
 extension ImageVerifier {

@@ -39,6 +39,12 @@ int qublk_unix_connect(const char *path);
 // The next connection of a listening socket, close on exec, with a time limit on its transfers.
 int qublk_unix_accept(int fd, int timeout_seconds);
 
+// The serial number of the key of type "user" with this description, from the keyrings of the process
+// or, failing that, the user's own; -errno if there is none. Creates nothing, asks nobody.
+int qublk_key_find(const char *description);
+// Copies at most size bytes of the key's payload; returns the payload's whole length or -errno.
+long qublk_key_read(int key, void *buffer, size_t size);
+
 // pidfd_open(2).
 int qublk_pidfd_open(int pid);
 // Whether a wait(2) status is that of a process ended by a signal, and which; and the exit status.

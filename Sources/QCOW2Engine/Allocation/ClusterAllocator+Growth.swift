@@ -53,7 +53,7 @@ extension ClusterAllocator {
   /// The new table and the blocks that count it go where no block reached before, so nothing in use
   /// is touched. They are durable before the header points at them; the old table is released once
   /// the header is durable. A crash before that leaves the old table in force.
-  private func growTable(toCover index: UInt64) async throws(ImageError) {
+  func growTable(toCover index: UInt64) async throws(ImageError) {
     // Entries dirty in the old table must not be lost with it.
     try await makeRoom()
     let old = refcounts.table

@@ -23,7 +23,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   /// Host clusters from here on were never written, and read as zeros.
   var freshFrom: UInt64
   /// Clusters that a block device has room for; nil for a file that can grow.
-  let limit: UInt64?
+  private(set) var limit: UInt64?
 
   init(
     refcounts: RefcountStore, storage: ImageStorage, metadata: MetadataMap,
@@ -124,6 +124,20 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     return start..<last
   }
 
+  /// Looks whether the block device has become larger.
+  ///
+  /// - Returns: whether there are clusters to hand out that there were not before.
+  func noteGrowth() async throws(ImageError) -> Bool {
+    guard storage.file.traits.isBlockDevice else { return false }
+    let clusters = try await storage.length() >> UInt64(geometry.clusterBits)
+    await mutex.acquire()
+    defer { mutex.release() }
+    guard let old = limit, clusters > old else { return false }
+    limit = clusters
+    cursor = min(cursor, old)
+    return true
+  }
+
   /// Adds a reference to a cluster in use.
   ///
   /// - Returns: false if its refcount can go no higher.
@@ -201,7 +215,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   }
 
   /// Lowers refcounts; call with `mutex` held.
-  private func decrement(_ clusters: Range<UInt64>) async throws(ImageError) {
+  func decrement(_ clusters: Range<UInt64>) async throws(ImageError) {
     let order = geometry.refcountOrder
     var next = clusters.lowerBound
     while next < clusters.upperBound {

@@ -3,12 +3,13 @@ import Synchronization
 
 /// Which host clusters must not be written as data (DESIGN.md section 4, rule 11).
 ///
-/// Fixed areas (header, L1 table, snapshot table) are ranges; the refcount table is a range that
-/// moves when it grows; L2 tables and refcount blocks are a ``ClusterSet``.
+/// Fixed areas (header, snapshot table) are ranges; the refcount table and the L1 table are ranges
+/// that move when they grow; L2 tables, refcount blocks and the L1 tables of snapshots are a
+/// ``ClusterSet``.
 final class MetadataMap: @unchecked Sendable {  // why: constants, atomics and a concurrent set
   private let fixed: [Range<UInt64>]
-  private let refcountTableStart: Atomic<UInt64>
-  private let refcountTableEnd: Atomic<UInt64>
+  private let refcountTable: MovingArea
+  private let l1Table: MovingArea
   let tables: ClusterSet
 
   /// The end of the highest cluster that a table entry maps, in host clusters.
@@ -18,10 +19,13 @@ final class MetadataMap: @unchecked Sendable {  // why: constants, atomics and a
 
   func noteMapped(_ cluster: UInt64) { endOfMapped = max(endOfMapped, cluster + 1) }
 
-  init(fixed: [Range<UInt64>], refcountTable: Range<UInt64>, expectedTables: Int) {
+  init(
+    fixed: [Range<UInt64>], refcountTable: Range<UInt64>, l1Table: Range<UInt64>,
+    expectedTables: Int
+  ) {
     self.fixed = fixed
-    refcountTableStart = Atomic(refcountTable.lowerBound)
-    refcountTableEnd = Atomic(refcountTable.upperBound)
+    self.refcountTable = MovingArea(refcountTable)
+    self.l1Table = MovingArea(l1Table)
     tables = ClusterSet(minimumCapacity: expectedTables)
   }
 
@@ -33,8 +37,7 @@ final class MetadataMap: @unchecked Sendable {  // why: constants, atomics and a
   /// Whether the host cluster belongs to an area that the header points at, or to the header.
   @inline(__always) func fixedContains(_ cluster: UInt64) -> Bool {
     for range in fixed where range.contains(cluster) { return true }
-    return cluster >= refcountTableStart.load(ordering: .relaxed)
-      && cluster < refcountTableEnd.load(ordering: .relaxed)
+    return refcountTable.contains(cluster) || l1Table.contains(cluster)
   }
 
   /// The first cluster of `clusters` that holds metadata; nil if there is none.
@@ -47,11 +50,30 @@ final class MetadataMap: @unchecked Sendable {  // why: constants, atomics and a
     return nil
   }
 
-  /// The refcount table has moved; for a moment the union of both is protected.
-  func moveRefcountTable(to clusters: Range<UInt64>) {
-    refcountTableEnd.store(
-      max(clusters.upperBound, refcountTableEnd.load(ordering: .relaxed)), ordering: .relaxed)
-    refcountTableStart.store(clusters.lowerBound, ordering: .relaxed)
-    refcountTableEnd.store(clusters.upperBound, ordering: .relaxed)
+  func moveRefcountTable(to clusters: Range<UInt64>) { refcountTable.move(to: clusters) }
+
+  func moveL1Table(to clusters: Range<UInt64>) { l1Table.move(to: clusters) }
+}
+
+/// Consecutive host clusters that hold a table which moves when it grows.
+private struct MovingArea: ~Copyable {
+  private let start: Atomic<UInt64>
+  private let end: Atomic<UInt64>
+
+  init(_ clusters: Range<UInt64>) {
+    start = Atomic(clusters.lowerBound)
+    end = Atomic(clusters.upperBound)
+  }
+
+  @inline(__always) func contains(_ cluster: UInt64) -> Bool {
+    cluster >= start.load(ordering: .relaxed) && cluster < end.load(ordering: .relaxed)
+  }
+
+  /// For a moment what lies between both places may count as protected, too; never neither place.
+  func move(to clusters: Range<UInt64>) {
+    let oldEnd = end.load(ordering: .relaxed)
+    end.store(max(clusters.upperBound, oldEnd), ordering: .relaxed)
+    start.store(clusters.lowerBound, ordering: .relaxed)
+    end.store(clusters.upperBound, ordering: .relaxed)
   }
 }

@@ -1,18 +1,18 @@
 import BlockCore
 
-/// Runs of reserved host clusters, one arena per worker, so that most allocations take no lock.
+/// Runs of reserved host clusters, one arena per worker, so that most allocations share no lock.
 ///
-/// An arena is touched by its own worker's thread only. What is left at close goes back; after a
-/// crash it is leaked clusters, bounded by the arena sizes.
-@safe
-final class WorkerArenas: @unchecked Sendable {  // why: each arena belongs to one worker's thread
-  private struct Arena {
+/// Each arena has a lock of its own, which only a worker that finds no cluster anywhere else ever
+/// contends for. What is left at close goes back; after a crash it is leaked clusters, bounded by
+/// the arena sizes.
+final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guards its arena
+  private struct Arena: ~Copyable {
     var run = ClusterRun(start: 0, count: 0, isFresh: false)
     /// Clusters to reserve at the next refill; grows while the worker keeps allocating.
     var refill: UInt64
   }
 
-  private let arenas: UnsafeMutablePointer<Arena>
+  private let arenas: LockedStripes<Arena>
   private let refillMutexes: [AsyncMutex]
   let allocator: ClusterAllocator
   private let largestRefill: UInt64
@@ -23,43 +23,59 @@ final class WorkerArenas: @unchecked Sendable {  // why: each arena belongs to o
   ///   - allocator: where refills come from.
   init(workers: Int, clusterSize: UInt64, allocator: ClusterAllocator) {
     self.allocator = allocator
-    largestRefill = min(max((4 << 20) / clusterSize, 1), 1024)
-    unsafe arenas = .allocate(capacity: workers)
-    unsafe arenas.initialize(repeating: Arena(refill: min(64, largestRefill)), count: workers)
+    let largest = min(max((4 << 20) / clusterSize, 1), 1024)
+    largestRefill = largest
+    arenas = LockedStripes(count: workers, rank: .leaf) { _ in Arena(refill: min(64, largest)) }
     refillMutexes = (0..<workers).map { _ in AsyncMutex() }
   }
 
-  deinit { unsafe arenas.deallocate() }
+  deinit { arenas.deallocate() }
 
   /// Takes 1 to `wanted` contiguous clusters; refills the arena when it is empty.
+  ///
+  /// - Throws: ``ImageError/noSpace`` if no arena has a cluster left either.
   func take(upTo wanted: UInt64, worker: Int) async throws(ImageError) -> ClusterRun {
     while true {
       if let run = takeNow(upTo: wanted, worker: worker) { return run }
-      try await refill(worker)
+      do { try await refill(worker) } catch {
+        guard case .noSpace = error, let run = takeFromAny(upTo: wanted) else { throw error }
+        return run
+      }
     }
   }
 
   /// Takes from the arena without waiting; nil if it is empty.
   @inline(__always) func takeNow(upTo wanted: UInt64, worker: Int) -> ClusterRun? {
-    if unsafe arenas[worker].run.count == 0 { return nil }
-    return unsafe arenas[worker].run.take(wanted)
+    arenas[worker].withLock { arena in
+      arena.run.count == 0 ? nil : arena.run.take(wanted)
+    }
+  }
+
+  /// The last clusters of a full host file may lie in the arena of a worker that needs none.
+  private func takeFromAny(upTo wanted: UInt64) -> ClusterRun? {
+    for worker in 0..<arenas.count {
+      if let run = takeNow(upTo: wanted, worker: worker) { return run }
+    }
+    return nil
   }
 
   private func refill(_ worker: Int) async throws(ImageError) {
     await refillMutexes[worker].acquire()
     defer { refillMutexes[worker].release() }
     // Another task of this worker may have refilled it meanwhile.
-    if unsafe arenas[worker].run.count > 0 { return }
-    let run = try unsafe await allocator.reserve(upTo: arenas[worker].refill)
-    unsafe arenas[worker].run = run
-    unsafe arenas[worker].refill = unsafe min(arenas[worker].refill * 2, largestRefill)
+    let wanted = arenas[worker].withLock { $0.run.count > 0 ? 0 : $0.refill }
+    if wanted == 0 { return }
+    let run = try await allocator.reserve(upTo: wanted)
+    arenas[worker].withLock { arena in
+      arena.run = run
+      arena.refill = min(arena.refill * 2, largestRefill)
+    }
   }
 
   /// Gives everything back; call when no request runs any more.
   func returnAll() async throws(ImageError) {
     for worker in refillMutexes.indices {
-      let run = unsafe arenas[worker].run
-      unsafe arenas[worker].run.count = 0
+      let run = arenas[worker].withLock { $0.run.take(.max) }
       try await allocator.unreserve(run)
     }
   }

@@ -54,6 +54,7 @@ struct BitmapLoader {
       return outcome
     case .success(let directory):
       outcome.isConsistent = true
+      outcome.report.count = directory.items.count
       var unusable: [BitmapDirectory.Item] = []
       for item in directory.items {
         switch try await load(item) {

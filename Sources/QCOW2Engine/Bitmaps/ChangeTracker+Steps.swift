@@ -113,17 +113,24 @@ extension ChangeTracker {
   private func newCluster(
     _ bitmap: TrackedBitmap, _ entry: Int, _ added: [Range<UInt64>]
   ) async throws(ImageError) -> ClusterRun? {
-    let run: ClusterRun
-    do { run = try await allocator.reserve(upTo: 1) } catch {
-      if error.errno == .noSpace { return nil }
-      throw error
-    }
-    metadata.tables.insert(run.start)
+    guard let run = try await reserve() else { return nil }
     do {
       try await bitmap.writeCluster(run.start, for: entry, adding: added, storage)
       return run
     } catch {
       giveUp(run)
+      if error.errno == .noSpace { return nil }
+      throw error
+    }
+  }
+
+  /// One cluster, protected from being written as data; nil if there is none.
+  private func reserve() async throws(ImageError) -> ClusterRun? {
+    do {
+      let run = try await allocator.reserve(upTo: 1)
+      metadata.tables.insert(run.start)
+      return run
+    } catch {
       if error.errno == .noSpace { return nil }
       throw error
     }
@@ -159,28 +166,19 @@ extension ChangeTracker {
   private func unflatten(_ bitmap: TrackedBitmap, _ entry: Int) async throws(ImageError) {
     let all = bitmap.allBits(entry)
     if bitmap.bits.exactBits(of: all).all { return bitmap.flatten(entry, isExact: true) }
+    guard let run = try await reserve() else { return }
     let wasDurable = bitmap.bits.isDurable(all)
     bitmap.dropExcess(ofEntry: entry)
-    do throws(ImageError) {
-      if let run = try await durableCluster(bitmap, entry) {
-        bitmap.link(entry, to: run.start)
-      } else if wasDurable {
-        bitmap.bits.becameDurable(all)
-      }
+    do {
+      try await bitmap.writeCluster(run.start, for: entry, adding: [], storage)
+      try await flusher.flush()
     } catch {
+      // The entry still says "all ones".
       if wasDurable { bitmap.bits.becameDurable(all) }
-      throw error
-    }
-  }
-
-  private func durableCluster(
-    _ bitmap: TrackedBitmap, _ entry: Int
-  ) async throws(ImageError) -> ClusterRun? {
-    guard let run = try await newCluster(bitmap, entry, []) else { return nil }
-    do { try await flusher.flush() } catch {
       giveUp(run)
+      if error.errno == .noSpace { return }
       throw error
     }
-    return run
+    bitmap.link(entry, to: run.start)
   }
 }

@@ -10,6 +10,11 @@ import Synchronization
 /// whatever an L2 copy points at had its refcount raised before the copy was taken, and that refcount
 /// is copied later. Changes made meanwhile belong to the next round. One round runs at a time;
 /// flushes that arrive during it join the next one.
+///
+/// With lazy refcounts and the DIRTY bit durable, a round leaves the first two out. The barrier
+/// before L2 stays: it is also the one between the guest's data and the entries that lead to it.
+/// The frees keep their order in any case, since a cluster whose old pointer is still on the host
+/// file must not get new data, whatever its refcount.
 @safe
 final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   private enum Turn {
@@ -27,21 +32,27 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   private let externalData: ImageStorage?
   /// L2 entries have two halves, which the disk need not write together.
   private let splitsEntries: Bool
-  private let l1: DiskTable
+  private let l1: ActiveL1
   private let l2: SliceCache
   private let refcounts: RefcountStore
   private let frees: DeferredFrees
   private let stamps: RequestStamps
   private let health: ImageHealth
+  /// Nil if the image has no lazy refcounts: then each round writes them.
+  let lazy: LazyRefcounts?
+  /// The next round shall write refcounts even if they are lazy.
+  private let wantsRefcounts = Atomic<Bool>(false)
+  /// The next round shall write refcounts and then clear the DIRTY bit.
+  private let wantsClean = Atomic<Bool>(false)
   private let l2Batch: WriteBackBatch
   private let refcountBatch: WriteBackBatch
   /// Rounds completed; for statistics and tests.
   let rounds = Atomic<UInt64>(0)
 
   init(
-    storage: ImageStorage, externalData: ImageStorage?, splitsEntries: Bool, l1: DiskTable,
+    storage: ImageStorage, externalData: ImageStorage?, splitsEntries: Bool, l1: ActiveL1,
     l2: SliceCache, refcounts: RefcountStore, frees: DeferredFrees, stamps: RequestStamps,
-    health: ImageHealth
+    health: ImageHealth, lazy: LazyRefcounts?
   ) {
     self.storage = storage
     self.externalData = externalData
@@ -52,6 +63,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
     self.frees = frees
     self.stamps = stamps
     self.health = health
+    self.lazy = lazy
     l2Batch = WriteBackBatch(cache: l2)
     refcountBatch = WriteBackBatch(cache: refcounts.cache)
   }
@@ -59,12 +71,25 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   /// Whether any table in memory is ahead of the host file.
   var hasDirtySlices: Bool { l2.dirtyCount + refcounts.cache.dirtyCount > 0 }
 
-  /// Makes durable everything that completed before the call; joins a round that has yet to begin.
+  /// Makes durable everything that completed before the call, refcounts included; joins a round that
+  /// has yet to begin.
   ///
   /// A failed barrier is sticky: it and all later flushes throw, and metadata stays unwritten.
   func flush() async throws(ImageError) {
+    wantsRefcounts.store(true, ordering: .releasing)
+    try await flushLazily()
+  }
+
+  /// As ``flush()``, but leaves lazy refcounts in memory: for what the guest has written.
+  func flushLazily() async throws(ImageError) {
     guard lock.withLock({ startsNow() }) else { return try await join() }
     try unsafe await lead(served: [])
+  }
+
+  /// As ``flush()``, and leaves an image that is not marked dirty on the host file.
+  func clean() async throws(ImageError) {
+    wantsClean.store(true, ordering: .releasing)
+    try await flushLazily()
   }
 
   private func startsNow() -> Bool {
@@ -115,25 +140,38 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
 
   private func round() async throws(ImageError) {
     try health.requireWrites()
+    // Whoever asks from here on has its round after this one.
+    let cleans = wantsClean.exchange(false, ordering: .acquiringAndReleasing)
+    let asked = wantsRefcounts.exchange(false, ordering: .acquiringAndReleasing)
     let freed = frees.takePending()
+    let l1 = self.l1.table
     let l1Sectors = l1.takeDirty()
     do {
-      try await writeBack(l1Sectors)
+      try await writeBack(l1Sectors, keepsRefcounts: lazy != nil && !cleans && !asked)
     } catch {
       frees.restorePending(freed)
       l1.restoreDirty(l1Sectors)
+      if cleans { wantsClean.store(true, ordering: .releasing) }
+      if asked { wantsRefcounts.store(true, ordering: .releasing) }
       throw error
     }
     frees.becameDurable(freed, stamp: stamps.advance())
     rounds.wrappingAdd(1, ordering: .relaxed)
+    if cleans { try await lazy?.clear() }
   }
 
-  private func writeBack(_ l1Sectors: [TableSector]) async throws(ImageError) {
+  private func writeBack(
+    _ l1Sectors: [TableSector], keepsRefcounts: Bool
+  ) async throws(ImageError) {
     var dirty = l2.dirtyKeys()[...]
     repeat {
       l2Batch.take(from: &dirty)
       let writesMore = !l2Batch.isEmpty || !l1Sectors.isEmpty
-      try await writeRefcounts(before: writesMore)
+      if keepsRefcounts {
+        if writesMore { try await keepRefcounts() }
+      } else {
+        try await writeRefcounts(before: writesMore)
+      }
       if splitsEntries { try await writeHalves() }
       try await l2Batch.write(to: storage)
     } while !dirty.isEmpty
@@ -142,6 +180,14 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
       try await write(l1Sectors)
     }
     try await barrier()
+  }
+
+  /// Makes sure that tables may be written without their refcounts; ends with a barrier.
+  private func keepRefcounts() async throws(ImageError) {
+    try health.requireWrites()
+    guard let lazy, !lazy.isMarked else { return try await barrier() }
+    try await externalData?.sync()
+    try await lazy.mark()
   }
 
   /// Writes refcount blocks, then the refcount table; ends with a barrier if `more` follows.

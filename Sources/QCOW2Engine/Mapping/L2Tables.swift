@@ -3,7 +3,7 @@ import QCOW2Format
 
 /// Finds L2 tables through the L1 table, and makes them writable: allocated, and shared with nobody.
 final class L2Tables: @unchecked Sendable {  // why: constants and types that guard themselves
-  let l1: DiskTable
+  let l1: ActiveL1
   let cache: SliceCache
   private let geometry: ClusterGeometry
   private let storage: ImageStorage
@@ -13,7 +13,7 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
   private let inFlight = InFlightRanges(groupBits: 0)
 
   init(
-    l1: DiskTable, cache: SliceCache, geometry: ClusterGeometry, storage: ImageStorage,
+    l1: ActiveL1, cache: SliceCache, geometry: ClusterGeometry, storage: ImageStorage,
     arenas: WorkerArenas, metadata: MetadataMap, frees: DeferredFrees
   ) {
     self.l1 = l1

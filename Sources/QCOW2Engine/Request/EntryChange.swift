@@ -9,6 +9,8 @@ enum EntryChange: Sendable {
   case zero
   /// Read as zeros, keep what is allocated allocated.
   case zeroInPlace
+  /// Let go of everything: only for whole clusters behind the end of the disk.
+  case forget
 }
 
 extension Image {
@@ -16,7 +18,8 @@ extension Image {
   func changed(_ old: ClusterEntry, _ subclusters: Range<Int>, _ change: EntryChange)
     -> ClusterEntry
   {
-    rules.isExtended
+    if change == .forget { return ClusterEntry(.unallocated) }
+    return rules.isExtended
       ? changedExtended(old, subclusters, change) : ClusterEntry(changedStandard(old, change))
   }
 

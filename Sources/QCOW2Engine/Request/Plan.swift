@@ -10,23 +10,23 @@ extension Image {
   ) -> PlanResult {
     let isWrite = request.operation == .write
     guard isWrite && !request.isFUA || request.operation == .read,
-      !isWrite || mayWriteInPlace, inBounds(request)
+      !isWrite || mayWriteInPlace, admitNow(request, worker: worker, slot: slot)
     else { return .needsService }
     if isWrite, let changes, !changes.covers(request.offset, request.length) {
+      leave(worker: worker, slot: slot)
       return .needsService
     }
-    stamps.enter(worker: worker, slot: slot)
     var builder = unsafe PlanBuilder(plan)
     let isPlanned =
       isWrite
       ? planWrite(request, &builder)
       : planRead(request.offset, request.length, &builder) == request.length
     if isPlanned { return .transfers(count: builder.count) }
-    stamps.exit(worker: worker, slot: slot)
+    leave(worker: worker, slot: slot)
     return .needsService
   }
 
-  package func finish(worker: Int, slot: Int) { stamps.exit(worker: worker, slot: slot) }
+  package func finish(worker: Int, slot: Int) { leave(worker: worker, slot: slot) }
 
   private var mayWriteInPlace: Bool {
     health.allowsWrites && !options.readOnly && !options.compressesWrites

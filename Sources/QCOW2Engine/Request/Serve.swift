@@ -6,22 +6,31 @@ import QCOW2Format
 extension Image {
   package func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult {
     do throws(ImageError) {
-      guard inBounds(request) else { throw .badRequest }
       if guestData.isTransformed && !request.data.isMemory { return .needsMemory }
-      if request.operation == .flush {
-        try await flush()
-        return .done
+      do { try await attempt(request, worker: worker, slot: slot) } catch {
+        // Space may have been freed that only waited for being durable.
+        guard case .noSpace = error, try await reclaimSpace() else { throw error }
+        try await attempt(request, worker: worker, slot: slot)
       }
-      stamps.enter(worker: worker, slot: slot)
-      defer { stamps.exit(worker: worker, slot: slot) }
-      try await carryOut(request, worker: worker)
-      if request.isFUA { try await flush() }
       return .done
     } catch {
       if case .needsMemory = error { return .needsMemory }
       await report(error)
       return .failed(error.errno)
     }
+  }
+
+  private func attempt(
+    _ request: BlockRequest, worker: Int, slot: Int
+  ) async throws(ImageError) {
+    if request.operation == .flush {
+      guard inBounds(request) else { throw .badRequest }
+      return try await flush()
+    }
+    try await admit(request, worker: worker, slot: slot)
+    defer { leave(worker: worker, slot: slot) }
+    try await carryOut(request, worker: worker)
+    if request.isFUA { try await flush() }
   }
 
   private func carryOut(_ request: BlockRequest, worker: Int) async throws(ImageError) {

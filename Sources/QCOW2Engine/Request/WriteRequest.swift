@@ -20,12 +20,13 @@ extension Image {
     await inFlight.acquire(part.clusters)
     defer { inFlight.release(part.clusters) }
     let data = data.slice(dataOffset, data.count - dataOffset)
-    if isCompressible(part),
-      try await writeCompressed(part, data, worker: worker)
-    {
-      return geometry.clusterSize
+    guard isCompressible(part) else {
+      return try await writeHeld(part, data, worker: worker)
     }
-    return try await writeHeld(part, data, worker: worker)
+    if try await writeCompressed(part, data, worker: worker) { return geometry.clusterSize }
+    // Only this cluster: the ones behind it may get smaller.
+    let cluster = slices.part(from: part.start, length: geometry.clusterSize)
+    return try await writeHeld(cluster, data, worker: worker)
   }
 
   /// Writes the start of `part`, whose clusters the caller holds in ``inFlight``, from `data`.

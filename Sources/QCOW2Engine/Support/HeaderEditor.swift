@@ -25,11 +25,38 @@ final class HeaderEditor: @unchecked Sendable {  // why: `mutex` guards the head
     }
   }
 
+  /// Points the header at another L1 table: offset and size in one sector write.
+  func setL1Table(at offset: HostOffset, entries: UInt32) async throws(ImageError) {
+    try unsafe await edit { sector, header in
+      unsafe sector.storeBE32(entries, Header.Field.l1Size)
+      unsafe sector.storeBE64(offset.bytes, Header.Field.l1TableOffset)
+      header.l1Size = entries
+      header.l1TableOffset = offset.bytes
+    }
+  }
+
+  /// Sets the virtual size, in bytes.
+  func setSize(_ size: UInt64) async throws(ImageError) {
+    try unsafe await edit { sector, header in
+      unsafe sector.storeBE64(size, Header.Field.size)
+      header.size = size
+    }
+  }
+
   /// Marks the image corrupt; version 2 has no such bit.
   func markCorrupt() async throws(ImageError) {
     try unsafe await edit { sector, header in
       guard header.version >= 3 else { return }
       header.incompatible.insert(.corrupt)
+      unsafe sector.storeBE64(header.incompatible.rawValue, Header.Field.incompatible)
+    }
+  }
+
+  /// Sets or clears the dirty bit, which says that refcounts may be wrong; version 2 has none.
+  func setDirty(_ isDirty: Bool) async throws(ImageError) {
+    try unsafe await edit { sector, header in
+      guard header.version >= 3 else { return }
+      if isDirty { header.incompatible.insert(.dirty) } else { header.incompatible.remove(.dirty) }
       unsafe sector.storeBE64(header.incompatible.rawValue, Header.Field.incompatible)
     }
   }

@@ -36,8 +36,10 @@ final class RequestStamps: @unchecked Sendable {  // why: atomics in stable stor
   }
 
   /// Marks the request done; call after its last transfer.
+  ///
+  /// Sequentially consistent: the look at the ``RequestGate`` that follows must not come first.
   @inline(__always) func exit(worker: Int, slot: Int) {
-    unsafe stamps[worker &* slotsPerWorker &+ slot].store(0, ordering: .releasing)
+    unsafe stamps[worker &* slotsPerWorker &+ slot].store(0, ordering: .sequentiallyConsistent)
   }
 
   /// Advances the clock; call after the pointers were removed.

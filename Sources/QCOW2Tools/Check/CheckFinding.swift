@@ -70,6 +70,16 @@ extension CheckFinding {
     }
   }
 
+  /// Made good by refcounts and COPIED flags that say what the tables refer to; nothing else is lost.
+  package var isRefcountDamage: Bool {
+    switch self {
+    case .refcount, .refcountsUnreadable, .copied, .copiedCompressed, .refcountBlockShared: true
+    case .reservedBits(.refcountTable, _): true
+    case .unaligned(.refcountBlock, _, _), .beyondEnd(.refcountBlock, _, _): true
+    default: false
+    }
+  }
+
   /// The finding in words, with the value found and the value expected.
   package var message: String {
     switch self {

@@ -38,7 +38,7 @@ package final class ImageCheck {
     return check.result
   }
 
-  private init(
+  init(
     _ bytes: any ImageBytes, _ report: @escaping (CheckFinding) -> Void
   ) throws(ToolError) {
     self.bytes = bytes
@@ -55,14 +55,19 @@ package final class ImageCheck {
   }
 
   private func run() throws(ToolError) {
+    try countUses()
+    checkRefcountTable()
+    checkRefcountBlocks()
+    try compareRefcounts()
+  }
+
+  /// Counts the references to everything but the refcount structures.
+  func countUses() throws(ToolError) {
     result.totalClusters = geometry.clusters(covering: head.diskSize)
     add(.header, at: HostOffset(0), length: geometry.clusterSize)
     try checkMapping()
-    checkRefcountTable()
     try checkEncryptionHeader()
     try checkBitmaps()
-    checkRefcountBlocks()
-    try compareRefcounts()
   }
 
   func found(_ finding: CheckFinding) {

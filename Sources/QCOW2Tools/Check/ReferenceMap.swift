@@ -67,6 +67,17 @@ struct ReferenceMap: ~Copyable {
     return UInt64(found) << Self.pageBits
   }
 
+  /// The first cluster at or after `cluster` that has references; nil if there is none.
+  func nextReferenced(from cluster: UInt64) -> UInt64? {
+    var position = cluster
+    while let touched = nextTouched(from: position) {
+      let end = min((touched | ((1 << Self.pageBits) - 1)) + 1, clusterCount)
+      if let found = (touched..<end).first(where: { count(of: $0) > 0 }) { return found }
+      position = end
+    }
+    return nil
+  }
+
   private func count(_ cell: Cell, _ cluster: UInt64) -> UInt64 {
     let stored = UInt64(cell) & Self.isLarge
     return stored == Self.isLarge ? large[cluster] ?? stored : stored

@@ -7,6 +7,8 @@ package final class FileBytes: WritableImageBytes {
   /// How the file is opened.
   package enum Access: Equatable, Sendable {
     case readOnly
+    /// For reading and writing; must exist.
+    case readWrite
     /// For reading and writing; made if it does not exist. Never truncated by the open.
     case create
   }
@@ -49,8 +51,9 @@ package final class FileBytes: WritableImageBytes {
     _ path: String, _ access: Access
   ) throws(ToolError) -> (Int32, isNew: Bool) {
     let flags = O_CLOEXEC | O_NONBLOCK | O_NOCTTY
-    if access == .readOnly {
-      let descriptor = unsafe Glibc.open(path, flags | O_RDONLY)
+    if access != .create {
+      let mode = access == .readOnly ? O_RDONLY : O_RDWR
+      let descriptor = unsafe Glibc.open(path, flags | mode)
       guard descriptor >= 0 else { throw .host(.open, errno: Errno(errno)) }
       return (descriptor, false)
     }

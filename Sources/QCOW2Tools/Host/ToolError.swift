@@ -17,6 +17,8 @@ package enum ToolError: Error, Equatable, Sendable {
   case deviceTooSmall(needed: UInt64, available: UInt64)
   /// The image cannot be checked or described: a table reaches a limit of this program.
   case limit(LimitName, found: UInt64, allowed: UInt64)
+  /// The image has damage that rebuilding refcounts cannot make good; it was not touched.
+  case notOnlyRefcounts(CheckFinding)
   /// An option of `create` cannot be used.
   case option(OptionError)
 }
@@ -30,6 +32,7 @@ package enum HostOperation: Equatable, Sendable {
 /// A limit of this program that an image can reach.
 package enum LimitName: String, Equatable, Sendable {
   case clusters = "the number of host clusters"
+  case refcountTableEntries = "the number of refcount table entries"
 }
 
 extension ToolError {
@@ -44,6 +47,8 @@ extension ToolError {
       "the block device has \(available) bytes, the image needs \(needed)"
     case .limit(let name, let found, let allowed):
       "\(name.rawValue) is \(found), supported is at most \(allowed)"
+    case .notOnlyRefcounts(let finding):
+      "not only refcounts are wrong, so they cannot be rebuilt: \(finding.message)"
     case .option(let error): error.message
     }
   }

@@ -122,7 +122,8 @@ package final class UblkDevice {
       slowPathData: options.slowPathData,
       registeredBuffers: max(1, min(info.depth, options.registeredBuffers ?? info.depth)),
       characterDevice: files.character,
-      fileDescriptors: options.fileDescriptors, zeroDescriptor: files.zero, affinity: affinity,
+      fileDescriptors: options.fileDescriptors, retryNoSpace: options.retryNoSpace,
+      zeroDescriptor: files.zero, affinity: affinity,
       target: target, counters: counters, maintenance: queue == 0 ? options.maintenance : nil)
     threads.append(try QueueThread(setup) { [ends] in ends.workerEnded() })
     self.counters.append(counters)

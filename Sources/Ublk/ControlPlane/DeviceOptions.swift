@@ -53,6 +53,9 @@ package struct DeviceOptions: Sendable {
   package var pinsThreads = true
   /// The milliseconds that a control command, and the start of the workers, may take.
   package var deadline = 30_000
+  /// Called on the worker when the slow path failed with ENOSPC, with the number of times it was asked
+  /// before for this request: waits as long as it sees fit and says whether to serve the request again.
+  package var retryNoSpace: (@Sendable (_ attempt: Int) async -> Bool)?
   /// Runs as a task on worker 0 from before the start; ends once `WorkerLoop.sleep` returns false.
   package var maintenance: (@Sendable () async -> Void)?
 

@@ -50,7 +50,12 @@ extension QueueWorker {
 
   private func finishTransfers(_ tag: Int) {
     target.finish(worker: setup.queue, slot: tag)
-    unsafe commit(tag, outcome: tags[tag].failure)
+    if unsafe tags[tag].failure == Errno.noSpace.code {
+      // The host is full: the target may know how to make room, or the request is held.
+      startServing(tag)
+    } else {
+      unsafe commit(tag, outcome: tags[tag].failure)
+    }
   }
 
   // MARK: Partial transfers

@@ -12,6 +12,8 @@ struct QueueSetup: Sendable {
   let characterDevice: Int32
   /// The host files of transfers, by number.
   let fileDescriptors: [Int32]
+  /// Asked after each failure for want of space; see ``DeviceOptions/retryNoSpace``.
+  let retryNoSpace: (@Sendable (_ attempt: Int) async -> Bool)?
   /// /dev/zero, for the zeros of reads under zero copy; -1 in copy mode.
   let zeroDescriptor: Int32
   /// The bytes of a CPU mask; nil leaves the thread where it is.

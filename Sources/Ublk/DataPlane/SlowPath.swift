@@ -19,7 +19,14 @@ extension QueueWorker {
 
   private func serveTag(_ tag: Int) async {
     repeat {
-      let failure = await serveRequest(tag)
+      var failure = await serveRequest(tag)
+      if failure == .noSpace, let retry = setup.retryNoSpace {
+        var attempt = 0
+        while failure == .noSpace, await retry(attempt) {
+          attempt += 1
+          failure = await serveRequest(tag)
+        }
+      }
       commit(tag, outcome: failure?.code ?? 0)
     } while await nextRequest(tag)
     unsafe tags[tag].hasTask = false

@@ -65,6 +65,7 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
     for slot in 0..<options.depth { startNext(slot) }
     loop.run(self)
     loop.leaveThread()
+    loop.unregisterFiles()
     return result
   }
 

@@ -8,7 +8,7 @@ import Uring
 
 extension AttachRequest {
   /// What the driver is asked for.
-  func deviceOptions(_ image: DiskImage) -> DeviceOptions {
+  func deviceOptions(_ image: DiskImage, _ hold: NoSpaceHold?) -> DeviceOptions {
     var options = DeviceOptions(
       parameters: parameters(image), fileDescriptors: image.files.prefix(256).map(\.descriptor))
     options.id = id
@@ -22,6 +22,8 @@ extension AttachRequest {
       }
     // What is encrypted goes through memory in any case.
     if image.isEncrypted { options.slowPathData = .memory }
+    if disk.engine.compressesWrites { options.slowPathData = .memory }
+    options.retryNoSpace = hold?.retry
     options.maintenance = maintenance(of: image.engine)
     return options
   }

@@ -3,6 +3,7 @@ import CPlatform
 import DiskImages
 import Glibc
 import HostFiles
+import QCOW2Engine
 import Uring
 
 /// The life of a daemon, in order: image, lock, engine, device, state, ready.
@@ -23,6 +24,10 @@ enum DeviceServer {
     let device = try ServedDevice(image, request, &loop)
     try device.announce(ready, request)
     for failure in unprotected { Log.warning(failure) }
+    if let rebuilt = image.rebuilt {
+      Log.warning("\(request.disk.name): image was marked dirty: \(rebuilt)")
+    }
+    for text in image.engine.bitmaps.warnings { Log.warning("\(request.disk.name): \(text)") }
     try device.serve(loop)
   }
 

@@ -10,6 +10,8 @@ import Ublk
 final class ServedDevice {
   private let image: DiskImage
   private let device: UblkDevice
+  /// Requests that wait for space; nil if none ever do.
+  private let hold: NoSpaceHold?
   private let directory: StateDirectory
   /// Held as long as the process lives.
   private let stateLock: Int32
@@ -20,8 +22,9 @@ final class ServedDevice {
     _ image: DiskImage, _ request: AttachRequest, _ loop: inout ControlLoop
   ) throws(CommandError) {
     self.image = image
+    hold = NoSpaceHold(request.noSpace, name: request.path)
     do throws(UblkError) {
-      device = try UblkDevice.create(image.engine, request.deviceOptions(image))
+      device = try UblkDevice.create(image.engine, request.deviceOptions(image, hold))
     } catch {
       try? image.closeBlocking()  // the reason for failing is already known
       throw .device(error)
@@ -129,6 +132,7 @@ extension ServedDevice {
   /// - Returns: What went wrong; the image is closed all the same.
   private func stop(isForced: Bool = false) -> [CommandError] {
     var errors: [CommandError] = []
+    hold?.release()
     do throws(UblkError) {
       try device.stop(waitsForUsers: !isForced)
     } catch {

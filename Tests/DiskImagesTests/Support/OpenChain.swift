@@ -21,5 +21,5 @@ final class OpenChain {
     files = chain.files
   }
 
-  deinit { for file in files { file.closeDescriptor() } }
+  deinit { Chain.close(files) }
 }

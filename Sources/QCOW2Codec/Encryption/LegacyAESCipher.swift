@@ -1,0 +1,35 @@
+/// The encryption of `crypt_method` 1: AES-128 in CBC mode, keyed by the passphrase itself.
+///
+/// Weak, and here to read and write old images: the key is no stronger than the first 16 bytes that
+/// were typed, and equal sectors at one place encrypt equally in every image of one passphrase.
+/// Any passphrase opens any image; a wrong one reads as noise.
+///
+/// Source: qcow2 specification, "Data encryption"; the key's length is what QEMU uses.
+@safe package final class LegacyAESCipher: SectorCipher {
+  private let transform: SectorTransform
+  private static let suite = CipherSuite(.aes128, .cbc, .plain64)
+
+  /// - Parameter passphrase: Its first 16 bytes are the key; a shorter one is padded with zeros.
+  /// - Throws: ``CipherError`` if libcrypto lacks the cipher.
+  package init(passphrase: Secret) throws(CipherError) {
+    let key = unsafe Secret(count: Self.suite.keyLength) { target in
+      unsafe passphrase.withBytes { bytes in
+        unsafe target.copyMemory(from: UnsafeRawBufferPointer(rebasing: bytes.prefix(target.count)))
+      }
+    }
+    transform = try SectorTransform(Self.suite, key: key)
+  }
+
+  package var ivBasis: IVBasis { .guest }
+
+  package func encrypt(
+    _ source: UnsafeRawPointer, into target: UnsafeMutableRawPointer, count: Int,
+    firstSector: UInt64
+  ) {
+    unsafe transform.run(.encrypt, source, into: target, count: count, firstSector: firstSector)
+  }
+
+  package func decrypt(_ bytes: UnsafeMutableRawPointer, count: Int, firstSector: UInt64) {
+    unsafe transform.run(.decrypt, bytes, into: bytes, count: count, firstSector: firstSector)
+  }
+}

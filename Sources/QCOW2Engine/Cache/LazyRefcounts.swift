@@ -1,0 +1,49 @@
+import BlockCore
+import Synchronization
+
+/// The DIRTY bit of an image with lazy refcounts (DESIGN.md section 4, rule 10).
+///
+/// While it is set, flush rounds leave refcounts in memory: whoever opens the image after a crash
+/// rebuilds them from the tables. It is durable before the first round that leaves them out writes
+/// a table, and goes after a round that wrote them all. Only the running round changes it, so no
+/// other round falls between that and the clearing.
+final class LazyRefcounts: Sendable {
+  /// How long nothing may have been written before the bit is worth clearing.
+  static let idleMilliseconds: UInt64 = 1000
+
+  private let editor: HeaderEditor
+  private let marked = Atomic<Bool>(false)
+  /// Rounds that were completed when the image was last looked at, and when they had changed.
+  private let seenRounds = Atomic<UInt64>(0)
+  private let seenAt = Atomic<UInt64>(0)
+
+  init(editor: HeaderEditor) { self.editor = editor }
+
+  /// The bit is set in the header.
+  var isMarked: Bool { marked.load(ordering: .acquiring) }
+
+  /// Sets the bit, durably; all that was written to the image file before is durable then, too.
+  func mark() async throws(ImageError) {
+    try await editor.setDirty(true)
+    marked.store(true, ordering: .releasing)
+  }
+
+  /// Clears the bit, durably, after a round that wrote all refcounts.
+  func clear() async throws(ImageError) {
+    guard isMarked else { return }
+    try await editor.setDirty(false)
+    marked.store(false, ordering: .releasing)
+  }
+
+  /// Whether the bit is set and no round has run for a while; call from time to time.
+  ///
+  /// Callers may race: then the answer comes a call too early or too late, which harms nothing.
+  func isWorthClearing(rounds: UInt64, now: UInt64) -> Bool {
+    guard isMarked else { return false }
+    if seenRounds.exchange(rounds, ordering: .relaxed) != rounds {
+      seenAt.store(now, ordering: .relaxed)
+      return false
+    }
+    return now &- seenAt.load(ordering: .relaxed) >= Self.idleMilliseconds
+  }
+}

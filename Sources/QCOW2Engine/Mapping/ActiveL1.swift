@@ -1,0 +1,46 @@
+import BlockCore
+import Synchronization
+
+/// The L1 table in force: replaced as a whole when it grows.
+///
+/// Reading takes no lock and no reference count. A table that was replaced stays in memory until the
+/// image goes away, so a reader that still has it reads old entries, never freed memory.
+///
+/// An old entry would still be wrong to act on, and a change stored into an old table would be lost.
+/// So ``replace(with:)`` is called only by ``Image/exclusively(_:)``, when no request is in flight,
+/// and after a flush, when no entry of the old table is dirty. Requests that come later see the new
+/// table, since letting them in is ordered after the replacement. A flush round may run at any time:
+/// it looks at ``table`` once, and whichever it finds, the old one has nothing left to write.
+@safe
+final class ActiveL1: @unchecked Sendable {  // why: an atomic pointer; `lock` guards `kept`
+  private let current: Atomic<UnsafeMutableRawPointer>
+  private let lock = FutexLock(.leaf)
+  private var kept: [DiskTable]
+
+  init(_ table: DiskTable) {
+    kept = [table]
+    unsafe current = unsafe Atomic(Unmanaged.passUnretained(table).toOpaque())
+  }
+
+  @inline(__always) private var reference: Unmanaged<DiskTable> {
+    unsafe Unmanaged.fromOpaque(current.load(ordering: .acquiring))
+  }
+
+  /// The table in force at this moment.
+  var table: DiskTable { unsafe reference.takeUnretainedValue() }
+
+  @inline(__always) func load(_ index: Int) -> UInt64 {
+    unsafe reference._withUnsafeGuaranteedRef { $0.load(index) }
+  }
+
+  /// Changes an entry and marks its sector dirty, in that order.
+  func store(_ value: UInt64, at index: Int) { table.store(value, at: index) }
+
+  /// The number of entries; only ever grows.
+  var count: Int { table.count }
+
+  func replace(with table: DiskTable) {
+    lock.withLock { kept.append(table) }
+    unsafe current.store(Unmanaged.passUnretained(table).toOpaque(), ordering: .releasing)
+  }
+}

@@ -1,0 +1,153 @@
+import BlockCore
+import QCOW2Format
+
+// Contiguous host clusters, for tables that the header points at.
+
+extension ClusterAllocator {
+  /// Reserves exactly `count` contiguous host clusters with a refcount of 1, or nothing [ALLOC-15].
+  ///
+  /// In a file they lie at the end: such tables are few, and looking for a gap could mean to read
+  /// every refcount block. On a block device the first gap that is large enough is taken.
+  ///
+  /// - Throws: ``ImageError/noSpace`` if there is no such run and the file cannot grow.
+  func reserveContiguous(_ count: UInt64) async throws(ImageError) -> ClusterRun {
+    await mutex.acquire()
+    defer { mutex.release() }
+    let run =
+      count < geometry.refcountBlockEntries
+      ? try await takeRun(count) : try await takeRunWithBlocks(count)
+    return ClusterRun(start: run.lowerBound, count: count, isFresh: false)
+  }
+
+  /// Where host clusters end, for good.
+  private var end: UInt64 {
+    limit ?? FormatLimit.hostOffset >> UInt64(geometry.clusterBits)
+  }
+
+  /// A run that refcount blocks, each in the first cluster that it counts, leave room for.
+  private func takeRun(_ count: UInt64) async throws(ImageError) -> Range<UInt64> {
+    var start = limit == nil ? freshFrom : cursor
+    // From `start` to here all refcounts are zero.
+    var at = start
+    while at < start + count {
+      guard start + count <= end else { throw .noSpace }
+      // A new block, or a larger table, takes clusters from `at` on: they show in what is read next.
+      guard try await ensureBlock(for: at) else { continue }
+      let part = at..<min(refcounts.sliceRange(of: at).upperBound, start + count)
+      if let used = try await lastUsed(part) {
+        start = used + 1
+        at = start
+      } else {
+        at = part.upperBound
+      }
+    }
+    let run = start..<(start + count)
+    if let overlap = metadata.firstOverlap(run) { throw .overlapsMetadata(cluster: overlap) }
+    try await extendFile(to: run)
+    try await countOnce(run)
+    return run
+  }
+
+  /// The last cluster of `part`, which one slice counts, that has a refcount.
+  private func lastUsed(_ part: Range<UInt64>) async throws(ImageError) -> UInt64? {
+    let order = geometry.refcountOrder
+    return try unsafe await withSlice(of: part.lowerBound) { [refcounts] bytes in
+      let used = part.last {
+        unsafe RefcountWidth.get(bytes, order: order, index: refcounts.indexInSlice($0)) != 0
+      }
+      return (used, false)
+    }
+  }
+
+  private func extendFile(to run: Range<UInt64>) async throws(ImageError) {
+    guard limit == nil else { return }
+    freshFrom = max(freshFrom, run.upperBound)
+    try await growFile(over: run.upperBound - 1)
+  }
+
+  /// Sets refcounts that are zero to one; all of them, or none.
+  private func countOnce(_ run: Range<UInt64>) async throws(ImageError) {
+    let order = geometry.refcountOrder
+    var next = run.lowerBound
+    do {
+      while next < run.upperBound {
+        let part = next..<min(refcounts.sliceRange(of: next).upperBound, run.upperBound)
+        try unsafe await withSlice(of: next) { [refcounts] bytes in
+          for cluster in part {
+            unsafe RefcountWidth.set(
+              bytes, order: order, index: refcounts.indexInSlice(cluster), value: 1)
+          }
+          return ((), true)
+        }
+        next = part.upperBound
+      }
+    } catch {
+      try? await decrement(run.lowerBound..<next)
+      throw error
+    }
+  }
+
+  /// A run longer than what one refcount block counts, behind new blocks that count it and
+  /// themselves; all of it where no block reached before.
+  ///
+  /// The blocks are written before the table points at them, and past the cache: until then nobody
+  /// can look them up. A crash or failure before that leaves bytes in clusters that are free.
+  private func takeRunWithBlocks(_ count: UInt64) async throws(ImageError) -> Range<UInt64> {
+    let perBlock = geometry.refcountBlockEntries
+    var blocks = (count + perBlock - 1) / perBlock
+    while blocks * perBlock < blocks + count { blocks += 1 }
+    let first = try await firstBlockIndex(blocks)
+    let start = first << UInt64(geometry.refcountBlockBits)
+    let used = start..<(start + blocks + count)
+    guard used.upperBound <= end else { throw .noSpace }
+    if let overlap = metadata.firstOverlap(used) { throw .overlapsMetadata(cluster: overlap) }
+    try await extendFile(to: used)
+    let table = refcounts.table
+    for number in 0..<blocks {
+      try await writeBlock(at: start + number, counting: start + number * perBlock, of: used)
+    }
+    for number in 0..<blocks {
+      metadata.tables.insert(start + number)
+      table.store(
+        RefcountTableEntry(block: geometry.start(ofHostCluster: start + number)).raw,
+        at: Int(first + number))
+    }
+    return (start + blocks)..<used.upperBound
+  }
+
+  /// The first index of the refcount table from which on there are no blocks, and room for `blocks`.
+  private func firstBlockIndex(_ blocks: UInt64) async throws(ImageError) -> UInt64 {
+    while true {
+      let table = refcounts.table
+      var first = UInt64(table.count)
+      while first > 0 && RefcountTableEntry(raw: table.load(Int(first - 1))).block == nil {
+        first -= 1
+      }
+      if limit == nil {
+        let perBlock = geometry.refcountBlockEntries
+        first = max(first, (freshFrom + perBlock - 1) / perBlock)
+      }
+      if first + blocks <= UInt64(table.count) { return first }
+      guard (first + blocks) << UInt64(geometry.refcountBlockBits) <= end else { throw .noSpace }
+      try await growTable(toCover: first + blocks - 1)
+      guard refcounts.table.count > table.count else { throw .noSpace }
+    }
+  }
+
+  /// Writes a refcount block whose first refcount is that of cluster `base`.
+  private func writeBlock(
+    at cluster: UInt64, counting base: UInt64, of used: Range<UInt64>
+  ) async throws(ImageError) {
+    let buffer = IOBuffer(count: Int(geometry.clusterSize))
+    let end = min(base + geometry.refcountBlockEntries, used.upperBound)
+    for counted in base..<max(base, end) {
+      unsafe RefcountWidth.set(
+        buffer.base, order: geometry.refcountOrder, index: Int(counted - base), value: 1)
+    }
+    let offset = geometry.start(ofHostCluster: cluster)
+    guard refcounts.cache.drop(from: offset, length: geometry.clusterSize) else {
+      throw .overlapsMetadata(cluster: cluster)
+    }
+    try await storage.write(from: buffer, at: offset)
+  }
+}

@@ -1,0 +1,57 @@
+import BlockCore
+import QCOW2Format
+
+extension Image {
+  /// The most entries that an L1 table may have.
+  static var mostL1Entries: UInt64 { FormatLimit.l1Bytes / 8 }
+
+  /// Makes the L1 table at least `needed` entries long; call inside ``exclusively(_:)``.
+  ///
+  /// The larger table goes to new, contiguous clusters. Their refcounts and the table itself are
+  /// durable before the header points at it, in one sector write; the old table is released after
+  /// that. A crash leaves one of the two tables in force and at worst the other one's clusters leaked.
+  ///
+  /// - Throws: ``ImageError/badRequest`` if `needed` is more than an L1 table may have.
+  func growL1(to needed: UInt64) async throws(ImageError) {
+    let old = tables.l1.table
+    if needed <= UInt64(old.count) { return }
+    guard needed <= Self.mostL1Entries else { throw .badRequest }
+    let oldRun = ClusterRun(
+      start: geometry.hostCluster(of: old.offset),
+      count: geometry.clusters(covering: UInt64(old.count) * 8), isFresh: false)
+    if oldRun.count > 0 {
+      for cluster in oldRun.start..<oldRun.end { try await allocator.requireInUse(cluster) }
+    }
+    let bytes = Self.bytes(of: old, entries: needed, geometry)
+    let run = try await allocator.reserveContiguous(geometry.clusters(covering: needed * 8))
+    let offset = geometry.start(ofHostCluster: run.start)
+    do {
+      try await storage.write(from: bytes, at: offset)
+      // Nothing is dirty in the old table: what this writes is refcounts, and its last barrier
+      // covers the table, too.
+      try await flusher.flush()
+    } catch {
+      try? await allocator.unreserve(run)
+      throw error
+    }
+    try await headerEditor.setL1Table(at: offset, entries: UInt32(needed))
+    let table = unsafe DiskTable(
+      offset: offset, bytes: UnsafeRawBufferPointer(start: bytes.base, count: bytes.count),
+      count: Int(needed))
+    withExtendedLifetime(bytes) {}
+    tables.l1.replace(with: table)
+    metadata.moveL1Table(to: run.start..<run.end)
+    frees.add(oldRun.count > 0 ? [oldRun] : [])
+    noteDirty()
+  }
+
+  /// The table in whole clusters, zeros behind the entries there are.
+  private static func bytes(
+    of old: DiskTable, entries: UInt64, _ geometry: ClusterGeometry
+  ) -> IOBuffer {
+    let clusters = geometry.clusters(covering: entries * 8)
+    let buffer = IOBuffer(count: Int(clusters << UInt64(geometry.clusterBits)))
+    for index in 0..<old.count { unsafe buffer.base.storeBE64(old.load(index), index * 8) }
+    return buffer
+  }
+}

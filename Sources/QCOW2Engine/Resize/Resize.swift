@@ -1,0 +1,119 @@
+import BlockCore
+import QCOW2Format
+import Synchronization
+
+extension Image {
+  /// Changes the virtual size, while the guest's requests wait; `size` is in bytes.
+  ///
+  /// What is added reads as zeros, whatever the image or a longer backing file has there; nothing
+  /// is preallocated. What is cut off is gone, and its clusters are freed. VM state that the active
+  /// disk may have, which lies behind the disk, does not survive. A crash leaves the old size or the
+  /// new one; after a cut, clusters behind the end may still be mapped, which growth then clears.
+  ///
+  /// - Throws: ``ImageError/cannotResize(to:_:)`` with nothing changed; any other error may leave
+  ///   the disk with the new size: see ``size``.
+  package func resize(to size: UInt64) async throws(ImageError) {
+    try await administer { () async throws(ImageError) in
+      try self.requireResizable(to: size)
+      let old = self.size
+      if size == old { return }
+      try await self.exclusively { () async throws(ImageError) in
+        if size > old {
+          try await self.grow(from: old, to: size)
+        } else {
+          try await self.shrink(to: size)
+        }
+      }
+    }
+  }
+
+  /// Throws for what QEMU refuses, too.
+  private func requireResizable(to size: UInt64) throws(ImageError) {
+    guard size & 511 == 0 else { throw .cannotResize(to: size, .partialSector) }
+    let (most, overflow) = Self.mostL1Entries.multipliedReportingOverflow(
+      by: geometry.bytesPerL2Table)
+    let limit = min(overflow ? UInt64.max : most, UInt64(Int64.max) & ~511)
+    guard size <= limit else { throw .cannotResize(to: size, .tooLarge(most: limit)) }
+    guard header.snapshotCount == 0 || header.version >= 3 else {
+      throw .cannotResize(to: size, .snapshotsInVersion2)
+    }
+    guard !header.autoclear.contains(.bitmaps) else { throw .cannotResize(to: size, .bitmaps) }
+  }
+
+  private func grow(from old: UInt64, to size: UInt64) async throws(ImageError) {
+    try await growL1(to: geometry.l1EntriesNeeded(forSize: size))
+    try await growDataFile(from: old, to: size)
+    if !guestData.isRaw { try await clear(old..<size) }
+    try await flusher.flush()
+    try await headerEditor.setSize(size)
+    currentSize.store(size, ordering: .relaxed)
+  }
+
+  /// Makes clusters behind the disk read as zeros, up to the end of the last one.
+  ///
+  /// They can be mapped: the disk's last cluster reaches behind its end, an earlier cut may have
+  /// failed half-way, or there is VM state. Tables that do not exist are skipped as a whole, so that
+  /// the work is bounded by what is mapped.
+  private func clear(_ range: Range<UInt64>) async throws(ImageError) {
+    let perTable = geometry.bytesPerL2Table
+    let end = alignedUp(range.upperBound)
+    var next = range.lowerBound
+    while next < end {
+      let tableEnd = min((next / perTable + 1) * perTable, end)
+      if tables.l1.load(Int(next / perTable)) != 0 || next < backingLength {
+        // The disk's last cluster separately: only part of it changes.
+        let firstEnd = min(alignedUp(next), tableEnd)
+        try await zeroBehind(next..<firstEnd)
+        try await zeroBehind(firstEnd..<tableEnd)
+      }
+      next = tableEnd
+    }
+  }
+
+  private func zeroBehind(_ range: Range<UInt64>) async throws(ImageError) {
+    if range.isEmpty { return }
+    try await zero(
+      BlockRequest(
+        .writeZeroes, offset: GuestOffset(range.lowerBound), length: UInt64(range.count)),
+      worker: internalWorker)
+  }
+
+  /// Where the backing file's contents end, in guest bytes; 0 without one.
+  private var backingLength: UInt64 { backing?.length ?? 0 }
+
+  private func alignedUp(_ offset: UInt64) -> UInt64 {
+    geometry.clusters(covering: offset) << UInt64(geometry.clusterBits)
+  }
+
+  private func shrink(to size: UInt64) async throws(ImageError) {
+    // Once this is durable, nothing behind the end can be asked for any more.
+    try await headerEditor.setSize(size)
+    currentSize.store(size, ordering: .relaxed)
+    let perTable = geometry.bytesPerL2Table
+    var next = alignedUp(size)
+    for index in Int(next / perTable)..<max(tables.l1.count, Int(next / perTable)) {
+      let tableEnd = UInt64(index + 1) * perTable
+      if tables.l1.load(index) != 0 {
+        _ = try await changeMapping(next..<tableEnd, .forget, worker: internalWorker)
+      }
+      next = tableEnd
+    }
+    // Slices of tables that go away must not be written any more.
+    try await flusher.flush()
+    dropTables(from: Int(geometry.l1EntriesNeeded(forSize: size)))
+    try await flusher.flush()
+    try await cutDataFile(to: size)
+  }
+
+  /// Takes away L2 tables that hold no clusters any more and have no dirty slices.
+  private func dropTables(from first: Int) {
+    for index in first..<max(tables.l1.count, first) {
+      guard let table = L1Entry(raw: tables.l1.load(index)).l2Table else { continue }
+      let cluster = geometry.hostCluster(of: table)
+      tables.l1.store(L1Entry.unallocated.raw, at: index)
+      metadata.tables.remove(cluster)
+      frees.add([ClusterRun(start: cluster, count: 1, isFresh: false)])
+    }
+    noteDirty()
+  }
+}

@@ -1,0 +1,117 @@
+import BlockCore
+import QCOW2Format
+
+/// The internal snapshots of an image, read while it is opened.
+///
+/// Nothing here is ever written: whatever the table holds, unknown extra data included, stays.
+struct SnapshotTable: Sendable {
+  let snapshots: [Snapshot]
+  /// The bytes from the start of the first to the end of the last entry.
+  let length: UInt64
+
+  /// Reads the table, if the image has one and someone needs it: a writer, to keep off it, or whoever
+  /// attaches a snapshot.
+  static func read(
+    _ header: Header, _ storage: ImageStorage, _ options: ImageOptions
+  ) async throws(ImageError) -> SnapshotTable {
+    guard !options.readOnly || options.snapshot != nil, header.snapshotCount > 0 else {
+      return SnapshotTable(snapshots: [], length: 0)
+    }
+    var window = SnapshotWindow(start: HostOffset(header.snapshotsOffset), storage: storage)
+    var table = SnapshotTableReader(count: header.snapshotCount)
+    while let wanted = table.wanted {
+      try await window.move(to: wanted)
+      do { try unsafe table.take(window.bytes(wanted)) } catch { throw .format(error) }
+    }
+    return SnapshotTable(snapshots: table.snapshots, length: table.length)
+  }
+
+  /// The header to go by: with a selector, that of the disk as it was when the snapshot was taken.
+  ///
+  /// - Throws: ``ImageError/noSuchSnapshot(_:existing:)``; ``ImageError/snapshotWithDataFile``;
+  ///   ``ImageError/format(_:)`` if its L1 table is impossible or too short for its disk.
+  func select(
+    _ selector: SnapshotSelector?, in header: Header, fileLength: UInt64
+  ) throws(ImageError) -> Header {
+    guard let selector else { return header }
+    // The data file has only one state, and QEMU takes no snapshots of such images.
+    if header.incompatible.contains(.externalDataFile) { throw .snapshotWithDataFile }
+    guard let snapshot = selector.first(in: snapshots) else {
+      throw .noSuchSnapshot(selector, existing: snapshots)
+    }
+    var selected = header
+    selected.l1TableOffset = snapshot.entry.l1Table.bytes
+    selected.l1Size = snapshot.entry.l1Size
+    selected.size = snapshot.entry.diskSize ?? header.size
+    do { try selected.validateSnapshot(fileLength: fileLength) } catch { throw .format(error) }
+    return selected
+  }
+
+  /// Adds the snapshots' L1 tables to what must not be written as data.
+  ///
+  /// Tables that no check would follow (unaligned, too long) are left out. The work is bounded by
+  /// the size of the file.
+  func addL1Tables(
+    to map: MetadataMap, _ geometry: ClusterGeometry, fileLength: UInt64
+  ) throws(ImageError) {
+    var bytes: UInt64 = 0
+    for (index, snapshot) in snapshots.enumerated() {
+      let entry = snapshot.entry
+      let length = UInt64(entry.l1Size) * 8
+      guard length > 0, length <= FormatLimit.l1Bytes,
+        entry.l1Table.bytes & geometry.clusterMask == 0, entry.l1Table.bytes < fileLength
+      else { continue }
+      bytes += length
+      guard bytes <= fileLength + geometry.clusterSize else {
+        throw .format(
+          .badField(
+            name: "length of the L1 tables of all snapshots", found: bytes,
+            allowed: "at most the length of the file, \(fileLength)"))
+      }
+      let first = geometry.hostCluster(of: entry.l1Table)
+      for cluster in first..<(first + geometry.clusters(covering: length)) {
+        guard !map.fixedContains(cluster), map.tables.insert(cluster) else {
+          throw .format(
+            .badEntry(
+              name: "snapshot table entry", index: UInt64(index), value: entry.l1Table.bytes,
+              problem: .overlapsMetadata))
+        }
+      }
+    }
+  }
+}
+
+/// The part of the table that is in memory: so that short entries cost no read each.
+private struct SnapshotWindow {
+  private let start: HostOffset
+  private let storage: ImageStorage
+  /// Room for the longest part, wherever it starts.
+  private let buffer = IOBuffer(count: (1 << 17) + 4096)
+  /// The position in the table of the buffer's first byte; nil while it is empty.
+  private var position: UInt64?
+
+  init(start: HostOffset, storage: ImageStorage) {
+    self.start = start
+    self.storage = storage
+  }
+
+  mutating func move(to part: SnapshotTableReader.Part) async throws(ImageError) {
+    if let position, part.position >= position,
+      part.position + UInt64(part.count) <= position + UInt64(buffer.count)
+    {
+      return
+    }
+    // The table starts at a cluster, so this is aligned for O_DIRECT.
+    let aligned = part.position & ~4095
+    position = nil
+    try await storage.read(into: buffer, at: start + aligned)
+    position = aligned
+  }
+
+  /// The bytes of a part that ``move(to:)`` was called for; valid until the next move.
+  func bytes(_ part: SnapshotTableReader.Part) -> UnsafeRawBufferPointer {
+    let first = Int(part.position - (position ?? part.position))
+    precondition(first >= 0 && first + part.count <= buffer.count)
+    return unsafe UnsafeRawBufferPointer(start: buffer.base + first, count: part.count)
+  }
+}

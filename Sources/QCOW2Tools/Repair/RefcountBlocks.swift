@@ -1,0 +1,129 @@
+import BlockCore
+import QCOW2Format
+
+/// How the refcounts of an image differ from what they must be.
+struct RefcountDifferences {
+  /// Refcounts that are too low, those without a block included.
+  var low: UInt64 = 0
+  var high: UInt64 = 0
+  /// Of clusters beyond the end of the file, where no check looks.
+  var beyondEnd: UInt64 = 0
+  /// Blocks that are missing, or cannot be read, and for which there are references.
+  var missing: UInt64 = 0
+}
+
+/// The refcount blocks of an image, as they are and as they must be.
+///
+/// Visits blocks one by one; memory for one block.
+struct RefcountBlocks {
+  private let file: any WritableImageBytes
+  private let scan: RefcountScan
+  private let geometry: ClusterGeometry
+  private let fileClusters: UInt64
+
+  init(_ file: any WritableImageBytes, _ scan: RefcountScan) {
+    self.file = file
+    self.scan = scan
+    geometry = scan.geometry
+    // One more: what starts in a last cluster that is cut short may end in the one after it.
+    fileClusters = scan.check.references.clusterCount
+  }
+
+  /// Compares all; changes nothing.
+  func differences() throws(ToolError) -> RefcountDifferences {
+    var found = RefcountDifferences()
+    try forEachBlock { range, _, block throws(ToolError) in
+      for (index, cluster) in range.enumerated() {
+        let stored = get(block, index)
+        let needed = scan.references(cluster)
+        if stored < needed { found.low += 1 }
+        if stored > needed {
+          if cluster < fileClusters { found.high += 1 } else { found.beyondEnd += 1 }
+        }
+      }
+    }
+    countMissing(&found)
+    return found
+  }
+
+  /// Raises the refcounts that are too low.
+  ///
+  /// - Returns: how many.
+  func raise() throws(ToolError) -> UInt64 { try change { max($0, $1) } }
+
+  /// Lowers the refcounts that are too high.
+  ///
+  /// - Returns: how many, without those beyond the end of the file.
+  func lower() throws(ToolError) -> UInt64 { try change { min($0, $1) } }
+
+  private func change(_ value: (UInt64, UInt64) -> UInt64) throws(ToolError) -> UInt64 {
+    var count: UInt64 = 0
+    try forEachBlock { range, offset, block throws(ToolError) in
+      var changed: Range<Int>?
+      for (index, cluster) in range.enumerated() {
+        let stored = get(block, index)
+        let new = value(stored, scan.references(cluster))
+        guard new != stored else { continue }
+        unsafe RefcountWidth.set(
+          block.base, order: geometry.refcountOrder, index: index, value: new)
+        changed = (changed?.lowerBound ?? index)..<(index + 1)
+        if cluster < fileClusters { count += 1 }
+      }
+      if let changed { try write(block, entries: changed, at: offset) }
+    }
+    return count
+  }
+
+  /// Writes the sectors that hold some entries of a block.
+  private func write(
+    _ block: IOBuffer, entries: Range<Int>, at offset: HostOffset
+  ) throws(ToolError) {
+    func byte(_ entry: Int) -> Int { (entry << geometry.refcountOrder) >> 3 }
+    let first = byte(entries.lowerBound) & ~511
+    let end = (byte(entries.upperBound - 1) | 511) + 1
+    let bytes = unsafe UnsafeRawBufferPointer(start: block.base + first, count: end - first)
+    try unsafe file.write(bytes, at: offset + UInt64(first))
+    withExtendedLifetime(block) {}
+  }
+
+  private func get(_ block: IOBuffer, _ index: Int) -> UInt64 {
+    unsafe RefcountWidth.get(block.base, order: geometry.refcountOrder, index: index)
+  }
+
+  /// Calls `body` with the clusters that a block describes, where it lies, and its bytes.
+  private func forEachBlock(
+    _ body: (Range<UInt64>, HostOffset, IOBuffer) throws(ToolError) -> Void
+  ) throws(ToolError) {
+    let block = IOBuffer(count: Int(geometry.clusterSize))
+    for index in scan.check.refcounts.table.indices {
+      guard let offset = readable(UInt64(index)) else { continue }
+      try file.read(into: block, count: block.count, at: offset)
+      let first = UInt64(index) << UInt64(geometry.refcountBlockBits)
+      try body(first..<(first + geometry.refcountBlockEntries), offset, block)
+    }
+  }
+
+  /// Where a block lies, if it is a whole one inside the file.
+  private func readable(_ index: UInt64) -> HostOffset? {
+    guard case .at(let offset) = scan.check.refcounts.block(index),
+      offset.bytes < scan.check.head.fileLength
+    else { return nil }
+    return offset
+  }
+
+  private func countMissing(_ found: inout RefcountDifferences) {
+    var position: UInt64 = 0
+    var last: UInt64?
+    while let cluster = scan.check.references.nextReferenced(from: position) {
+      let index = cluster >> UInt64(geometry.refcountBlockBits)
+      position = cluster + 1
+      if readable(index) != nil {
+        position = (index + 1) << UInt64(geometry.refcountBlockBits)
+        continue
+      }
+      found.low += 1
+      if last != index { found.missing += 1 }
+      last = index
+    }
+  }
+}

@@ -1,0 +1,136 @@
+import BlockCore
+import QCOW2Engine
+import TestSupport
+import Testing
+
+/// Real threads on an image with bitmaps whose bits are cleared all the time.
+///
+/// Also for the thread sanitizer: `swift test --sanitize=thread --filter BitmapThread`.
+@Suite(.serialized) struct BitmapThreadTests {
+  @Test(
+    "No data write starts before its bits are on the host file, whatever is cleared meanwhile",
+    arguments: [9, 12])
+  func bitsAreThereBeforeTheData(clusterBits: Int) async throws {
+    let seed = testSeed("bitmap threads")
+    var builder = ImageBuilder()
+    builder.clusterBits = clusterBits
+    builder.size = clusterBits == 9 ? 200 << 10 : 3 << 20
+    for cluster in 0..<40 { builder.mappings[cluster] = .data }
+    builder.bitmaps = [
+      BitmapSpec("sectors", granularityBits: 9), BitmapSpec("pages", granularityBits: 12),
+    ]
+    let memory = MemoryFile(builder.build(capacity: 1 << 26))
+    memory.yields = true
+    let file = WatchedFile(memory)
+    var options = ImageOptions()
+    options.workers = 4
+    options.slotsPerWorker = 4
+    options.dirtyAgeMilliseconds = 0
+    options.bitmapIntentBytes = 8192
+    options.bitmapQuietMilliseconds = 0
+    let image = try await Image.open(file, options: options)
+    let threads = (0..<4).map { _ in ThreadExecutor() }
+    let clients = (0..<16).map { number in
+      ThreadClient(image: image, file: file, number: number, seed: seed)
+    }
+    await withTaskGroup(of: Void.self) { group in
+      for (number, client) in clients.enumerated() {
+        group.addTask(executorPreference: threads[number % 4]) {
+          await client.run(operations: testSetting("QUBLK_THREAD_OPERATIONS", default: 150))
+        }
+      }
+    }
+    await Task(executorPreference: threads[0]) {
+      do { try await image.close() } catch { Issue.record("close: \(error)") }
+    }.value
+    for thread in threads { thread.stop() }
+    #expect(clients.flatMap(\.problems).isEmpty)
+    #expect(file.missing.withLock { $0 } == [])
+    #expect(file.checked.withLock { $0 } > 100)
+    let report = ImageVerifier(memory.bytes).check()
+    #expect(report.errors.isEmpty && report.leaks == 0, "\(report)")
+  }
+}
+
+/// A value behind a lock.
+final class Guarded<Value: Sendable>: @unchecked Sendable {  // why: `lock` guards `value`
+  private let lock = FutexLock(.leaf)
+  private var value: Value
+
+  init(_ value: Value) { self.value = value }
+
+  func withLock<R>(_ body: (inout Value) -> R) -> R { lock.withLock { body(&value) } }
+}
+
+/// Looks, when a data write starts and when it ends, whether the bits of its sectors are set.
+final class WatchedFile: HostFile, Sendable {
+  private let file: MemoryFile
+  /// Table offset and log2 of the granularity of each bitmap.
+  private let bitmaps: [(table: UInt64, bits: Int)]
+  private let clusterSize: UInt64
+  let missing = Guarded<[String]>([])
+  let checked = Guarded(0)
+
+  init(_ file: MemoryFile) {
+    self.file = file
+    let bytes = file.bytes
+    clusterSize = 1 << UInt64(bytes.be32(20))
+    bitmaps = (ImageVerifier(bytes).bitmaps ?? []).map { ($0.tableOffset, $0.granularityBits) }
+  }
+
+  var traits: HostFileTraits { file.traits }
+
+  private func byte(_ offset: UInt64, count: Int) async throws(Errno) -> UInt64 {
+    let buffer = IOBuffer(count: 8)
+    try await file.read(into: buffer.data.slice(0, count), at: HostOffset(offset))
+    defer { withExtendedLifetime(buffer) {} }
+    let value = UInt64(bigEndian: buffer.base.load(as: UInt64.self))
+    return count == 8 ? value : value >> 56
+  }
+
+  private func check(_ sector: UInt64, _ when: String) async throws(Errno) {
+    for bitmap in bitmaps {
+      let bit = (sector * 512) >> UInt64(bitmap.bits)
+      let entry = try await byte(bitmap.table + bit / (clusterSize * 8) * 8, count: 8)
+      var isSet = entry == 1
+      if entry > 1 {
+        let value = try await byte(entry + bit / 8 % clusterSize, count: 1)
+        isSet = value >> (bit % 8) & 1 == 1
+      }
+      if !isSet {
+        missing.withLock { $0.append("sector \(sector), \(1 << bitmap.bits): not set \(when)") }
+      }
+    }
+    checked.withLock { $0 += 1 }
+  }
+
+  /// The sectors that a data write says it is for.
+  private func sectors(_ buffer: DataBuffer) -> [UInt64] {
+    guard let memory = buffer.memory else { return [] }
+    return stride(from: 0, to: buffer.count - 15, by: 512).compactMap { at in
+      memory.loadUnaligned(fromByteOffset: at, as: UInt64.self) >> 48 == 0x5a5a
+        ? memory.loadUnaligned(fromByteOffset: at + 8, as: UInt64.self) : nil
+    }
+  }
+
+  func write(from buffer: DataBuffer, at offset: HostOffset) async throws(Errno) {
+    let sectors = sectors(buffer)
+    for sector in sectors { try await check(sector, "before") }
+    try await file.write(from: buffer, at: offset)
+    for sector in sectors { try await check(sector, "after") }
+  }
+
+  func read(into buffer: DataBuffer, at offset: HostOffset) async throws(Errno) {
+    try await file.read(into: buffer, at: offset)
+  }
+  func writeZeroes(at offset: HostOffset, length: UInt64) async throws(Errno) {
+    try await file.writeZeroes(at: offset, length: length)
+  }
+  func punchHole(at offset: HostOffset, length: UInt64) async throws(Errno) {
+    try await file.punchHole(at: offset, length: length)
+  }
+  func sync() async throws(Errno) { try await file.sync() }
+  func length() async throws(Errno) -> UInt64 { try await file.length() }
+  func setLength(_ length: UInt64) async throws(Errno) { try await file.setLength(length) }
+  func extend(to length: UInt64) async throws(Errno) { try await file.extend(to: length) }
+}

@@ -1,0 +1,97 @@
+import BlockCore
+import QCOW2Engine
+import TestSupport
+import Testing
+
+/// Images on block devices, which do not grow by themselves, when they are full.
+@Suite struct NoSpaceTests {
+  private static let cluster = 4096
+
+  /// An image of 4 KiB clusters on a device that has room for `clusters` more than it uses.
+  private func bench(clusters: Int, workers: Int = 1) -> Bench {
+    var builder = ImageBuilder()
+    builder.clusterBits = 12
+    builder.size = 1 << 20
+    let bench = Bench(
+      builder, schedule: nil, traits: HostFileTraits(isBlockDevice: true), isImmediate: true)
+    bench.bytes.setLength(bench.bytes.length + clusters * Self.cluster)
+    bench.options.workers = workers
+    return bench
+  }
+
+  private func write(_ image: Image, _ cluster: Int, worker: Int = 0) async -> Errno? {
+    let buffer = IOBuffer(count: Self.cluster)
+    buffer.base.initializeMemory(as: UInt8.self, repeating: UInt8(cluster), count: buffer.count)
+    defer { withExtendedLifetime(buffer) {} }
+    return await image.serve(
+      BlockRequest(
+        .write, offset: GuestOffset(UInt64(cluster * Self.cluster)),
+        length: UInt64(Self.cluster), data: buffer.data), worker: worker, slot: 0
+    ).errno
+  }
+
+  private func discard(_ image: Image, _ cluster: Int) async -> Errno? {
+    await image.serve(
+      BlockRequest(
+        .discard, offset: GuestOffset(UInt64(cluster * Self.cluster)),
+        length: UInt64(Self.cluster)), worker: 0, slot: 0
+    ).errno
+  }
+
+  @Test("A full device gives ENOSPC, and what was written before stays")
+  func aFullDeviceGivesENOSPC() throws {
+    let bench = bench(clusters: 5)
+    try bench.host.run {
+      let image = try await bench.open()
+      // One of the five becomes the L2 table.
+      for cluster in 0..<4 { #expect(await write(image, cluster) == nil) }
+      #expect(await write(image, 4) == .noSpace)
+      #expect(await write(image, 3) == nil)
+      try await image.close()
+    }
+    #expect(ImageVerifier(bench.bytes).check().errors.isEmpty)
+  }
+
+  @Test("What a discard freed is used before a request fails for want of space")
+  func discardedSpaceIsReclaimedBeforeENOSPC() throws {
+    let bench = bench(clusters: 5)
+    try bench.host.run {
+      let image = try await bench.open()
+      for cluster in 0..<4 { #expect(await write(image, cluster) == nil) }
+      #expect(await discard(image, 1) == nil)
+      #expect(await write(image, 9) == nil)
+      #expect(await write(image, 10) == .noSpace)
+      try await image.close()
+    }
+    #expect(ImageVerifier(bench.bytes).check().errors.isEmpty)
+  }
+
+  @Test("The last clusters serve any worker, whoever reserved them")
+  func theLastClustersServeAnyWorker() throws {
+    let bench = bench(clusters: 5, workers: 2)
+    try bench.host.run {
+      let image = try await bench.open()
+      #expect(await write(image, 0, worker: 0) == nil)
+      for cluster in 1..<4 { #expect(await write(image, cluster, worker: 1) == nil) }
+      #expect(await write(image, 4, worker: 1) == .noSpace)
+      try await image.close()
+    }
+    let report = ImageVerifier(bench.bytes).check()
+    #expect(report.errors.isEmpty && report.leaks == 0)
+  }
+
+  @Test("A device that has grown is used to its new end")
+  func aDeviceThatHasGrownIsUsed() throws {
+    let bench = bench(clusters: 2)
+    try bench.host.run {
+      let image = try await bench.open()
+      #expect(await write(image, 0) == nil)
+      #expect(await write(image, 1) == .noSpace)
+      bench.bytes.setLength(bench.bytes.length + Self.cluster)
+      #expect(await write(image, 1) == nil)
+      #expect(await write(image, 2) == .noSpace)
+      try await image.close()
+    }
+    #expect(ImageVerifier(bench.bytes).check().errors.isEmpty)
+  }
+}
