@@ -91,8 +91,11 @@ package final class DiskImage: Sendable {
         backing = try await layer(chain.layers[index], upon: backing, chain.options)
       } catch { throw chain.error(.engine(error), in: index) }
     }
-      file: options.engineFile(layer.file), dataFile: layer.dataFile.map(options.engineFile),
-      backing: backing, cipher: layer.cipher)
+    let top = chain.layers[0]
+    do throws(DiskImageError.Reason) {
+      return try await DirtyImage.open(
+        sources(top, backing, chain.options), top.file, chain.options.engine)
+    } catch { throw chain.error(error, in: 0) }
   }
 
   private static func layer(

@@ -74,7 +74,7 @@ extension Image {
     parts.bitmaps = bitmaps.tracked
     parts.bitmapReport = bitmaps.report
     var kept: AutoclearFeatures = bitmaps.isConsistent ? .bitmaps : []
-    if parts.guestData.isRaw { kept.insert(.rawExternalData) }
+    if parts.guestData.isExternal { kept.insert(.rawExternalData) }
     if parts.header.autoclear.isSubset(of: kept) { return }
     try await parts.headerEditor.clearAutoclear(keeping: kept)
   }
@@ -147,10 +147,12 @@ extension Image {
     _ header: Header, _ sources: ImageSources, _ storage: ImageStorage
   ) -> GuestData {
     let external = header.incompatible.contains(.externalDataFile) ? sources.dataFile : nil
+    let cipher = header.cryptMethod == 0 ? nil : sources.cipher
     return GuestData(
       storage: external.map { ImageStorage(file: $0, health: storage.health) } ?? storage,
-      cipher: header.cryptMethod == 0 ? nil : sources.cipher, isExternal: external != nil,
-      isRaw: external != nil && header.autoclear.contains(.rawExternalData))
+      cipher: cipher, isExternal: external != nil,
+      // QEMU makes encrypted ones, too: zeros there are not the guest's, so only the mapping says them.
+      isRaw: external != nil && cipher == nil && header.autoclear.contains(.rawExternalData))
   }
 
   /// Slots for every L2 slice of the disk, up to the budget.

@@ -51,6 +51,7 @@ struct MatrixBuilder {
   private struct Below {
     let name: String
     let format: String
+    var ciphers: [MatrixCase.Cipher] = [.plain]
   }
 
   private mutating func makeBacking() throws -> Below? {
@@ -102,15 +103,15 @@ struct MatrixBuilder {
     let kind = layerCase()
     let layer = try make(name, kind, size: size, upon: below)
     try fill(layer, kind, size: size, count: 6)
-    return Below(name: name, format: "qcow2")
+    return Below(name: name, format: "qcow2", ciphers: layer.ciphers)
   }
 
-  /// What a backing image is like: anything in one unencrypted file.
+  /// What a backing image is like: anything in one file, encrypted or not as it happens.
   private mutating func layerCase() -> MatrixCase {
     while true {
       let drawn = MatrixCase(
         choices: MatrixCase.counts.map { Int.random(in: 0..<$0, using: &random) })
-      if drawn.isValid && drawn.cipher == .plain && drawn.dataFile == .none
+      if drawn.isValid && drawn.cipher != .luks && drawn.dataFile == .none
         && drawn.preallocation == .off && drawn.backing == .none && !drawn.hasSnapshot
       {
         return drawn
@@ -123,7 +124,8 @@ struct MatrixBuilder {
   private func make(
     _ name: String, _ kind: MatrixCase, size: UInt64, upon below: Below?
   ) throws -> MatrixDisk {
-    var disk = MatrixDisk(path: scratch.file(name), cipher: kind.cipher)
+    var disk = MatrixDisk(
+      path: scratch.file(name), ciphers: [kind.cipher] + (below?.ciphers ?? []))
     var options = kind.options
     if kind.dataFile != .none {
       disk.dataFile = scratch.file(name + ".data")
@@ -134,7 +136,7 @@ struct MatrixBuilder {
     }
     if kind.cipher == .luks { options += ",encrypt.iter-time=10" }
     var words = ["qemu-img", "create", "-q"] + MatrixDisk.secret + ["-f", "qcow2", "-o", options]
-    if let below { words += ["-b", below.name, "-F", below.format] }
+    if let below { words += ["-u", "-b", below.name, "-F", below.format] }
     try Qemu.must(words + [disk.path, String(size)])
     return disk
   }

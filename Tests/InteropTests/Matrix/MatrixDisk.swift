@@ -1,21 +1,25 @@
 import DiskImages
+import QCOW2Codec
 
 /// An image of the matrix, and how either side opens it.
 struct MatrixDisk: Sendable {
   let path: String
   /// The external data file that goes with this copy of the image; nil if there is none.
   var dataFile: String?
-  var cipher = MatrixCase.Cipher.plain
+  /// How the image is encrypted, and its backing file, and so on.
+  var ciphers: [MatrixCase.Cipher]
 
+  static let passphrase = "open sesame"
   /// What programs of QEMU are told before `--image-opts`.
-  static let secret = ["--object", "secret,id=secret,data=open sesame"]
+  static let secret = ["--object", "secret,id=secret,data=\(passphrase)"]
 
   /// The image in QEMU's words.
   var qemu: String {
     var words = ["driver=qcow2", "discard=unmap", "file.driver=file", "file.filename=\(path)"]
     if let dataFile { words += ["data-file.driver=file", "data-file.filename=\(dataFile)"] }
-    if cipher != .plain {
-      words += ["encrypt.format=\(cipher)", "encrypt.key-secret=secret"]
+    for (layer, cipher) in ciphers.enumerated() where cipher != .plain {
+      let prefix = String(repeating: "backing.", count: layer)
+      words += ["\(prefix)encrypt.format=\(cipher)", "\(prefix)encrypt.key-secret=secret"]
     }
     return words.joined(separator: ",")
   }
@@ -24,13 +28,18 @@ struct MatrixDisk: Sendable {
   func options(readOnly: Bool) -> DiskImageOptions {
     var options = DiskImageOptions(path: path, readOnly: readOnly)
     options.dataFile = dataFile
+    var secrets: [Int: Secret] = [:]
+    for (layer, cipher) in ciphers.enumerated() where cipher != .plain {
+      secrets[layer] = Array(Self.passphrase.utf8).withUnsafeBytes { Secret(copying: $0) }
+    }
+    options.secrets = LayerSecrets(byLayer: secrets)
     return options
   }
 
   /// Copies the image and its data file, holes included; backing files stay where they are.
   func copy(to path: String) throws -> MatrixDisk {
-    var copy = self
-    copy = MatrixDisk(path: path, dataFile: dataFile.map { _ in path + ".data" }, cipher: cipher)
+    let copy = MatrixDisk(
+      path: path, dataFile: dataFile.map { _ in path + ".data" }, ciphers: ciphers)
     try mustRun("cp", "--sparse=always", self.path, copy.path)
     if let dataFile, let target = copy.dataFile {
       try mustRun("cp", "--sparse=always", dataFile, target)

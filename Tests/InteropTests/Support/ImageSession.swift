@@ -20,13 +20,16 @@ final class ImageSession: @unchecked Sendable {  // why: used inside one runBloc
 
   var image: Image { disk.engine }
 
-  init(_ options: DiskImageOptions, _ random: inout Random) async throws {
+  /// Wraps the files into ``UnsteadyFile``, unless the options have something of their own to do.
+  init(
+    _ options: DiskImageOptions, _ random: inout Random, keepsEngineFile: Bool
+  ) async throws {
     var options = options
     options.mode = random.chance(70) ? .direct : .buffered
     options.engine.workers = 2
     options.engine.slotsPerWorker = Self.slots
     let unsteadiness = Unsteadiness(random.fork())
-    options.engineFile = { UnsteadyFile($0, unsteadiness) }
+    if !keepsEngineFile { options.engineFile = { UnsteadyFile($0, unsteadiness) } }
     disk = try await Self.open(options)
     files = disk.files.map { UnsteadyFile($0, unsteadiness) }
   }
@@ -154,7 +157,7 @@ func withImage(
 
 /// The same for an image that takes more than a path to open.
 func withImage(
-  _ options: DiskImageOptions, _ random: inout Random,
+  _ options: DiskImageOptions, _ random: inout Random, keepsEngineFile: Bool = false,
   _ body: @escaping (ImageSession) async throws -> Void
 ) throws {
   var options = options
@@ -165,7 +168,8 @@ func withImage(
   let wanted = options
   var fork = random.fork()
   try runBlocking { () async throws(any Error) in
-    let session = try await ImageSession(wanted, &fork)
+    let session = try await ImageSession(
+      wanted, &fork, keepsEngineFile: keepsEngineFile)
     do { try await body(session) } catch {
       try? await session.disk.close()
       throw error

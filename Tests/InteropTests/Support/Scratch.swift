@@ -4,8 +4,9 @@ import Glibc
 final class Scratch {
   let path: String
 
-  init() throws {
-    var template = Array("\(Self.parent)/qublk-interop-XXXXXX".utf8CString)
+  /// Makes the directory in `parent` instead, if that is given.
+  init(parent: String? = nil) throws {
+    var template = Array("\(parent ?? Self.parent)/qublk-interop-XXXXXX".utf8CString)
     guard mkdtemp(&template) != nil else { throw POSIXFailure(code: errno) }
     path = template.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }  // why: not empty
   }
