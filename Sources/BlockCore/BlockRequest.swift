@@ -11,6 +11,8 @@ public struct BlockRequest: Sendable {
   public var isFUA: Bool
   /// Write-zeroes must leave the range allocated (`UBLK_IO_F_NOUNMAP`).
   public var keepsAllocation: Bool
+  /// A write of whole clusters is stored compressed, where the format can and it saves space.
+  public var compresses = false
   /// The first guest byte; a multiple of 512.
   public var offset: GuestOffset
   /// The number of bytes; a multiple of 512; 0 for flush.

@@ -1,3 +1,5 @@
+import BlockCore
+import HostFiles
 import QCOW2Codec
 import QCOW2Engine
 import QCOW2Format
@@ -25,12 +27,34 @@ extension Chain {
     }
     guard let found else { return nil }
     guard let secret = options.secrets.take(index) else { throw .secretMissing }
-    do throws(CipherError) {
-      switch found {
-      case .aes: return try LegacyAESCipher(passphrase: secret)
-      case .luks: return nil
+    switch found {
+    case .aes:
+      do throws(CipherError) { return try LegacyAESCipher(passphrase: secret) } catch {
+        throw .cipher(error)
       }
-    } catch { throw .cipher(error) }
+    case .luks: return try await luksCipher(layers[index].file, references, secret)
+    }
+  }
+
+  /// Unlocks a LUKS header, which takes as long as its iterations ask for.
+  private func luksCipher(
+    _ file: RingHostFile, _ references: ImageReferences, _ secret: Secret
+  ) async throws(DiskImageError.Reason) -> LUKSCipher {
+    guard let pointer = references.encryptionHeader else { throw .encryptionHeaderMissing }
+    // What an image says of lengths must not decide how much memory is used.
+    let area = IOBuffer(count: Int(min(pointer.length, UInt64(LUKSPartitionHeader.largestArea))))
+    defer { withExtendedLifetime(area) {} }
+    guard pointer.offset.bytes < FormatLimit.hostOffset else {
+      throw .luks(.truncated(found: 0, expected: area.count))
+    }
+    do throws(Errno) { try await file.read(into: area.data, at: pointer.offset) } catch {
+      throw .engine(.io(.read, at: pointer.offset, error))
+    }
+    do throws(LUKSError) {
+      return try unsafe LUKSCipher(
+        unlocking: UnsafeRawBufferPointer(start: area.base, count: area.count),
+        passphrase: secret)
+    } catch { throw .luks(error) }
   }
 
   private static func encryption(_ header: Header) -> DiskImageOptions.Encryption? {

@@ -51,6 +51,9 @@ package struct DiskImageError: Error, Sendable {
     /// The image is encrypted otherwise than stated, or not at all.
     case encryption(found: DiskImageOptions.Encryption?, expected: DiskImageOptions.Encryption)
     case cipher(CipherError)
+    /// The image is encrypted by LUKS and does not say where the LUKS header is.
+    case encryptionHeaderMissing
+    case luks(LUKSError)
     /// A data file was given for an image that has none.
     case dataFileNotWanted
   }
@@ -111,6 +114,8 @@ extension DiskImageError.Reason {
         ? "a secret was given that no encrypted image needs"
         : "\(count) secrets were given that no encrypted image needs"
     case .cipher(let error): error.text
+    case .encryptionHeaderMissing: "the image has no pointer to its LUKS header"
+    case .luks(let error): error.text
     case .encryption(let found, let expected):
       "encryption is \"\(found?.rawValue ?? "none")\", expected \"\(expected.rawValue)\""
     case .dataFileNotWanted: "the image has no external data file: leave --data-file out"
@@ -125,6 +130,21 @@ extension CipherError {
     case .keyLength(let algorithm, let found, let expected):
       "the key for \(algorithm) has \(found) bytes, expected \(expected)"
     case .library(let operation, let detail): "libcrypto: \(operation): \(detail)"
+    }
+  }
+}
+
+extension LUKSError {
+  fileprivate var text: String {
+    switch self {
+    case .truncated(let found, let expected):
+      "the LUKS header is truncated: needs \(expected) bytes, there are \(found)"
+    case .badField(let name, let found, let allowed):
+      "LUKS header: \(name) is \(found), expected \(allowed)"
+    case .noActiveSlot: "the LUKS header has no key slot in use: nothing can unlock the image"
+    case .wrongPassphrase: "the passphrase unlocks none of the LUKS key slots"
+    case .cipher(let error): error.text
+    case .noRandomness: "no random numbers from the kernel"
     }
   }
 }

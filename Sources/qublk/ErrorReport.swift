@@ -23,6 +23,8 @@ enum CommandError: Error {
   case startSilent(status: Int32)
   case startFailed(String)
   case startAbandoned
+  /// A worker's ring cannot be made.
+  case ring(Errno)
   case output(Errno)
   /// The device is made, but its path could not be printed.
   case untold(Errno)
@@ -58,6 +60,7 @@ extension CommandError {
     case .startSilent(let status): "the daemon ended before it was ready: \(Self.ending(status))"
     case .startFailed(let text): text
     case .startAbandoned: "nobody waits for the device any more: it was removed again"
+    case .ring(let errno): "cannot set up io_uring: \(errno)"
     case .output(let errno): "standard output: cannot write: \(errno)"
     case .untold(let errno):
       "standard output: cannot write: \(errno): the device is there, \"qublk list\" shows it"

@@ -8,7 +8,7 @@ struct Qublk: ParsableCommand {
     commandName: "qublk", abstract: "qcow2 images as Linux block devices.", version: version,
     subcommands: [
       AddCommand.self, DeleteCommand.self, ListCommand.self, CreateCommand.self,
-      InfoCommand.self, CheckCommand.self, BenchCommand.self,
+      InfoCommand.self, CheckCommand.self, BenchCommand.self, IOCommand.self,
     ])
 
   /// Every message starts with the program's name, the parser's own too.

@@ -71,7 +71,7 @@ import Testing
     #expect(scratch.openFiles == 0)
   }
 
-  @Test(arguments: [DiskImageOptions.Encryption.aes])
+  @Test(arguments: formats)
   func bothReadWhatTheOtherWrote(_ format: DiskImageOptions.Encryption) throws {
     try create("a", format, rest: "4M")
     try io("a", "-c 'write -P 7 0 128k' -c 'write -P 8 1M 70k'")
@@ -90,7 +90,7 @@ import Testing
   }
 
   @Test func everyEncryptedLayerHasItsSecretFromTheTopDown() throws {
-    try create("0", .aes, secret: "t", rest: "2M")
+    try create("0", .luks, secret: "t", rest: "2M")
     try io("0", secret: "t", "-c 'write -P 1 0 2M'")
     try create("1", .aes, secret: "s", rest: "-b 0 -F qcow2 -u 2M")
     try scratch.run("qemu-img create -q -f qcow2 -u -b 1 -F qcow2 2 2M")
@@ -129,5 +129,39 @@ import Testing
     var plain = scratch.options("plain")
     plain.encryption = .luks
     #expect(openMessage(plain) == "plain: encryption is \"none\", expected \"luks\"")
+  }
+
+  @Test func aWrongPassphraseForLUKS() throws {
+    try create("a", .luks, rest: "1M")
+    let before = try contents(scratch.file("a"))
+    #expect(
+      openMessage(try options("a", readOnly: false, secrets: ["t"]))
+        == "a: the passphrase unlocks none of the LUKS key slots")
+    #expect(try contents(scratch.file("a")) == before)
+    // A newline at the end is part of a passphrase, for QEMU, too.
+    try scratch.run("printf 'geheim\\n' >line")
+    #expect(openMessage(try options("a", secrets: ["line"])) != nil)
+    try create("b", .luks, secret: "line", rest: "1M")
+    #expect(openMessage(try options("b", secrets: ["line"])) == nil)
+  }
+
+  @Test func aLUKSImageWithoutAPointerToItsHeader() throws {
+    try create("a", .luks, rest: "1M")
+    try scratch.replace([0x05, 0x37, 0xbe, 0x77], by: [0x12, 0x34, 0x56, 0x78], in: "a")
+    #expect(
+      openMessage(try options("a", secrets: ["s"]))
+        == "a: the image has no pointer to its LUKS header")
+  }
+
+  @Test func aLUKSHeaderThatIsNone() throws {
+    try create("a", .luks, rest: "1M")
+    let bytes = try contents(scratch.file("a"))
+    let magic = try #require(
+      (0..<(bytes.count - 6)).first {
+        bytes[$0...].starts(with: Array("LUKS".utf8) + [0xba, 0xbe])
+      })
+    try scratch.run("printf XXXX | dd of=a bs=1 seek=\(magic) conv=notrunc status=none")
+    let message = openMessage(try options("a", secrets: ["s"]))
+    #expect(message?.hasPrefix("a: LUKS header: ") == true, "\(message ?? "opened")")
   }
 }

@@ -3,10 +3,10 @@ import QCOW2Codec
 import QCOW2Format
 
 extension Image {
-  /// Whether the first cluster of a part is to be compressed: written whole, in an image that was
-  /// opened so, where the format allows it.
+  /// Whether the first cluster of a part can be compressed: written whole, where the format allows
+  /// it.
   func isCompressible(_ part: SlicePart) -> Bool {
-    options.compressesWrites && part.start.bytes & geometry.clusterMask == 0
+    part.start.bytes & geometry.clusterMask == 0
       && part.length >= geometry.clusterSize && !guestData.isTransformed && !guestData.isExternal
   }
 

@@ -9,7 +9,7 @@ extension Image {
     into plan: UnsafeMutableBufferPointer<HostTransfer>
   ) -> PlanResult {
     let isWrite = request.operation == .write
-    guard isWrite && !request.isFUA || request.operation == .read,
+    guard isWrite && !request.isFUA && !request.compresses || request.operation == .read,
       !isWrite || mayWriteInPlace, admitNow(request, worker: worker, slot: slot)
     else { return .needsService }
     if isWrite, let changes, !changes.covers(request.offset, request.length) {

@@ -7,7 +7,8 @@ extension Image {
     var done: UInt64 = 0
     while done < request.length {
       let part = slices.part(from: request.offset + done, length: request.length - done)
-      done += try await writePart(part, request.data, at: Int(done), worker: worker)
+      done += try await writePart(
+        part, request.data, at: Int(done), compresses: request.compresses, worker: worker)
     }
   }
 
@@ -15,12 +16,12 @@ extension Image {
   ///
   /// - Returns: the bytes written, at least 1.
   private func writePart(
-    _ part: SlicePart, _ data: DataBuffer, at dataOffset: Int, worker: Int
+    _ part: SlicePart, _ data: DataBuffer, at dataOffset: Int, compresses: Bool, worker: Int
   ) async throws(ImageError) -> UInt64 {
     await inFlight.acquire(part.clusters)
     defer { inFlight.release(part.clusters) }
     let data = data.slice(dataOffset, data.count - dataOffset)
-    guard isCompressible(part) else {
+    guard options.compressesWrites || compresses, isCompressible(part) else {
       return try await writeHeld(part, data, worker: worker)
     }
     if try await writeCompressed(part, data, worker: worker) { return geometry.clusterSize }

@@ -15,9 +15,13 @@ extension ImageInfo {
     lines.append("cluster_size: \(header.geometry.clusterSize)")
     if isDirty { lines.append("cleanly shut down: no") }
     lines += backingLines + snapshotLines
-    lines.append("Format specific information:")
-    lines += specific.flatMap { Self.lines($0.0, $0.1, indent: 1) }
-    return lines.joined(separator: "\n") + "\n"
+    return lines.joined(separator: "\n") + "\n" + specificText
+  }
+
+  /// The part of the text that is about the format, with line breaks.
+  package var specificText: String {
+    let lines = specific.flatMap { Self.lines($0.0, $0.1, indent: 1) }
+    return "Format specific information:\n" + lines.joined(separator: "\n") + "\n"
   }
 
   private var backingLines: [String] {
