@@ -8,10 +8,7 @@ struct DirectedImage {
   let disk: MatrixDisk
   let size: UInt64
 
-  /// - Parameters:
-  ///   - options: as `qemu-img create -o` takes them, without encryption.
-  ///   - size: of the disk, in bytes.
-  ///   - backing: makes the backing file in the scratch directory and says which format it has.
+  /// Makes the image upon a backing file that is there; `options` are without encryption.
   init(
     _ options: String, size: UInt64, cipher: MatrixCase.Cipher = .plain,
     backing: (name: String, format: String, cipher: MatrixCase.Cipher)? = nil,
@@ -30,6 +27,17 @@ struct DirectedImage {
     words += ["-o", options]
     if let backing { words += ["-b", backing.name, "-F", backing.format] }
     try Qemu.must(words + [disk.path, String(size)])
+  }
+
+  private init(_ original: DirectedImage, _ disk: MatrixDisk) {
+    scratch = original.scratch
+    size = original.size
+    self.disk = disk
+  }
+
+  /// The same image once more, in the same directory.
+  func copy(_ name: String) throws -> DirectedImage {
+    DirectedImage(self, try disk.copy(to: scratch.file(name)))
   }
 
   /// The guest's view now.

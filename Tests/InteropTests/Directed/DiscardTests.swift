@@ -1,3 +1,5 @@
+import BlockCore
+import QCOW2Engine
 import Testing
 
 /// Discards and zeroing where something else could be hurt [DISC-8 … DISC-11].
@@ -8,6 +10,7 @@ struct DiscardTests {
     let image = try DirectedImage("cluster_size=64k", size: 1 << 20, in: try Scratch())
     try image.disk.io(["write -P 3 0 256k"])
     let before = try place(image, 64 << 10)
+    #expect(before != nil)
     let shadow = try image.shadow()
     try image.perform([.zero(64 << 10, 64 << 10, keeps: true)], shadow, &random)
     try image.judge(shadow)

@@ -1,3 +1,4 @@
+import BlockCore
 import Testing
 
 /// What the middle cluster of three is before a part of it is written.
@@ -15,10 +16,14 @@ struct ClusterState: Sendable, CustomTestStringConvertible {
   static let all: [ClusterState] = [
     .init(name: "unallocated"),
     .init(name: "data", commands: ["write -P 3 0 200k"]),
-    .init(name: "neighbours in reverse order", commands: [
-      "write -P 3 128k 64k", "write -P 4 64k 64k", "write -P 5 0 64k",
-    ]),
-    .init(name: "zlib", commands: ["write -c -P 3 0 64k", "write -c -P 4 64k 64k", "write -c -P 5 128k 64k"]),
+    .init(
+      name: "neighbours in reverse order",
+      commands: [
+        "write -P 3 128k 64k", "write -P 4 64k 64k", "write -P 5 0 64k",
+      ]),
+    .init(
+      name: "zlib",
+      commands: ["write -c -P 3 0 64k", "write -c -P 4 64k 64k", "write -c -P 5 128k 64k"]),
     .init(
       name: "zstd", options: ",compression_type=zstd",
       commands: ["write -c -P 3 0 64k", "write -c -P 4 64k 64k", "write -c -P 5 128k 64k"]),
@@ -28,7 +33,9 @@ struct ClusterState: Sendable, CustomTestStringConvertible {
     .init(name: "zero", commands: ["write -P 3 0 200k", "write -z -u 64k 64k"]),
     .init(name: "zero, still allocated", commands: ["write -P 3 0 200k", "write -z 64k 64k"]),
     .init(name: "zero over backing", commands: ["write -z -u 64k 64k"], hasBacking: true),
-    .init(name: "discarded over backing", commands: ["write -P 3 0 200k", "discard 64k 64k"], hasBacking: true),
+    .init(
+      name: "discarded over backing", commands: ["write -P 3 0 200k", "discard 64k 64k"],
+      hasBacking: true),
     .init(name: "backing", hasBacking: true),
     .init(name: "backing, version 2", options: ",compat=0.10", hasBacking: true),
     .init(name: "backing with subclusters", options: ",extended_l2=on", hasBacking: true),
@@ -49,23 +56,31 @@ struct ClusterState: Sendable, CustomTestStringConvertible {
 /// A part of a cluster in every state, and all around it [COW-1, 2, 3, 5, 7, 9; COMP-1; ENC-2, 3, 4].
 @Suite(.enabled(if: Qemu.isInstalled, Qemu.reason))
 struct PartialWriteTests {
-  @Test(arguments: ClusterState.all, MatrixCase.ciphers)
+  /// LUKS with some only: qemu-img takes seconds to make such an image.
+  static let trials = ClusterState.all.enumerated().flatMap { index, state in
+    MatrixCase.ciphers.filter { $0 != .luks || index % 3 == 0 }.map { (state, $0) }
+  }
+
+  static let operations: [GuestOperation] = [
+    .write(67_072, 1024), .write(66_048, 512), .write(60 << 10, 8 << 10),
+    .write(126 << 10, 5 << 10), .zero(67_072, 1024), .zero(68_608, 9 << 10, keeps: true),
+    .discard(66_048, 70 << 10),
+  ]
+
+  @Test(arguments: trials)
   func aPartialWriteLeavesEverythingAroundItAsItWas(
     _ state: ClusterState, _ cipher: MatrixCase.Cipher
   ) throws {
     var random = Random(seed: runSeed)
-    for operation in [
-      GuestOperation.write(64 << 10 + 1536, 1024), .write(64 << 10 + 512, 512),
-      .write(60 << 10, 8 << 10), .write(126 << 10, 5 << 10), .zero(64 << 10 + 1536, 1024),
-      .zero(64 << 10 + 3072, 9 << 10, keeps: true), .discard(64 << 10 + 1000 / 512 * 512, 70 << 10),
-    ] {
-      let image = try make(state, cipher)
-      let before = state.hasSnapshot ? try image.shadow("before.raw") : nil
-      if state.hasSnapshot { try image.disk.image("snapshot", "-c", "before") }
+    let original = try make(state, cipher)
+    let before = state.hasSnapshot ? try original.shadow("before.raw") : nil
+    if state.hasSnapshot { try original.disk.image("snapshot", "-c", "before") }
+    for (index, operation) in Self.operations.enumerated() {
+      // What a discard does to part of a compressed cluster is nothing, which the shadow can't know.
+      if operation.kind == .discard && state.name == "zlib with subclusters" { continue }
+      let image = try original.copy("copy\(index).qcow2")
       let shadow = try image.shadow()
       do {
-        // What a discard does to part of a compressed cluster is nothing, which the shadow can't know.
-        if operation.kind == .discard && state.name.hasSuffix("zlib with subclusters") { continue }
         try image.perform([operation], shadow, &random)
         try image.judge(shadow)
         if let before { try requireSnapshot(image, before) }

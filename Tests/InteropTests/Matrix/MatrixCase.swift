@@ -20,7 +20,7 @@ struct MatrixCase: Hashable, Sendable, CustomStringConvertible {
     Preallocation.allCases.count, 2, 2, 2,
   ]
   static let cipherDimension = 5
-  static let ciphers: [Cipher] = [.plain, .aes]
+  static let ciphers = Cipher.allCases
 
   var clusterBits: Int { Self.clusterBits[choices[0]] }
   var width: Int? { Self.widths[choices[1]] }
