@@ -79,7 +79,8 @@ let package = Package(
       swiftSettings: settings),
 
     .target(
-      name: "TestSupport", dependencies: ["BlockCore", "QCOW2Format", "QCOW2Engine"],
+      name: "TestSupport",
+      dependencies: ["BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Engine"],
       path: "Tests/TestSupport", swiftSettings: testSettings),
     // Serves a plain file through both planes, for the tests in the virtual machine. No product.
     .executableTarget(
@@ -110,7 +111,9 @@ let package = Package(
       dependencies: ["BlockCore", "HostFiles", "CPlatform", "qublk"], swiftSettings: testSettings),
     .testTarget(
       name: "QCOW2EngineTests",
-      dependencies: ["BlockCore", "QCOW2Format", "QCOW2Tools", "QCOW2Engine", "TestSupport"],
+      dependencies: [
+        "BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Tools", "QCOW2Engine", "TestSupport",
+      ],
       swiftSettings: testSettings),
     .testTarget(
       name: "QCOW2ToolsTests", dependencies: ["BlockCore", "QCOW2Format", "QCOW2Tools"],

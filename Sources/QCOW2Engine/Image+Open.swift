@@ -147,12 +147,12 @@ extension Image {
     _ header: Header, _ sources: ImageSources, _ storage: ImageStorage
   ) -> GuestData {
     let external = header.incompatible.contains(.externalDataFile) ? sources.dataFile : nil
-    let cipher = header.cryptMethod == 0 ? nil : sources.cipher
     return GuestData(
       storage: external.map { ImageStorage(file: $0, health: storage.health) } ?? storage,
-      cipher: cipher, isExternal: external != nil,
-      // QEMU makes encrypted ones, too: zeros there are not the guest's, so only the mapping says them.
-      isRaw: external != nil && cipher == nil && header.autoclear.contains(.rawExternalData))
+      cipher: header.cryptMethod == 0 ? nil : sources.cipher, isExternal: external != nil,
+      // What is enciphered is no raw image of the disk, whatever the header says.
+      isRaw: external != nil && header.cryptMethod == 0
+        && header.autoclear.contains(.rawExternalData))
   }
 
   /// Slots for every L2 slice of the disk, up to the budget.

@@ -26,9 +26,48 @@ import Testing
     options.dirtyAgeMilliseconds = 0
     if hasTinyCache { options.cacheBytes = 2 * min(1 << clusterBits, 4096) }
     let image = try await Image.open(file, options: options)
+    let clients = await run(image, [file], seed: seed)
+    let verifier = ImageVerifier(file.bytes)
+    let report = verifier.check()
+    #expect(
+      report.errors.isEmpty && report.leaks == 0, "\(report.errors.prefix(3)), \(report.leaks)")
+    #expect(clients.compactMap { $0.problemOnDisk(verifier) }.isEmpty)
+  }
+
+  /// Shapes in which workers have contexts, codecs and layers to get in each other's way with.
+  static let shapes: [ImageShape] = [
+    ImageShape.compressing[1], ImageShape.compressing[3], ImageShape.compressed[3],
+    ImageShape.extended[2], ImageShape.externalData[4], ImageShape.ciphered[2],
+    ImageShape.ciphered[3], ImageShape.copyingOnRead[1], ImageShape.copyingOnRead[2],
+    ImageShape.copyingOnRead[3],
+  ]
+
+  @Test("Four threads lose nothing whatever the image is made of", arguments: shapes)
+  func fourThreadsLoseNothingInAnyShape(shape: ImageShape) async throws {
+    let seed = testSeed("threads")
+    let bench = Bench(shape.builder, schedule: nil, capacity: 1 << 28, isImmediate: true)
+    shape.adjust(bench)
+    bench.options.workers = 4
+    bench.options.slotsPerWorker = 4
+    bench.options.dirtyAgeMilliseconds = 0
+    let contents = bench.originals.map { $0.copy() }
+    let files = bench.immediateFiles(contents, yields: true)
+    let image = try await bench.open(files, options: bench.options)
+    let clients = await run(image, files, seed: seed)
+    let verifier = bench.verifier(contents)
+    let report = verifier.check()
+    #expect(
+      report.errors.isEmpty && report.leaks == 0, "\(report.errors.prefix(3)), \(report.leaks)")
+    #expect(clients.compactMap { $0.problemOnDisk(verifier) }.isEmpty)
+  }
+
+  /// Runs sixteen clients on four threads, then closes the image.
+  private func run(
+    _ image: Image, _ files: [any HostFile], seed: UInt64
+  ) async -> [ThreadClient] {
     let threads = (0..<4).map { _ in ThreadExecutor() }
     let clients = (0..<16).map { number in
-      ThreadClient(image: image, file: file, number: number, seed: seed)
+      ThreadClient(image: image, files: files, number: number, seed: seed)
     }
     await withTaskGroup(of: Void.self) { group in
       for (number, client) in clients.enumerated() {
@@ -42,11 +81,7 @@ import Testing
     }.value
     for thread in threads { thread.stop() }
     #expect(clients.flatMap(\.problems).isEmpty)
-    let verifier = ImageVerifier(file.bytes)
-    let report = verifier.check()
-    #expect(
-      report.errors.isEmpty && report.leaks == 0, "\(report.errors.prefix(3)), \(report.leaks)")
-    #expect(clients.compactMap { $0.problemOnDisk(verifier) }.isEmpty)
+    return clients
   }
 }
 
@@ -56,15 +91,22 @@ final class ThreadClient: @unchecked Sendable {  // why: used by one task, then 
   private let image: Image
   private let driver: MiniWorker
   private let number: Int
+  /// The bytes of the disk that the client works on.
+  private let size: UInt64
   private var random: SeededGenerator
   private var expected: [Int: UInt32] = [:]
   private var stamp: UInt32
   private(set) var problems: [String] = []
 
-  init(image: Image, file: any HostFile, number: Int, seed: UInt64) {
+  convenience init(image: Image, file: any HostFile, number: Int, seed: UInt64) {
+    self.init(image: image, files: [file], number: number, seed: seed)
+  }
+
+  init(image: Image, files: [any HostFile], number: Int, seed: UInt64) {
     self.image = image
     self.number = number
-    driver = MiniWorker(target: image, file: file, worker: number % 4)
+    size = image.size
+    driver = MiniWorker(target: image, files: files, worker: number % 4)
     random = SeededGenerator(seed: seed &* 100 &+ UInt64(number))
     stamp = UInt32(number) << 20
   }
@@ -78,6 +120,7 @@ final class ThreadClient: @unchecked Sendable {  // why: used by one task, then 
       case 0: await perform(BlockRequest(.flush))
       case 1, 2, 3: await check()
       case 4, 5: await changeCluster()
+      case 6: await readAnywhere()
       default: await write(sharedSector())
       }
       if step % 7 == 0 { await image.maintain() }
@@ -93,13 +136,13 @@ final class ThreadClient: @unchecked Sendable {  // why: used by one task, then 
   }
 
   private func sharedSector() -> Range<Int> {
-    let groups = Int(image.size) / 512 / 32
+    let groups = Int(size) / 512 / 32
     let sector = random.below(groups) * 16 + number
     return sector..<(sector + 1)
   }
 
   private func ownCluster() -> Range<Int> {
-    let clusters = Int(image.size) / 512 / perCluster
+    let clusters = Int(size) / 512 / perCluster
     let groups = (clusters / 2 - 1) / 16
     let cluster = clusters / 2 + 1 + random.below(groups) * 16 + number
     return (cluster * perCluster)..<((cluster + 1) * perCluster)
@@ -122,6 +165,15 @@ final class ThreadClient: @unchecked Sendable {  // why: used by one task, then 
       expected[sector] = stamp
     }
     await perform(request(.write, sectors, buffer))
+    withExtendedLifetime(buffer) {}
+  }
+
+  /// Reads what belongs to others: what copy-on-read and decompressed clusters are for.
+  private func readAnywhere() async {
+    let count = min(perCluster, 32)
+    let start = random.below(Int(size) / 512 - count)
+    let buffer = IOBuffer(count: count * 512)
+    await perform(request(.read, start..<(start + count), buffer))
     withExtendedLifetime(buffer) {}
   }
 

@@ -69,7 +69,8 @@ import Testing
       #expect(
         await image.serve(
           BlockRequest(.read, offset: GuestOffset(2 << 12), length: 4096, data: data.data),
-          worker: 0, slot: 0).errno == nil)
+          worker: 0, slot: 0
+        ).errno == nil)
       let host = self.leaveInFlight(image, operation, data)
       await self.discard(image, 2)
       for _ in 0..<3 {

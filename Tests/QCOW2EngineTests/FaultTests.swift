@@ -8,8 +8,13 @@ import Testing
   struct Scenario: Sendable, CustomTestStringConvertible {
     var shape: ImageShape
     var cacheSlices: Int?
+    /// Which file has the fault; see ``Bench/faultyFiles``.
+    var file = 0
+    /// Faults tried are this many times fewer.
+    var stride = 1
     var testDescription: String {
       "\(shape.testDescription), cache \(cacheSlices.map(String.init) ?? "whole")"
+        + (file > 0 ? ", file \(file)" : "")
     }
   }
 
@@ -24,6 +29,15 @@ import Testing
     scenarios.append(Scenario(shape: wide, cacheSlices: 2))
     scenarios.append(Scenario(shape: ImageShape(clusterBits: 9, version: 2, contents: .snapshot)))
     scenarios.append(Scenario(shape: .nearGrowth))
+    for (number, shape) in ImageShape.featured.enumerated() {
+      let files =
+        1 + (shape.features.dataFile == nil ? 0 : 1)
+        + (shape.features.backing.map { $0 == .layer ? 2 : 1 } ?? 0)
+      for file in 0..<files {
+        let slices = number % 2 == 0 ? nil : 1
+        scenarios.append(Scenario(shape: shape, cacheSlices: slices, file: file, stride: 6))
+      }
+    }
     return scenarios
   }()
 
@@ -63,12 +77,12 @@ import Testing
     let seed = testSeed("fault")
     let clean = try FaultRun(scenario, fault: nil, seed: seed)
     #expect(clean.problems.isEmpty, "without a fault, seed \(seed): \(clean.problems)")
-    let total = clean.bench.faulty.counts[kind, default: 0]
-    for number in stride(from: 1, through: total, by: step) {
+    let total = clean.faulty.counts[kind, default: 0]
+    for number in stride(from: 1, through: total, by: step * scenario.stride) {
       let run = try FaultRun(scenario, fault: fault(number), seed: seed)
       #expect(
         run.problems.isEmpty,
-        "\(run.bench.faulty.failures) number \(number) of \(total), seed \(seed): \(run.problems)")
+        "\(run.faulty.failures) number \(number) of \(total), seed \(seed): \(run.problems)")
       if !run.problems.isEmpty { return }
     }
   }
@@ -77,10 +91,14 @@ import Testing
 /// One run of a workload with a fault armed after opening.
 struct FaultRun {
   let bench: Bench
+  /// The layer over the file that has the fault.
+  let faulty: FaultyFile
   private(set) var problems: [String] = []
 
   init(_ scenario: FaultTests.Scenario, fault: Fault?, seed: UInt64) throws {
     bench = Bench(scenario.shape.builder, schedule: seed)
+    scenario.shape.adjust(bench)
+    faulty = bench.faultyFiles[scenario.file]
     bench.options.workers = 2
     bench.options.slotsPerWorker = 3
     bench.options.dirtyAgeMilliseconds = 1_000_000
@@ -103,11 +121,12 @@ struct FaultRun {
   ) async -> [String] {
     do {
       let image = try await bench.open()
-      bench.faulty.fault = fault
+      let faulty = bench.faultyFiles[scenario.file]
+      faulty.fault = fault
       var problems = await run(bench, image, scenario, operations: 40, seed, mayFail: fault)
       if !problems.isEmpty { return problems }
-      if fault != nil { bench.faulty.fault = nil }
-      if bench.faulty.failures.contains(.sync) { return await afterLostSync(bench, image) }
+      if fault != nil { faulty.fault = nil }
+      if faulty.failures.contains(.sync) { return await afterLostSync(bench, image) }
       problems = await run(bench, image, scenario, operations: 15, seed &+ 1, mayFail: nil)
       if !problems.isEmpty { return problems.map { "after the fault: \($0)" } }
       try await image.close()
@@ -128,11 +147,13 @@ struct FaultRun {
     options.weights = [15, 40, 6, 8, 16, 10, 8]
     if scenario.shape.isNearGrowth { options.weights = [4, 80, 2, 6, 4, 2, 2] }
     options.maintainsEvery = 2
+    scenario.shape.adjust(&options)
     let workload = Workload(
-      image: image, file: bench.file, model: bench.model, options: options, seed: seed)
+      image: image, files: bench.files, model: bench.model, options: options, seed: seed)
     workload.toleratesFailures = fault != nil
     await workload.run()
-    let allowed = [fault?.errno, bench.faulty.failures.contains(.sync) ? .io : nil]
+    let faulty = bench.faultyFiles[scenario.file]
+    let allowed = [fault?.errno, faulty.failures.contains(.sync) ? .io : nil]
     let wrong = workload.failures.filter { !allowed.contains($0) }
     return workload.problems + wrong.map { "a request failed with errno \($0.code)" }
   }
@@ -140,7 +161,7 @@ struct FaultRun {
   /// Every flush must fail now, and nothing may be written any more.
   private static func afterLostSync(_ bench: Bench, _ image: Image) async -> [String] {
     let events = bench.recording.events.count
-    let driver = MiniWorker(target: image, file: bench.file, worker: 0)
+    let driver = MiniWorker(target: image, files: bench.files, worker: 0)
     let buffer = IOBuffer(count: 512)
     for operation in [BlockOperation.flush, .write, .discard, .writeZeroes, .flush] {
       let request = BlockRequest(
@@ -157,12 +178,12 @@ struct FaultRun {
   }
 
   private mutating func checkImage(hasFault: Bool) {
-    let verifier = ImageVerifier(bench.bytes)
+    let verifier = bench.verifier()
     let report = verifier.check()
     problems += report.errors.prefix(3)
     if !hasFault && report.leaks > 0 { problems.append("\(report.leaks) leaks") }
     problems += bench.snapshotProblems(verifier)
-    if bench.faulty.failures.contains(.sync) {
+    if faulty.failures.contains(.sync) {
       checkAfterLostSync(verifier)
     } else {
       problems += bench.contentProblems(verifier)

@@ -1,3 +1,4 @@
+import QCOW2Codec
 import TestSupport
 import Testing
 
@@ -14,17 +15,39 @@ struct ImageShape: Sendable, CustomTestStringConvertible {
   var isNearGrowth = false
   var isLazy = false
 
+  var features = ImageFeatures()
+  /// Some of what is mapped at first is compressed.
+  var hasCompressed = false
+  var compressesWrites = false
+  var copiesOnRead = false
+  /// See ``HostFileTraits``.
+  var alignment = 1
+
   static let nearGrowth = ImageShape(
     clusterBits: 9, refcountOrder: 6, contents: .prefilled, isNearGrowth: true)
 
   var testDescription: String {
-    (isNearGrowth ? "near growth, " : "") + (isLazy ? "lazy, " : "")
-      + "\(1 << clusterBits) B clusters, v\(version), \(1 << refcountOrder)-bit refcounts, \(contents)"
+    var parts = isNearGrowth ? ["near growth"] : []
+    if isLazy { parts.append("lazy") }
+    parts.append("\(1 << clusterBits) B clusters")
+    parts.append("v\(version)")
+    parts.append("\(1 << refcountOrder)-bit refcounts")
+    parts.append("\(contents)")
+    if features.isExtended { parts.append("extended L2") }
+    if hasCompressed { parts.append("compressed") }
+    if compressesWrites { parts.append("compressing") }
+    if let backing = features.backing { parts.append("backing \(backing)") }
+    if let dataFile = features.dataFile { parts.append("data file \(dataFile)") }
+    if let cipher = features.cipher { parts.append("cipher by \(cipher)") }
+    if copiesOnRead { parts.append("copy-on-read") }
+    if alignment > 1 { parts.append("aligned") }
+    return parts.joined(separator: ", ")
   }
 
   private var cluster: Int { 1 << clusterBits }
-  private var bytesPerTable: Int { cluster * cluster / 8 }
-  private var bytesPerSlice: Int { min(cluster, 4096) / 8 * cluster }
+  private var entrySize: Int { features.isExtended ? 16 : 8 }
+  private var bytesPerTable: Int { cluster * cluster / entrySize }
+  private var bytesPerSlice: Int { min(cluster, 4096) / entrySize * cluster }
 
   /// Odd on purpose: not a multiple of the cluster size, several L2 tables.
   var size: Int {
@@ -68,6 +91,9 @@ struct ImageShape: Sendable, CustomTestStringConvertible {
     builder.refcountOrder = refcountOrder
     builder.size = size
     builder.hasSnapshot = contents == .snapshot
+    builder.features = features
+    // In the middle of a region, of a cluster and of a subcluster.
+    builder.features.backingSectors = regions[min(1, regions.count - 1)].lowerBound + 21
     builder.compatible = isLazy ? 1 : 0
     guard contents != .empty else { return builder }
     if isNearGrowth {
@@ -77,7 +103,9 @@ struct ImageShape: Sendable, CustomTestStringConvertible {
     for region in regions {
       let clusters = (region.lowerBound * 512 / cluster)...((region.upperBound * 512 - 1) / cluster)
       for guest in clusters where guest % 5 != 3 && (clusterBits < 21 || guest % 2 == 0) {
-        if contents == .preallocatedZero {
+        if let mapping = featureMapping(guest) {
+          builder.mappings[guest] = mapping
+        } else if contents == .preallocatedZero {
           builder.mappings[guest] = guest % 5 == 1 ? .zero : .allocatedZero
         } else {
           builder.mappings[guest] = version == 3 && guest % 7 == 5 ? .allocatedZero : .data
@@ -85,6 +113,21 @@ struct ImageShape: Sendable, CustomTestStringConvertible {
       }
     }
     return builder
+  }
+
+  /// What a guest cluster is mapped to in an image with features; nil: as without.
+  private func featureMapping(_ guest: Int) -> ImageBuilder.Mapping? {
+    if hasCompressed && guest % 3 == 1 { return .compressed }
+    guard features.isExtended else { return nil }
+    var random = SeededGenerator(seed: UInt64(guest))
+    let allocated = UInt32(truncatingIfNeeded: random.next() & random.next())
+    let zero = UInt32(truncatingIfNeeded: random.next()) & ~allocated
+    switch guest % 4 {
+    case 0: return .data
+    case 1: return .subclusters(allocated: allocated, zero: zero, hasHost: allocated != 0)
+    case 2: return .subclusters(allocated: 0, zero: zero, hasHost: guest % 8 == 2)
+    default: return contents == .preallocatedZero ? .allocatedZero : .zero
+    }
   }
 
   /// All combinations that the format allows.

@@ -7,42 +7,56 @@ import Testing
 @Suite struct ModelTests {
   /// Opens, runs the workload, closes; returns everything that was wrong.
   private func problems(
-    _ bench: Bench, _ options: WorkloadOptions, seed: UInt64
+    _ bench: Bench, _ options: WorkloadOptions, sharesSectors: Bool = false, seed: UInt64
   ) throws -> [String] {
     let result = Box<[String]>([])
     bench.options.workers = options.workers
     bench.options.slotsPerWorker = options.depth
-    bench.memory.forbidsOverlap = !options.overlaps
+    bench.memory.forbidsOverlap = !options.overlaps && !sharesSectors
+    bench.dataMemory?.forbidsOverlap = !options.overlaps
     try bench.host.run {
       let image = try await bench.open()
       let workload = Workload(
-        image: image, file: bench.file, model: bench.model, options: options, seed: seed)
+        image: image, files: bench.files, model: bench.model, options: options, seed: seed)
       await workload.run()
       result.value = workload.problems
       if result.value.isEmpty {
         do { try await image.close() } catch { result.value.append("close: \(error)") }
       }
     }
-    return result.value.isEmpty ? bench.memory.violations + bench.problems() : result.value
+    if !result.value.isEmpty { return result.value }
+    return bench.memory.violations + (bench.dataMemory?.violations ?? []) + bench.problems()
   }
 
   private func run(
     _ shape: ImageShape, seed: UInt64, schedule: UInt64?, cacheSlices: Int? = nil,
-    isImmediate: Bool = false, _ adjust: (inout WorkloadOptions) -> Void
+    isImmediate: Bool = false, isBlockDevice: Bool = false,
+    _ adjust: (inout WorkloadOptions) -> Void
   ) throws {
-    let bench = Bench(shape.builder, schedule: schedule, isImmediate: isImmediate)
+    let bench = Bench(
+      shape.builder, schedule: schedule,
+      traits: HostFileTraits(isBlockDevice: isBlockDevice, offsetAlignment: shape.alignment),
+      isImmediate: isImmediate)
+    shape.adjust(bench)
+    if isBlockDevice {
+      for bytes in [bench.bytes] + (bench.dataMemory.map { [$0.bytes] } ?? []) {
+        bytes.fill(0xee, count: 64 << 20, at: (bytes.length + 511) & ~511)
+      }
+    }
     if let cacheSlices {
       bench.options.cacheBytes = cacheSlices * min(1 << shape.clusterBits, 4096)
     }
     var options = WorkloadOptions()
     options.regions = shape.regions
     options.maximumLength = shape.clusterBits == 9 ? 12 : shape.clusterBits == 12 ? 24 : 200
+    shape.adjust(&options)
     adjust(&options)
-    let found = try problems(bench, options, seed: seed)
+    let found = try problems(bench, options, sharesSectors: shape.sharesSectors, seed: seed)
     #expect(found.isEmpty, "\(shape.testDescription), seed \(seed): \(found.prefix(5))")
   }
 
-  @Test("One request at a time keeps to the model", arguments: ImageShape.matrix)
+  @Test(
+    "One request at a time keeps to the model", arguments: ImageShape.matrix + ImageShape.featured)
   func oneRequestAtATimeKeepsToTheModel(shape: ImageShape) throws {
     let seed = testSeed("sequential")
     try run(shape, seed: seed, schedule: nil, isImmediate: true) {
@@ -50,7 +64,9 @@ import Testing
     }
   }
 
-  @Test("Sixteen requests at once on four workers keep to the model", arguments: ImageShape.matrix)
+  @Test(
+    "Sixteen requests at once on four workers keep to the model",
+    arguments: ImageShape.matrix + ImageShape.featured)
   func concurrentRequestsKeepToTheModel(shape: ImageShape) throws {
     let seed = testSeed("concurrent")
     try run(shape, seed: seed, schedule: seed &+ 77) {
@@ -60,7 +76,9 @@ import Testing
     }
   }
 
-  @Test("Overlapping requests leave one of their values", arguments: ImageShape.matrix)
+  @Test(
+    "Overlapping requests leave one of their values",
+    arguments: ImageShape.matrix + ImageShape.featured)
   func overlappingRequestsLeaveOneOfTheirValues(shape: ImageShape) throws {
     let seed = testSeed("overlapping")
     try run(shape, seed: seed, schedule: seed &+ 99) {
@@ -90,7 +108,18 @@ import Testing
     #expect(bench.bytes.length == used + (64 << 20))
   }
 
-  @Test("A cache of one or two slices changes nothing", arguments: ImageShape.matrix, [1, 2])
+  @Test("A block device keeps to the model with every feature", arguments: ImageShape.featured)
+  func blockDevicesKeepToTheModelWithEveryFeature(shape: ImageShape) throws {
+    let seed = testSeed("block device")
+    try run(shape, seed: seed, schedule: seed &+ 31, isBlockDevice: true) {
+      $0.workers = 2
+      $0.depth = 4
+    }
+  }
+
+  @Test(
+    "A cache of one or two slices changes nothing",
+    arguments: ImageShape.matrix + ImageShape.featured, [1, 2])
   func tinyCachesChangeNothing(shape: ImageShape, slices: Int) throws {
     let seed = testSeed("tiny cache")
     try run(shape, seed: seed, schedule: seed &+ 5, cacheSlices: slices) {

@@ -39,6 +39,16 @@ import Testing
     scenarios.append(Scenario(shape: bits, cacheSlices: 1))
     let old = ImageShape(clusterBits: 9, version: 2, contents: .snapshot)
     scenarios.append(Scenario(shape: old, cacheSlices: 1))
+    for shape in ImageShape.featured {
+      var scenario = Scenario(shape: shape, operations: 45)
+      if shape.copiesOnRead { scenario.weights[0] = 40 }
+      scenarios.append(scenario)
+      scenario.cacheSlices = 1
+      scenario.writesBackAlways = true
+      scenario.depth = 2
+      scenario.operations = 30
+      scenarios.append(scenario)
+    }
     for contents in ImageShape.Contents.allCases {
       let shape = ImageShape(clusterBits: 9, contents: contents, isLazy: true)
       scenarios.append(Scenario(shape: shape))
@@ -71,6 +81,7 @@ import Testing
   /// Runs the workload and leaves the image as it is, without closing it.
   private func record(_ scenario: Scenario, seed: UInt64) throws -> Bench {
     let bench = Bench(scenario.shape.builder, schedule: seed)
+    scenario.shape.adjust(bench)
     bench.options.workers = 2
     bench.options.slotsPerWorker = scenario.depth
     bench.options.dirtyAgeMilliseconds = scenario.writesBackAlways ? 0 : 1_000_000
@@ -85,12 +96,13 @@ import Testing
     options.maximumLength = 12
     options.weights = scenario.weights
     options.overlaps = scenario.overlaps
+    scenario.shape.adjust(&options)
     options.maintainsEvery = 2
     let workload = options
     try bench.host.run {
       let image = try await bench.open()
       let workload = Workload(
-        image: image, file: bench.file, model: bench.model, options: workload, seed: seed)
+        image: image, files: bench.files, model: bench.model, options: workload, seed: seed)
       await workload.run()
       #expect(workload.problems.isEmpty, "\(workload.problems)")
     }
@@ -103,16 +115,23 @@ struct CrashCheck {
   private let bench: Bench
   private let seed: UInt64
   private let opener = SimulatedHost(seed: nil)
+  /// What else is wrong with a state, in words.
+  private let extra: @Sendable (ImageBytes, ImageVerifier) -> String?
 
-  init(_ bench: Bench, seed: UInt64) {
+  init(
+    _ bench: Bench, seed: UInt64,
+    extra: @escaping @Sendable (ImageBytes, ImageVerifier) -> String? = { _, _ in nil }
+  ) {
     self.bench = bench
     self.seed = seed
+    self.extra = extra
   }
 
   /// Returns the number of states checked; records an issue at the first bad one.
   func run(perCut: Int) throws -> Int {
     let crashes = CrashEnumerator(
-      original: bench.original, events: bench.recording.events, seed: seed)
+      originals: bench.originals, events: bench.recording.events, seed: seed)
+    if bench.builder.features.isExtended { crashes.tearsWords = tearsWords }
     let touched = bench.model.touched
     let zeros = IOBuffer(count: 512)
     var failure: String?
@@ -124,11 +143,23 @@ struct CrashCheck {
     return crashes.count
   }
 
+  /// Whether a write is of a slice of an L2 table: its sectors may be torn between any two words.
+  private func tearsWords(_ event: HostEvent) -> Bool {
+    let l1 = Int(bench.bytes.be64(40))
+    let cluster = UInt64(event.offset) >> UInt64(bench.builder.clusterBits)
+    return event.file == 0 && event.length % 512 == 0
+      && (0..<Int(bench.bytes.be32(36))).contains { index in
+        let entry = bench.bytes.be64(l1 + index * 8) & 0x00ff_ffff_ffff_fe00
+        return entry != 0 && entry >> UInt64(bench.builder.clusterBits) == cluster
+      }
+  }
+
   private func problem(
     _ state: CrashEnumerator.State, _ touched: [Int], _ zeros: IOBuffer
   ) -> String? {
     if let problem = rebuildIfDirty(state.bytes) { return "\(state.description): \(problem)" }
-    let verifier = ImageVerifier(state.bytes)
+    let verifier = bench.verifier(state.files)
+    verifier.allowsStaleBitmaps = true
     let report = verifier.check()
     if let error = report.errors.first { return "\(state.description): \(error)" }
     let flushed = bench.model.lastFlushStart(before: state.time)
@@ -139,30 +170,46 @@ struct CrashCheck {
       {
         return "\(state.description), flushed before \(flushed): \(problem)"
       }
+      if let problem = rawProblem(state, sector, flushed) {
+        return "\(state.description), flushed before \(flushed): \(problem)"
+      }
     }
-    return bench.snapshotProblems(verifier).first.map { "\(state.description): \($0)" }
+    let other = bench.snapshotProblems(verifier).first ?? extra(state.bytes, verifier)
+    return other.map { "\(state.description): \($0)" }
+  }
+
+  /// What a sector of a raw data file holds that the guest's disk must not.
+  private func rawProblem(
+    _ state: CrashEnumerator.State, _ sector: Int, _ flushed: UInt64
+  ) -> String? {
+    guard bench.builder.features.dataFile == .raw else { return nil }
+    return bench.model.checkCrash(
+      UnsafeRawPointer(state.files[1].base + sector * 512), sector: sector, crash: state.time,
+      flushedBefore: flushed)
   }
 
   /// Opens the image; in every 40th state also writes on, closes and checks again.
   private func continuation(of state: CrashEnumerator.State, _ number: Int) -> String? {
     let writesOn = number % 40 == 0
-    let bytes = writesOn ? state.bytes.copy() : state.bytes
+    let contents = writesOn ? state.files.map { $0.copy() } : state.files
     let result = Box<String?>(nil)
     do {
       try opener.run {
-        let file = MemoryFile(bytes)
-        let image = try await Image.open(file, options: ImageOptions())
-        if writesOn { result.value = await self.writeOn(image, file) }
+        let files = self.bench.immediateFiles(contents)
+        let image = try await self.bench.open(files, options: ImageOptions())
+        if writesOn { result.value = await self.writeOn(image, files) }
       }
     } catch { return "\(state.description): opening failed: \(error)" }
     if writesOn, result.value == nil {
-      result.value = ImageVerifier(bytes).check().errors.first
+      let verifier = bench.verifier(contents)
+      verifier.allowsStaleBitmaps = true
+      result.value = verifier.check().errors.first
     }
     return result.value.map { "\(state.description), then more writes: \($0)" }
   }
 
-  private func writeOn(_ image: Image, _ file: MemoryFile) async -> String? {
-    let driver = MiniWorker(target: image, file: file, worker: 0)
+  private func writeOn(_ image: Image, _ files: [any HostFile]) async -> String? {
+    let driver = MiniWorker(target: image, files: files, worker: 0)
     let buffer = IOBuffer(count: 4096)
     buffer.base.initializeMemory(as: UInt8.self, repeating: 0x77, count: 4096)
     for step in 0..<12 {

@@ -8,10 +8,17 @@ package final class Bench: @unchecked Sendable {  // why: one thread per simulat
   package let memory: MemoryFile
   package let faulty: FaultyFile
   package let recording: RecordingFile
+  /// The external data file, if there is one.
+  package let dataMemory: MemoryFile?
+  private let dataFaulty: FaultyFile?
+  private let dataRecording: RecordingFile?
+  private let backing: BackingBench?
   package let model: DiskModel
   package let builder: ImageBuilder
   /// The bytes before the first write.
   package let original: ImageBytes
+  /// Of the image and the data file.
+  package let originals: [ImageBytes]
   /// For each prefilled guest cluster, the change that its sectors hold at first.
   private let prefilled: [Int: UInt32]
   package var options = ImageOptions()
@@ -27,9 +34,20 @@ package final class Bench: @unchecked Sendable {  // why: one thread per simulat
     let model = DiskModel(size: builder.size & ~511, clock: clock)
     let perCluster = (1 << builder.clusterBits) / 512
     var prefilled: [Int: UInt32] = [:]
-    for (cluster, mapping) in builder.mappings where mapping == .data {
-      let end = min((cluster + 1) * perCluster, model.size / 512)
-      prefilled[cluster] = model.prefill((cluster * perCluster)..<end)
+    let host = SimulatedHost(seed: schedule)
+    let features = builder.features
+    backing = features.backing.map { kind in
+      BackingBench(
+        kind, features, size: builder.size, change: model.prefill(0..<0),
+        host: isImmediate ? nil : host)
+    }
+    if let backing {
+      model.initial = { backing.change(of: $0) }
+      model.cutSector = backing.cutSector
+    }
+    for (cluster, mapping) in builder.mappings {
+      let number = Self.prefill(mapping, cluster * perCluster, perCluster, model)
+      if let number { prefilled[cluster] = number }
     }
     let changes = prefilled
     builder.fill = { cluster, bytes in
@@ -39,31 +57,125 @@ package final class Bench: @unchecked Sendable {  // why: one thread per simulat
           sector: cluster * perCluster + index)
       }
     }
-    let bytes = builder.build(capacity: capacity)
+    let (bytes, data) = builder.buildFiles(capacity: capacity)
     original = bytes.copy()
-    host = SimulatedHost(seed: schedule)
+    originals = [original] + (data.map { [$0.copy()] } ?? [])
+    self.host = host
     memory = MemoryFile(bytes, host: isImmediate ? nil : host, traits: traits)
     faulty = FaultyFile(memory)
-    recording = RecordingFile(faulty, clock: clock)
+    let log = HostLog(clock: clock)
+    recording = RecordingFile(faulty, log: log)
+    let dataMemory = data.map { MemoryFile($0, host: isImmediate ? nil : host, traits: traits) }
+    // A regular data file: what a power cut leaves of a hole is zeros or what there was.
+    dataMemory?.punchesToZeros = !traits.isBlockDevice
+    let dataFaulty = dataMemory.map { FaultyFile($0) }
+    dataRecording = dataFaulty.map { RecordingFile($0, log: log, number: 1) }
+    self.dataMemory = dataMemory
+    self.dataFaulty = dataFaulty
     self.prefilled = prefilled
     self.model = model
     self.builder = builder
   }
 
+  /// Notes what the sectors of a mapped cluster hold; the change of its data, if it has any.
+  private static func prefill(
+    _ mapping: ImageBuilder.Mapping, _ first: Int, _ count: Int, _ model: DiskModel
+  ) -> UInt32? {
+    let all = first..<min(first + count, model.size / 512)
+    switch mapping {
+    case .data, .compressed: return model.prefill(all)
+    case .zero, .allocatedZero:
+      model.setInitial(all, 0)
+      return nil
+    case .subclusters(let allocated, let zero, _):
+      let number = model.prefill(0..<0)
+      for sector in all {
+        let bit = UInt32((sector - first) * 32 / count)
+        if allocated >> bit & 1 != 0 { model.setInitial(sector..<(sector + 1), number) }
+        if zero >> bit & 1 != 0 { model.setInitial(sector..<(sector + 1), 0) }
+      }
+      return number
+    }
+  }
+
   package var bytes: ImageBytes { memory.bytes }
   package var file: any HostFile { recording }
 
+  /// What host transfers number: the image, the data file, then the backing files.
+  package var files: [any HostFile] {
+    var files: [any HostFile] = [recording, dataRecording ?? recording]
+    for file in backing?.faulty ?? [] { files.append(file) }
+    return files
+  }
+
+  /// The layers that make operations fail, by file: the image, the data file, the backing files.
+  package var faultyFiles: [FaultyFile] {
+    [faulty] + (dataFaulty.map { [$0] } ?? []) + (backing?.faulty ?? [])
+  }
+
   package func open() async throws(ImageError) -> Image {
-    try await Image.open(recording, options: options)
+    try await open(files, options: options)
+  }
+
+  /// Opens the image over `files`, in the order of ``files``.
+  package func open(
+    _ files: [any HostFile], options: ImageOptions
+  ) async throws(ImageError) -> Image {
+    var sources = ImageSources(
+      file: files[0], cipher: builder.features.cipher.map { ToyCipher($0) })
+    if builder.features.dataFile != nil {
+      sources.dataFile = files[1]
+      sources.fileNumber = 1
+    }
+    sources.backing = try await backing?.open(Array(files[2...]), number: 2, options: options)
+    return try await Image.open(sources, options: options)
+  }
+
+  /// Files in memory, without a simulation, of given contents of image and data file.
+  package func immediateFiles(
+    _ contents: [ImageBytes], yields: Bool = false
+  ) -> [any HostFile] {
+    let own = contents.map { MemoryFile($0) }
+    let all =
+      [own[0], own.count > 1 ? own[1] : own[0]]
+      + (backing?.contents ?? []).map { MemoryFile($0) }
+    for file in all { file.yields = yields }
+    return all
+  }
+
+  /// A checker of the image and the data file as they are, or of other contents of them.
+  package func verifier(_ contents: [ImageBytes]? = nil) -> ImageVerifier {
+    let contents = contents ?? [bytes] + (dataMemory.map { [$0.bytes] } ?? [])
+    let backing = backing
+    return ImageVerifier(
+      contents[0], data: contents.count > 1 ? contents[1] : nil,
+      cipher: builder.features.cipher.map { ToyCipher($0) },
+      backing: backing.map { backing in { backing.fill($0, $1) } })
   }
 
   /// Checks the image, and all guest contents against the model, as after a clean close.
   package func problems() -> [String] {
-    let verifier = ImageVerifier(bytes)
+    let verifier = verifier()
     let report = verifier.check()
     var problems = report.errors
     if report.leaks > 0 { problems.append("\(report.leaks) leaked clusters") }
-    return problems + contentProblems(verifier) + snapshotProblems(verifier)
+    problems += backing?.problems ?? []
+    return problems + contentProblems(verifier) + rawProblems() + snapshotProblems(verifier)
+  }
+
+  /// What a raw data file has that the guest's disk has not.
+  private func rawProblems() -> [String] {
+    guard builder.features.dataFile == .raw, builder.features.cipher == nil,
+      let data = dataMemory?.bytes
+    else { return [] }
+    let now = clock.tick()
+    for sector in model.touched {
+      let found = UnsafeRawPointer(data.base + sector * 512)
+      if let problem = model.checkRead(found, sector: sector, started: now, ended: now) {
+        return ["in the raw data file: " + problem]
+      }
+    }
+    return []
   }
 
   /// What the guest contents have that the model does not permit.
@@ -85,6 +197,7 @@ package final class Bench: @unchecked Sendable {  // why: one thread per simulat
     guard builder.hasSnapshot else { return [] }
     let perCluster = (1 << builder.clusterBits) / 512
     for (cluster, change) in prefilled {
+      if case .subclusters = builder.mappings[cluster] { continue }
       for sector in (cluster * perCluster)..<((cluster + 1) * perCluster) {
         guard let found = verifier.snapshotSector(sector),
           SectorPattern.change(in: found, sector: sector) == change

@@ -10,6 +10,8 @@ package final class DiskModel: @unchecked Sendable {  // why: one thread per sim
     var end: UInt64 = .max
     var failed = false
     var isDurable = false
+    /// Afterwards the sectors may hold anything.
+    var isWild = false
   }
 
   private struct Flush {
@@ -25,7 +27,10 @@ package final class DiskModel: @unchecked Sendable {  // why: one thread per sim
   private var changes = [Change(isZero: true, start: 0, end: 0, isDurable: true)]
   private var flushes: [Flush] = []
   private var history: [Int: [UInt32]] = [:]
-  private static let empty: [UInt32] = [0]
+  /// What a sector holds that was never changed.
+  package var initial: (Int) -> UInt32 = { _ in 0 }
+  /// The sector that a backing file ends in, and how many of its bytes are inside.
+  package var cutSector: (sector: Int, count: Int)?
 
   package init(size: Int, clock: LogicalClock) {
     self.size = size
@@ -34,6 +39,13 @@ package final class DiskModel: @unchecked Sendable {  // why: one thread per sim
 
   /// Sectors that were ever changed.
   package var touched: [Int] { history.keys.sorted() }
+
+  private func numbers(of sector: Int) -> [UInt32] { history[sector] ?? [initial(sector)] }
+
+  /// Notes what sectors held from the start.
+  package func setInitial(_ sectors: Range<Int>, _ change: UInt32) {
+    for sector in sectors { history[sector] = [change] }
+  }
 
   /// Notes what the image held from the start, and returns the change for the pattern.
   package func prefill(_ sectors: Range<Int>) -> UInt32 {
@@ -44,10 +56,10 @@ package final class DiskModel: @unchecked Sendable {  // why: one thread per sim
   }
 
   /// A change begins; its number, which is also the pattern's, is returned.
-  package func begin(_ sectors: Range<Int>, isZero: Bool) -> UInt32 {
-    changes.append(Change(isZero: isZero, start: clock.tick()))
+  package func begin(_ sectors: Range<Int>, isZero: Bool, isWild: Bool = false) -> UInt32 {
+    changes.append(Change(isZero: isZero, start: clock.tick(), isWild: isWild))
     let number = UInt32(changes.count - 1)
-    for sector in sectors { history[sector, default: Self.empty].append(number) }
+    for sector in sectors { history[sector] = numbers(of: sector) + [number] }
     return number
   }
 
@@ -102,21 +114,37 @@ package final class DiskModel: @unchecked Sendable {  // why: one thread per sim
     _ bytes: UnsafeRawPointer, _ sector: Int, before limit: UInt64,
     _ settled: (Change) -> UInt64?
   ) -> String? {
-    guard let found = SectorPattern.change(in: bytes, sector: sector) else {
+    let numbers = numbers(of: sector)
+    let isWild = numbers.contains { changes[Int($0)].isWild }
+    let pattern = SectorPattern.change(in: bytes, sector: sector) ?? cut(bytes, sector)
+    guard let found = pattern ?? (isWild ? UInt32.max : nil) else {
       return "sector \(sector): not a value ever written there: \(SectorPattern.describe(bytes))"
     }
-    let numbers = history[sector] ?? Self.empty
     var newestSettled: UInt64 = 0
     for number in numbers {
       if let start = settled(changes[Int(number)]) { newestSettled = max(newestSettled, start) }
     }
     for number in numbers {
       let change = changes[Int(number)]
-      guard change.isZero ? found == 0 : found == number else { continue }
+      guard change.isWild || (change.isZero ? found == 0 : found == number) else { continue }
       if change.start < limit && change.end >= newestSettled { return nil }
     }
     return "sector \(sector): holds change \(found), not permitted; history "
       + numbers.map { describe($0) }.joined(separator: ", ")
+  }
+
+  /// The change of a sector that a backing file ends in.
+  private func cut(_ bytes: UnsafeRawPointer, _ sector: Int) -> UInt32? {
+    guard let cutSector, cutSector.sector == sector else { return nil }
+    let number = initial(sector)
+    return withUnsafeTemporaryAllocation(byteCount: 512, alignment: 16) { expected in
+      guard let start = expected.baseAddress else { return nil }
+      SectorPattern.fill(start, change: number, sector: sector)
+      let count = 512 - cutSector.count
+      (start + cutSector.count).initializeMemory(as: UInt8.self, repeating: 0, count: count)
+      return expected.elementsEqual(UnsafeRawBufferPointer(start: bytes, count: 512))
+        ? number : nil
+    }
   }
 
   private func describe(_ number: UInt32) -> String {

@@ -1,3 +1,6 @@
+import QCOW2Codec
+import QCOW2Format
+
 /// What a check of an image found.
 package struct ImageReport: Sendable {
   package var errors: [String] = []
@@ -21,10 +24,28 @@ package final class ImageVerifier {
   private var references: [UInt32] = []
   /// Clusters owned exclusively: metadata, and what the active tables point at.
   private var isExclusive: [Bool] = []
+  /// Clusters that hold compressed ones.
+  private var isShared: [Bool] = []
   private var report = ImageReport()
+  private let isExtended: Bool
+  private let hasDataFile: Bool
+  /// The file that data clusters lie in.
+  private let data: ImageBytes
+  private let cipher: ToyCipher?
+  /// Fills 512 bytes with a sector of the backing file; nil without one.
+  private let backing: ((Int, UnsafeMutableRawPointer) -> Void)?
+  /// A power cut may leave the old bitmap beside a new compressed descriptor: no reader looks at it.
+  package var allowsStaleBitmaps = false
+  private let scratch = UnsafeMutableRawPointer.allocate(byteCount: 512, alignment: 16)
+  private var inflated: [UInt64: [UInt8]] = [:]
+  private lazy var codec = ClusterCodec(
+    version >= 3 && bytes.be64(72) & 8 != 0 ? .zstd : .zlib, clusterSize: clusterSize)
   private static let offsetMask: UInt64 = 0x00ff_ffff_ffff_fe00
 
-  package init(_ bytes: ImageBytes) {
+  package init(
+    _ bytes: ImageBytes, data: ImageBytes? = nil, cipher: ToyCipher? = nil,
+    backing: ((Int, UnsafeMutableRawPointer) -> Void)? = nil
+  ) {
     self.bytes = bytes
     version = Int(bytes.be32(4))
     clusterBits = Int(bytes.be32(20))
@@ -32,11 +53,22 @@ package final class ImageVerifier {
     refcountOrder = version >= 3 ? Int(bytes.be32(96)) : 4
     l1Size = Int(bytes.be32(36))
     l1Offset = Int(bytes.be64(40))
+    isExtended = version >= 3 && bytes.be64(72) & 16 != 0
+    hasDataFile = version >= 3 && bytes.be64(72) & 4 != 0
+    self.data = data ?? bytes
+    self.cipher = cipher
+    self.backing = backing
   }
+
+  deinit { scratch.deallocate() }
+
+  private var entrySize: Int { isExtended ? 16 : 8 }
 
   // MARK: Guest contents
 
   /// The bytes of a guest sector through the active tables; nil if it reads as zeros.
+  ///
+  /// Good until the next call.
   package func sector(_ number: Int) -> UnsafeRawPointer? { sector(number, l1: l1Offset) }
 
   /// The same through the tables of the first snapshot.
@@ -46,14 +78,74 @@ package final class ImageVerifier {
 
   private func sector(_ number: Int, l1: Int) -> UnsafeRawPointer? {
     let offset = number * 512
-    let l2Bits = clusterBits - 3
+    let l2Bits = clusterBits - (isExtended ? 4 : 3)
     let table = Int(bytes.be64(l1 + offset >> (clusterBits + l2Bits) * 8) & Self.offsetMask)
-    if table == 0 || table >= bytes.length { return nil }
-    let index = offset >> clusterBits & (1 << l2Bits - 1)
-    let entry = bytes.be64(table + index * 8)
+    if table == 0 || table >= bytes.length { return unallocated(number) }
+    let at = table + (offset >> clusterBits & (1 << l2Bits - 1)) * entrySize
+    let entry = bytes.be64(at)
+    if entry & 1 << 62 != 0 { return compressed(entry, offset & (clusterSize - 1)) }
     let host = Int(entry & Self.offsetMask)
-    if host == 0 || version >= 3 && entry & 1 != 0 { return nil }
-    return UnsafeRawPointer(bytes.base + host + offset & (clusterSize - 1))
+    if isExtended {
+      let bit = UInt64(offset & (clusterSize - 1)) >> UInt64(clusterBits - 5)
+      let bitmap = bytes.be64(at + 8)
+      if bitmap >> (bit + 32) & 1 != 0 { return nil }
+      if bitmap >> bit & 1 == 0 { return unallocated(number) }
+    } else {
+      if version >= 3 && entry & 1 != 0 { return nil }
+      if host == 0 && !(hasDataFile && entry & 1 << 63 != 0) { return unallocated(number) }
+    }
+    return plain(number, host + offset & (clusterSize - 1))
+  }
+
+  private func unallocated(_ number: Int) -> UnsafeRawPointer? {
+    guard let backing else { return nil }
+    backing(number, scratch)
+    return UnsafeRawPointer(scratch)
+  }
+
+  private func plain(_ number: Int, _ host: Int) -> UnsafeRawPointer {
+    data.read(into: scratch, count: 512, at: host)
+    if let cipher {
+      let sector = cipher.ivBasis == .guest ? number : host / 512
+      cipher.decrypt(scratch, count: 512, firstSector: UInt64(sector))
+    }
+    return UnsafeRawPointer(scratch)
+  }
+
+  /// The place and length in bytes, in whole sectors, of a compressed cluster.
+  private func compressedRange(_ entry: UInt64) -> (offset: Int, length: Int) {
+    let shift = UInt64(62 - (clusterBits - 8))
+    let offset = Int(entry & (1 << shift - 1))
+    let sectors = Int(entry >> shift & (1 << UInt64(clusterBits - 8) - 1)) + 1
+    return (offset, sectors * 512 - offset % 512)
+  }
+
+  /// Part of a compressed cluster; 0xbb if it does not inflate.
+  private func compressed(_ entry: UInt64, _ start: Int) -> UnsafeRawPointer {
+    let cluster = inflated[entry] ?? inflate(entry)
+    inflated[entry] = cluster
+    cluster.withUnsafeBytes { source in
+      if let base = source.baseAddress { scratch.copyMemory(from: base + start, byteCount: 512) }
+    }
+    return UnsafeRawPointer(scratch)
+  }
+
+  private func inflate(_ entry: UInt64) -> [UInt8] {
+    let (offset, length) = compressedRange(entry)
+    var stream = [UInt8](repeating: 0, count: length)
+    stream.withUnsafeMutableBytes { target in
+      if let base = target.baseAddress { bytes.read(into: base, count: length, at: offset) }
+    }
+    var cluster = [UInt8](repeating: 0xbb, count: clusterSize)
+    stream.withUnsafeBytes { source in
+      cluster.withUnsafeMutableBytes { target in
+        if StoredDeflate.unwrap(source, into: target) { return }
+        do { try codec.decompress(source, into: target) } catch {
+          target.initializeMemory(as: UInt8.self, repeating: 0xbb)
+        }
+      }
+    }
+    return cluster
   }
 
   // MARK: Check
@@ -61,6 +153,7 @@ package final class ImageVerifier {
   package func check() -> ImageReport {
     references = Array(repeating: 0, count: bytes.length / clusterSize + 1)
     isExclusive = Array(repeating: false, count: references.count)
+    isShared = isExclusive
     own("header", 0, clusterSize)
     own("L1 table", l1Offset, l1Size * 8)
     own("refcount table", Int(bytes.be64(48)), Int(bytes.be32(56)) * clusterSize)
@@ -80,7 +173,9 @@ package final class ImageVerifier {
   func own(_ what: String, _ offset: Int, _ length: Int) {
     guard length > 0, refer(what, offset, length) else { return }
     for cluster in (offset >> clusterBits)...((offset + length - 1) >> clusterBits) {
-      if isExclusive[cluster] { fail("\(what): cluster \(number(cluster)) has two owners") }
+      if isExclusive[cluster] || isShared[cluster] {
+        fail("\(what): cluster \(number(cluster)) has two owners")
+      }
       isExclusive[cluster] = true
     }
   }
@@ -126,23 +221,53 @@ package final class ImageVerifier {
   }
 
   private func walk(table: Int, number index: Int, isActive: Bool) {
+    let entrySize = entrySize
     var position = 0
     while position < clusterSize {
       let entry = bytes.be64(table + position)
-      if entry != 0 { walk(entry, index, position / 8, isActive) }
-      position += 8
+      let bitmap = isExtended ? bytes.be64(table + position + 8) : 0
+      if entry | bitmap != 0 { walk(entry, bitmap, index, position / entrySize, isActive) }
+      position += entrySize
     }
   }
 
-  private func walk(_ entry: UInt64, _ table: Int, _ position: Int, _ isActive: Bool) {
+  private func walk(
+    _ entry: UInt64, _ bitmap: UInt64, _ table: Int, _ position: Int, _ isActive: Bool
+  ) {
+    let name = "\(table)/\(position)"
+    if entry & 1 << 62 != 0 { return walkCompressed(entry, bitmap, name) }
     let host = Int(entry & Self.offsetMask)
-    let known = Self.offsetMask | 1 << 63 | (version >= 3 ? 1 : 0)
-    if entry & ~known != 0 {
-      fail("L2 entry \(table)/\(position) is \(String(entry, radix: 16))")
-    } else if host == 0 {
-      if entry & 1 << 63 != 0 { fail("L2 entry \(table)/\(position) is COPIED without a cluster") }
+    let known = Self.offsetMask | 1 << 63 | (version >= 3 && !isExtended ? 1 : 0)
+    let isInFile = host != 0 || hasDataFile && entry & 1 << 63 != 0
+    if entry & ~known != 0 { fail("L2 entry \(name) is \(String(entry, radix: 16))") }
+    if bitmap >> 32 & bitmap != 0 {
+      fail("L2 entry \(name) has the bitmap \(String(bitmap, radix: 16))")
+    }
+    if !isInFile {
+      if entry & 1 << 63 != 0 { fail("L2 entry \(name) is COPIED without a cluster") }
+      if bitmap & 0xffff_ffff != 0 { fail("L2 entry \(name) has data without a cluster") }
+    } else if hasDataFile {
+      let guest = table * (clusterSize / entrySize) + position
+      if host != guest * clusterSize || entry & 1 << 63 == 0 {
+        fail("L2 entry \(name) is \(String(entry, radix: 16)) with a data file")
+      }
     } else {
-      _ = point("data cluster \(table)/\(position)", entry, host, isActive)
+      _ = point("data cluster \(name)", entry, host, isActive)
+    }
+  }
+
+  /// A compressed cluster refers to each host cluster that its sectors touch.
+  private func walkCompressed(_ entry: UInt64, _ bitmap: UInt64, _ name: String) {
+    let (offset, length) = compressedRange(entry)
+    if entry & 1 << 63 != 0 { fail("compressed entry \(name) is COPIED") }
+    if bitmap != 0 && !allowsStaleBitmaps {
+      fail("compressed entry \(name) has the bitmap \(String(bitmap, radix: 16))")
+    }
+    for cluster in (offset >> clusterBits)...((offset + length - 1) >> clusterBits) {
+      let what = "compressed cluster \(name)"
+      guard refer(what, cluster << clusterBits, clusterSize) else { return }
+      if isExclusive[cluster] { fail("\(what): cluster \(number(cluster)) has an owner") }
+      isShared[cluster] = true
     }
   }
 

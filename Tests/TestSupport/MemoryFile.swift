@@ -26,6 +26,8 @@ package final class MemoryFile: HostFile, @unchecked Sendable {  // why: `lock`,
   package var forbidsOverlap = false
   /// Immediate operations let other tasks of the same thread run.
   package var yields = false
+  /// Punched ranges read as zeros, as in a regular file, or stay as they are.
+  package var punchesToZeros = false
   package private(set) var violations: [String] = []
 
   package init(
@@ -62,7 +64,7 @@ package final class MemoryFile: HostFile, @unchecked Sendable {  // why: `lock`,
     await perform(.punch, offset, length) {
       let start = Int(offset.bytes)
       let count = min(Int(length), bytes.length - start)
-      if count > 0 { bytes.fill(0xdd, count: count, at: start) }
+      if count > 0 { bytes.fill(punchesToZeros ? 0 : 0xdd, count: count, at: start) }
     }
   }
 
@@ -100,6 +102,7 @@ package final class MemoryFile: HostFile, @unchecked Sendable {  // why: `lock`,
       if yields { await Task.yield() }
       return
     }
+    if traits.isReadOnly && kind != .read { violations.append("\(kind) of a read-only file") }
     let number = begin(kind, offset.bytes..<(offset.bytes + length))
     let early = host.flip()
     if early { apply() }

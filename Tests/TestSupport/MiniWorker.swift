@@ -4,12 +4,17 @@ import QCOW2Engine
 /// Carries out requests as the data plane does: `plan` → host transfers → `finish`, else `serve`.
 package struct MiniWorker: Sendable {
   package let target: any BlockTarget
-  package let file: any HostFile
+  /// What the numbers in host transfers stand for.
+  package let files: [any HostFile]
   package let worker: Int
 
   package init(target: any BlockTarget, file: any HostFile, worker: Int) {
+    self.init(target: target, files: [file], worker: worker)
+  }
+
+  package init(target: any BlockTarget, files: [any HostFile], worker: Int) {
     self.target = target
-    self.file = file
+    self.files = files
     self.worker = worker
   }
 
@@ -36,6 +41,7 @@ package struct MiniWorker: Sendable {
 
   private func carryOut(_ transfer: HostTransfer, _ request: BlockRequest) async throws(Errno) {
     let data = request.data.slice(Int(transfer.dataOffset), Int(transfer.length))
+    let file = files[Int(transfer.file)]
     switch (transfer.kind, request.operation) {
     case (.zeroes, _): try await file.fillWithZeroes(data)
     case (.file, .read): try await file.read(into: data, at: transfer.hostOffset)

@@ -4,6 +4,8 @@ package import BlockCore
 package struct HostEvent: Sendable {
   package enum Kind: String, Sendable { case write, zero, punch, setLength, sync }
   package let kind: Kind
+  /// The number of the file.
+  package let file: Int
   package let offset: UInt64
   package let length: UInt64
   /// What was written; empty for all else.
@@ -18,16 +20,27 @@ package struct HostEvent: Sendable {
   package var range: Range<UInt64> { offset..<(offset + length) }
 }
 
+/// The changes and barriers of all files of one simulation, by one clock.
+package final class HostLog: @unchecked Sendable {  // why: one thread per simulation
+  let clock: LogicalClock
+  package fileprivate(set) var events: [HostEvent] = []
+
+  package init(clock: LogicalClock) { self.clock = clock }
+}
+
 /// A layer that keeps a log of every change and barrier, with the order of starts and ends.
 // why unchecked: one thread per simulation
 package final class RecordingFile: HostFile, @unchecked Sendable {
   private let file: any HostFile
-  private let clock: LogicalClock
-  package private(set) var events: [HostEvent] = []
+  private let log: HostLog
+  private let number: Int
+  /// Of all files that share the log.
+  package var events: [HostEvent] { log.events }
 
-  package init(_ file: any HostFile, clock: LogicalClock) {
+  package init(_ file: any HostFile, log: HostLog, number: Int = 0) {
     self.file = file
-    self.clock = clock
+    self.log = log
+    self.number = number
   }
 
   package var traits: HostFileTraits { file.traits }
@@ -80,15 +93,17 @@ package final class RecordingFile: HostFile, @unchecked Sendable {
   private func begin(
     _ kind: HostEvent.Kind, _ offset: UInt64, _ length: UInt64, _ data: [UInt8] = []
   ) -> Int {
-    events.append(
-      HostEvent(kind: kind, offset: offset, length: length, data: data, start: clock.tick()))
-    return events.count - 1
+    log.events.append(
+      HostEvent(
+        kind: kind, file: number, offset: offset, length: length, data: data,
+        start: log.clock.tick()))
+    return log.events.count - 1
   }
 
-  private func end(_ index: Int) { events[index].end = clock.tick() }
+  private func end(_ index: Int) { log.events[index].end = log.clock.tick() }
 
   private func fail(_ index: Int, _ error: Errno) -> Errno {
-    events[index].failed = true
+    log.events[index].failed = true
     end(index)
     return error
   }

@@ -18,8 +18,23 @@ package struct WorkloadOptions: Sendable {
   package var weights = [30, 40, 5, 6, 10, 8, 6]
   /// Of a hundred requests, so many skip the hit path.
   package var servesDirectly = 25
+  /// Of a hundred writes, so many are made of whole clusters.
+  package var wholeClusters = 0
+  /// What a discard leaves in whole subclusters.
+  package var discards = Discards.zeroes
   /// Run the background step after every so many requests of a task.
   package var maintainsEvery = 5
+
+  /// What a discard is allowed to leave in the subclusters that lie wholly inside it.
+  package enum Discards: Sendable {
+    case zeroes
+    /// Zeros in whole clusters; zeros or what there was in other whole subclusters.
+    case zeroesInClusters
+    /// Zeros or what there was.
+    case either
+    /// Anything.
+    case anything
+  }
 
   package init() {}
 }
@@ -27,7 +42,7 @@ package struct WorkloadOptions: Sendable {
 /// Runs a workload against an image and its model.
 package final class Workload: @unchecked Sendable {  // why: one thread per simulation
   private let image: Image
-  private let file: any HostFile
+  private let files: [any HostFile]
   private let model: DiskModel
   private let options: WorkloadOptions
   private var random: SeededGenerator
@@ -41,11 +56,17 @@ package final class Workload: @unchecked Sendable {  // why: one thread per simu
   package var toleratesFailures = false
   package private(set) var isStopped = false
 
-  package init(
+  package convenience init(
     image: Image, file: any HostFile, model: DiskModel, options: WorkloadOptions, seed: UInt64
   ) {
+    self.init(image: image, files: [file], model: model, options: options, seed: seed)
+  }
+
+  package init(
+    image: Image, files: [any HostFile], model: DiskModel, options: WorkloadOptions, seed: UInt64
+  ) {
     self.image = image
-    self.file = file
+    self.files = files
     self.model = model
     self.options = options
     random = SeededGenerator(seed: seed)
@@ -64,7 +85,7 @@ package final class Workload: @unchecked Sendable {  // why: one thread per simu
   }
 
   private func client(worker: Int, slot: Int) async {
-    let driver = MiniWorker(target: image, file: file, worker: worker)
+    let driver = MiniWorker(target: image, files: files, worker: worker)
     var done = 0
     while remaining > 0 && problems.isEmpty && !isStopped {
       remaining -= 1
@@ -80,7 +101,7 @@ package final class Workload: @unchecked Sendable {  // why: one thread per simu
   private func step(_ driver: MiniWorker, _ slot: Int) async {
     let kind = pickKind()
     if kind == 3 { return await flush(driver, slot) }
-    guard let sectors = pickSectors(isWide: kind >= 4) else { return }
+    guard let sectors = pickSectors(kind) else { return }
     if !options.overlaps { busy.append(sectors) }
     defer { busy.removeAll { $0 == sectors } }
     switch kind {
@@ -100,7 +121,11 @@ package final class Workload: @unchecked Sendable {  // why: one thread per simu
     return 0
   }
 
-  private func pickSectors(isWide: Bool) -> Range<Int>? {
+  private var perCluster: Int { Int(image.geometry.clusterSize) / 512 }
+
+  private func pickSectors(_ kind: Int) -> Range<Int>? {
+    let isWide = kind >= 4
+    let isWhole = (kind == 1 || kind == 2) && random.chance(options.wholeClusters)
     for _ in 0..<20 {
       let region = options.regions[random.below(options.regions.count)]
       var length = 1 + random.below(options.maximumLength)
@@ -108,7 +133,14 @@ package final class Workload: @unchecked Sendable {  // why: one thread per simu
       length = max(1, min(length, region.count))
       var start = region.lowerBound + random.below(region.count - length + 1)
       if random.chance(10) { start = region.upperBound - length }
-      let sectors = start..<(start + length)
+      var sectors = start..<(start + length)
+      if isWhole {
+        let first = start / perCluster
+        let last = min(
+          (start + length + perCluster - 1) / perCluster, model.size / 512 / perCluster)
+        if first >= last { continue }
+        sectors = (first * perCluster)..<(last * perCluster)
+      }
       if options.overlaps || !busy.contains(where: { $0.overlaps(sectors) }) { return sectors }
     }
     return nil
@@ -168,14 +200,35 @@ package final class Workload: @unchecked Sendable {  // why: one thread per simu
   }
 
   private func discard(_ driver: MiniWorker, _ slot: Int, _ sectors: Range<Int>) async {
-    // Only whole clusters are promised to read as zeros; the engine leaves the rest alone.
-    let perCluster = Int(image.geometry.clusterSize) / 512
-    let first = (sectors.lowerBound + perCluster - 1) / perCluster * perCluster
-    let isAtEnd = sectors.upperBound == model.size / 512
-    let last = isAtEnd ? sectors.upperBound : sectors.upperBound / perCluster * perCluster
-    let change = first < last ? model.begin(first..<last, isZero: true) : nil
+    // Only whole subclusters are promised to read as zeros; the engine leaves the rest alone.
+    let unit =
+      image.header.incompatible.contains(.extendedL2) ? max(perCluster / 32, 1) : perCluster
+    let whole = rounded(sectors, unit)
+    let clusters = options.discards == .zeroesInClusters ? rounded(sectors, perCluster) : whole
+    var changes: [(number: UInt32, isSure: Bool)] = []
+    func begin(_ part: Range<Int>, isSure: Bool) {
+      if part.isEmpty { return }
+      let number = model.begin(part, isZero: true, isWild: options.discards == .anything)
+      changes.append((number, isSure))
+    }
+    if clusters.isEmpty {
+      begin(whole, isSure: false)
+    } else {
+      begin(whole.lowerBound..<clusters.lowerBound, isSure: false)
+      begin(clusters, isSure: options.discards != .either)
+      begin(clusters.upperBound..<whole.upperBound, isSure: false)
+    }
     let done = await perform(request(.discard, sectors), driver, slot)
-    if let change { model.end(change, failed: !done) }
+    // A change that may or may not be there is one that failed.
+    for change in changes { model.end(change.number, failed: !done || !change.isSure) }
+  }
+
+  /// The whole units inside a range; the last one of the disk counts as whole.
+  private func rounded(_ sectors: Range<Int>, _ unit: Int) -> Range<Int> {
+    let isAtEnd = sectors.upperBound == model.size / 512
+    let first = (sectors.lowerBound + unit - 1) / unit * unit
+    let last = isAtEnd ? sectors.upperBound : sectors.upperBound / unit * unit
+    return first < last ? first..<last : 0..<0
   }
 
   private func zero(

@@ -1,20 +1,24 @@
 import BlockCore
 import QCOW2Codec
 import QCOW2Format
+import Synchronization
 
 extension Image {
   /// Reads part of a compressed cluster, from the byte `start` on, into plain memory.
   ///
-  /// The compressed bytes are read and inflated outside all locks. Their descriptor may reach beyond
+  /// The caller's stamp in ``RequestStamps`` is older than its look at the mapping, so the place cannot
+  /// be released while it is read. The compressed bytes are read and inflated outside all locks. Their descriptor may reach beyond
   /// the end of the file, or over other bytes: both are the format's way [COMP-3, COMP-4].
   ///
   /// - Throws: ``ImageError/badCompressedData(at:)`` if they do not inflate to exactly a cluster.
   func readCompressed(
     _ descriptor: CompressedDescriptor, from start: UInt64, into data: DataBuffer,
-    generation: UInt64, worker: Int
+    worker: Int
   ) async throws(ImageError) {
     guard let target = unsafe data.memory else { throw .needsMemory }
     let context = contexts.context(worker)
+    // Not before the mapping was looked at: see ``DecompressedClusters``.
+    let generation = compressedGeneration.load(ordering: .acquiring)
     var cluster = context.decompressed.find(descriptor.offset, generation: generation)
     if cluster == nil {
       let alignment = UInt64(max(storage.file.traits.offsetAlignment, 512))

@@ -3,8 +3,10 @@ import BlockCore
 /// The clusters that one worker has decompressed last.
 ///
 /// The key is the place of the compressed bytes and a generation: the image's generation changes
-/// before the place of any released compressed cluster can be used anew. A reader draws it before it
-/// looks at the mapping, so a match means that the bytes are those that the mapping points at.
+/// before the place of any released compressed cluster can be used anew. A reader draws it when it has
+/// found the place in the mapping and holds it by its stamp. A match then means that nothing was
+/// released since another reader held the same place: the bytes are those that the mapping points at.
+/// Drawn any earlier, the generation could be from before the release, and the place from after it.
 final class DecompressedClusters {
   private static let capacity = 4
   let clusterSize: Int

@@ -1,6 +1,5 @@
 import BlockCore
 import QCOW2Format
-import Synchronization
 
 /// Host clusters that are being filled for a write: the guest's data, and around it what the clusters
 /// read as before.
@@ -153,10 +152,8 @@ extension Image {
       }
       try await guestData.read(into: data, at: host + start, guest: guest + start)
     case (.compressed, _):
-      // The entry is held: nothing can take its place, so the newest generation is right.
       try await readCompressed(
-        CompressedDescriptor(entry.descriptor, geometry), from: start, into: data,
-        generation: compressedGeneration.load(ordering: .acquiring), worker: worker)
+        CompressedDescriptor(entry.descriptor, geometry), from: start, into: data, worker: worker)
     case (.unallocated, _):
       try await readBacking(into: data, at: guest + start, worker: worker)
     case (.zero, _): try await storage.fillWithZeroes(data)

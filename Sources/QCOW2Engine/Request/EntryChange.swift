@@ -181,8 +181,14 @@ extension Image {
 
   /// Gives space of the external data file back while the guest clusters are still held: a cluster
   /// there belongs to one guest cluster for good, so a later punch could hit a later write.
+  ///
+  /// The host file's entries still point there, and older reads may be under way: both find zeros or
+  /// what there was, as of a regular file, and may. On a block device the contents would be anything,
+  /// and zeros decipher to anything: there the space is kept.
   private func punchExternal(_ clusters: [HostOffset]) async {
-    guard options.discardsToHost else { return }
+    guard options.discardsToHost, !guestData.isTransformed,
+      !guestData.storage.file.traits.isBlockDevice
+    else { return }
     for cluster in clusters {
       await guestData.storage.punchHole(at: cluster, length: geometry.clusterSize)
     }

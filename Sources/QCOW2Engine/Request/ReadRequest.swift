@@ -1,6 +1,5 @@
 import BlockCore
 import QCOW2Format
-import Synchronization
 
 extension Image {
   /// READ, extent by extent.
@@ -10,8 +9,6 @@ extension Image {
     var done: UInt64 = 0
     while done < request.length {
       let offset = request.offset + done
-      // Before the mapping is looked at: see ``DecompressedClusters``.
-      let generation = compressedGeneration.load(ordering: .acquiring)
       let extent = try await extent(at: offset, length: request.length - done)
       let data = request.data.slice(Int(done), Int(extent.length))
       if options.copyOnRead, case .unallocated = extent,
@@ -20,15 +17,14 @@ extension Image {
         done += length
         continue
       }
-      try await read(extent, into: data, at: offset, generation: generation, worker: worker)
+      try await read(extent, into: data, at: offset, worker: worker)
       done += extent.length
     }
   }
 
   /// Reads one extent, which starts at `offset` and is as long as `data`.
   private func read(
-    _ extent: Extent, into data: DataBuffer, at offset: GuestOffset, generation: UInt64,
-    worker: Int
+    _ extent: Extent, into data: DataBuffer, at offset: GuestOffset, worker: Int
   ) async throws(ImageError) {
     switch extent {
     case .zeroes: try await storage.fillWithZeroes(data)
@@ -37,8 +33,7 @@ extension Image {
       try await backing.read(into: data, at: offset, worker: worker)
     case .data(let host, _): try await guestData.read(into: data, at: host, guest: offset)
     case .compressed(let descriptor, let within, _):
-      try await readCompressed(
-        descriptor, from: within, into: data, generation: generation, worker: worker)
+      try await readCompressed(descriptor, from: within, into: data, worker: worker)
     }
   }
 }

@@ -38,6 +38,8 @@ final class WorkerContexts: @unchecked Sendable {  // why: a context is one thre
   }
 
   func context(_ worker: Int) -> WorkerContext {
+    // A backing layer is asked with its overlay's worker numbers and must have as many.
+    precondition(worker < workers, "worker \(worker) of \(workers)")
     if let context = unsafe contexts[worker] { return context }
     let context = WorkerContext(kind, clusterSize: clusterSize)
     unsafe contexts[worker] = context
