@@ -22,7 +22,7 @@ final class ImageSession: @unchecked Sendable {  // why: used inside one runBloc
 
   /// Wraps the files into ``UnsteadyFile``, unless the options have something of their own to do.
   init(
-    _ options: DiskImageOptions, _ random: inout Random, keepsEngineFile: Bool
+    _ options: DiskImageOptions, _ random: inout Random, keepsEngineFile: Bool = false
   ) async throws {
     var options = options
     options.mode = random.chance(70) ? .direct : .buffered
