@@ -3,11 +3,12 @@ import Testing
 
 @Suite struct CreateOptionsTests {
   private func problem(_ lists: [String], _ size: String? = "1M") -> OptionError? {
-    do throws(OptionError) {
+    do throws(ToolError) {
       _ = try CreateOptions(lists: lists, size: size)
       return nil
     } catch {
-      return error
+      guard case .option(let problem) = error else { return nil }
+      return problem
     }
   }
 
@@ -27,9 +28,7 @@ import Testing
   }
 
   @Test(arguments: [
-    "backing_file=x", "backing_fmt=raw", "data_file=x", "data_file_raw=on", "encryption=on",
-    "encrypt.format=luks", "extended_l2=on", "compression_type=zstd", "nocow=on",
-    "extent_size_hint=1",
+    "encryption=on", "encrypt.format=luks", "nocow=on", "extent_size_hint=1",
   ]) func optionsThatOnlyQEMUHasAreNamed(option: String) throws {
     let error = try #require(problem([option]))
     guard case .notSupportedYet(let name) = error else {
@@ -38,6 +37,28 @@ import Testing
     }
     #expect(option.hasPrefix(name))
     #expect(error.message.contains("not supported yet"))
+  }
+
+  @Test(arguments: [
+    ("backing_file=x", OptionConflict.backingFormatMissing),
+    ("backing_fmt=raw", .backingFormatAlone), ("backing_file=,backing_fmt=raw", .backingNameEmpty),
+    ("data_file_raw=on", .rawDataWithoutFile), ("data_file=x,compat=0.10", .dataFileVersion),
+    ("backing_file=x,backing_fmt=raw,data_file=y,data_file_raw=on", .backingWithRawData),
+    ("backing_file=x,backing_fmt=raw,preallocation=full", .backingWithPreallocation),
+    ("extended_l2=on,compat=v2", .extendedVersion),
+    ("extended_l2=on,cluster_size=8k", .extendedClusterSize),
+    ("compression_type=zstd,compat=v2", .compressionVersion),
+  ]) func optionsThatExcludeEachOtherAreRefused(options: String, conflict: OptionConflict) {
+    #expect(problem([options]) == .conflict(conflict))
+  }
+
+  @Test func namesMustFitTheFirstCluster() {
+    let name = String(repeating: "n", count: 400)
+    #expect(problem(["cluster_size=512,backing_file=\(name),backing_fmt=raw"]) != nil)
+    #expect(problem(["cluster_size=1k,backing_file=\(name),backing_fmt=raw"]) == nil)
+    let long = String(repeating: "n", count: 1024)
+    #expect(
+      problem(["backing_file=\(long),backing_fmt=raw"]) == .nameTooLong(bytes: 1024, allowed: 1023))
   }
 
   @Test func theDefaultsOfSuchOptionsAreAccepted() {

@@ -54,12 +54,36 @@ extension CheckResult {
     add("compressed-clusters", compressedClusters)
     add("total-clusters", totalClusters)
     add("corruptions", corruptions)
+    add("corruptions-fixed", corruptionsFixed)
     members.append(("check-errors", .unsigned(checkErrors)))
+    add("leaks-fixed", leaksFixed)
     add("leaks", leaks)
     add("allocated-clusters", allocatedClusters)
     members.append(("filename", .string(path)))
     members.append(("format", .string("qcow2")))
     add("fragmented-clusters", fragmentedClusters)
     return JSONText.object(members).text() + "\n"
+  }
+}
+
+/// A repair's result as qemu-img prints it.
+extension RefcountChanges {
+  /// What was wrong other than leaks; new refcount structures are at least one thing.
+  package var corruptions: UInt64 {
+    let counted = raised + flags
+    return counted == 0 && lowered == 0 && hasNewStructures ? 1 : counted
+  }
+
+  /// The text for people before the second check, with line breaks.
+  package var humanText: String {
+    """
+    The following inconsistencies were found and repaired:
+
+        \(lowered) leaked clusters
+        \(corruptions) corruptions
+
+    Double checking the fixed image now...
+
+    """
   }
 }

@@ -15,7 +15,17 @@ package struct CheckResult: Equatable, Sendable {
   package var fragmentedClusters: UInt64 = 0
   package var compressedClusters: UInt64 = 0
 
+  /// What a repair before the check has put right.
+  package private(set) var corruptionsFixed: UInt64 = 0
+  package private(set) var leaksFixed: UInt64 = 0
+
   package init() {}
+
+  /// Notes what was repaired before this check.
+  package mutating func note(_ changes: RefcountChanges) {
+    corruptionsFixed = changes.corruptions
+    leaksFixed = changes.lowered
+  }
 
   /// qemu-img's exit code.
   package var exitCode: Int32 {

@@ -22,6 +22,19 @@ package struct CreateOptions: Equatable, Sendable {
   package var refcountOrder: Int = 4
   package var lazyRefcounts: Bool = false
   package var preallocation: Preallocation = .off
+  /// L2 entries with subclusters; clusters of 16 KiB or more.
+  package var extendedL2: Bool = false
+  /// Compressed clusters are zstd's, not zlib's.
+  package var usesZstd: Bool = false
+  /// The name as it is to stand in the image: relative to the image's directory, or absolute.
+  package var backingFile: String?
+  package var backingFormat: String?
+  /// The external data file, as it is to stand in the image; made relative to the current directory.
+  package var dataFile: String?
+  /// The data file is to be a raw image at all times.
+  package var hasRawDataFile: Bool = false
+  /// `data_file_raw` was written, for the line that repeats the options.
+  package var repeatsRawDataFile: Bool = false
   /// `compat` as it was written, for the line that repeats the options.
   package var compatText: String?
   /// `preallocation` was written, for the same line.
@@ -35,10 +48,15 @@ package struct CreateOptions: Equatable, Sendable {
 
   /// The line that qemu-img prints before it creates an image.
   package func formattingLine(path: String) -> String {
-    var words = ["fmt=qcow2 cluster_size=\(clusterSize)", "extended_l2=off"]
+    var words = ["fmt=qcow2 cluster_size=\(clusterSize)"]
+    words.append("extended_l2=\(extendedL2 ? "on" : "off")")
     if repeatsPreallocation { words.append("preallocation=\(preallocation.rawValue)") }
-    words += ["compression_type=zlib", "size=\(size)"]
+    words += ["compression_type=\(usesZstd ? "zstd" : "zlib")", "size=\(size)"]
     if let compatText { words.append("compat=\(compatText)") }
+    if let backingFile { words.append("backing_file=\(backingFile)") }
+    if let backingFormat { words.append("backing_fmt=\(backingFormat)") }
+    if let dataFile { words.append("data_file=\(dataFile)") }
+    if repeatsRawDataFile { words.append("data_file_raw=\(hasRawDataFile ? "on" : "off")") }
     words.append("lazy_refcounts=\(lazyRefcounts ? "on" : "off")")
     words.append("refcount_bits=\(1 << refcountOrder)")
     return "Formatting '\(path)', " + words.joined(separator: " ")
@@ -46,15 +64,51 @@ package struct CreateOptions: Equatable, Sendable {
 }
 
 extension CreateOptions {
-  /// Reads the `-o` lists and the size argument of the command line.
+  /// The preallocation that is carried out: a raw data file needs everything mapped.
+  var mapping: Preallocation {
+    hasRawDataFile && preallocation == .off ? .metadata : preallocation
+  }
+
+  /// Reads the options of the command line.
   ///
   /// - Parameters:
   ///   - lists: Each a comma list of `name=value`; a comma in a value is written twice, and a later
   ///     option replaces an earlier one of the same name.
   ///   - size: The argument after the file name.
-  /// - Throws: ``OptionError`` at the first option that cannot be used.
-  package init(lists: [String], size: String?) throws(OptionError) {
+  ///   - backingFile: Of `-b`; replaces the one of `-o`.
+  ///   - backingFormat: Of `-F`; replaces the one of `-o`.
+  ///   - backingSize: Reads the size of the backing file, name and format given; called if there is
+  ///     one, also with a size: it must be possible to open.
+  /// - Throws: ``OptionError`` at the first option that cannot be used, or what `backingSize` throws.
+  package init(
+    lists: [String], size: String?, backingFile: String? = nil, backingFormat: String? = nil,
+    backingSize: ((String, String) throws(ToolError) -> UInt64)? = nil
+  ) throws(ToolError) {
     self.init(size: 0)
+    let hasSize: Bool
+    do throws(OptionError) {
+      let text = try read(lists, size)
+      self.backingFile = backingFile ?? self.backingFile
+      self.backingFormat = backingFormat ?? self.backingFormat
+      try checkConflicts()
+      try HeaderBytes.check(self)
+      hasSize = text != nil
+      if let text { self.size = try Self.parseSize(text) }
+    } catch {
+      throw .option(error)
+    }
+    guard let name = self.backingFile, let format = self.backingFormat, let backingSize else {
+      if hasSize { return }
+      throw .option(.sizeMissing)
+    }
+    let found = try backingSize(name, format)
+    if !hasSize { self.size = found }
+  }
+
+  /// Reads the lists; returns the text of the size, if there is one.
+  private mutating func read(
+    _ lists: [String], _ size: String?
+  ) throws(OptionError) -> String? {
     var sizeText: String?
     for list in lists {
       for (name, value) in Self.split(list) {
@@ -62,20 +116,16 @@ extension CreateOptions {
       }
     }
     guard sizeText == nil || size == nil else { throw .sizeGivenTwice }
-    guard let text = sizeText ?? size else { throw .sizeMissing }
+    return sizeText ?? size
+  }
+
+  private static func parseSize(_ text: String) throws(OptionError) -> UInt64 {
     guard let bytes = SizeText.parse(text), bytes <= UInt64(Int64.max) &- 511 else {
       throw .badValue(
         name: "size", found: text,
         allowed: "0 to \(Int64.max - 511) bytes, or a number with k, M, G, T, P or E")
     }
-    self.size = bytes
-    try checkVersion()
-  }
-
-  private func checkVersion() throws(OptionError) {
-    guard version == 2 else { return }
-    if lazyRefcounts { throw .needsVersion3("lazy_refcounts=on") }
-    if refcountOrder != 4 { throw .needsVersion3("refcount_bits=\(1 << refcountOrder)") }
+    return bytes
   }
 
   /// Splits at single commas and at the first `=`; an option without a value is switched on.
@@ -102,10 +152,17 @@ extension CreateOptions {
       preallocation = mode
       repeatsPreallocation = true
     case "compression_type":
-      if value == "zstd" { throw .notSupportedYet("compression_type=zstd") }
-      if value != "zlib" { throw .badValue(name: name, found: value, allowed: "zlib") }
-    case "extended_l2":
-      if try Self.flag(name, value) { throw .notSupportedYet("extended_l2=on") }
+      guard value == "zlib" || value == "zstd" else {
+        throw .badValue(name: name, found: value, allowed: "zlib or zstd")
+      }
+      usesZstd = value == "zstd"
+    case "extended_l2": extendedL2 = try Self.flag(name, value)
+    case "backing_file": backingFile = value
+    case "backing_fmt": backingFormat = value
+    case "data_file": dataFile = value
+    case "data_file_raw":
+      hasRawDataFile = try Self.flag(name, value)
+      repeatsRawDataFile = true
     default: throw Self.isKnownToQEMU(name) ? .notSupportedYet(name) : .unknown(name)
     }
   }
@@ -148,9 +205,6 @@ extension CreateOptions {
 
   private static func isKnownToQEMU(_ name: String) -> Bool {
     name.hasPrefix("encrypt.")
-      || [
-        "backing_file", "backing_fmt", "data_file", "data_file_raw", "encryption",
-        "extent_size_hint", "nocow",
-      ].contains(name)
+      || ["encryption", "extent_size_hint", "nocow"].contains(name)
   }
 }

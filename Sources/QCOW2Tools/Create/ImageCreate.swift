@@ -18,10 +18,45 @@ package enum ImageCreate {
     _ options: CreateOptions, path: String, lock: FileBytes.Locker = { _ throws(ToolError) in }
   ) throws(ToolError) {
     _ = try layout(options)
-    let file = try FileBytes(path: path, access: .create, lock: lock)
-    do throws(ToolError) { try run(options, on: file) } catch {
-      if file.isNew { _ = unsafe unlink(path) }  // the error of the create is the one to report
+    let made = try options.dataFile.map { name throws(ToolError) in
+      try makeDataFile(name, options, lock)
+    }
+    do throws(ToolError) {
+      let file = try FileBytes(path: path, access: .create, lock: lock)
+      do throws(ToolError) { try run(options, on: file) } catch {
+        if file.isNew { _ = unsafe unlink(path) }  // the error of the create is the one to report
+        throw error
+      }
+    } catch {
+      if let made, made.isNew, let name = options.dataFile { _ = unsafe unlink(name) }
       throw error
+    }
+  }
+
+  /// Makes the external data file, of zeros and as long as the disk; what it held is lost.
+  private static func makeDataFile(
+    _ name: String, _ options: CreateOptions, _ lock: FileBytes.Locker
+  ) throws(ToolError) -> FileBytes {
+    do throws(ToolError) {
+      let file = try FileBytes(path: name, access: .create, lock: lock)
+      let length = options.virtualSize
+      if file.isBlockDevice {
+        guard file.length >= length else {
+          throw .deviceTooSmall(needed: length, available: file.length)
+        }
+      } else {
+        if file.length > 0 { try file.setLength(0) }
+        try file.setLength(length)
+      }
+      if options.preallocation == .falloc { try file.allocate(length) }
+      // A block device has old bytes, which the guest must not read.
+      if options.preallocation == .full || (file.isBlockDevice && options.mapping != .off) {
+        try file.writeZeroes(from: HostOffset(0), length: length)
+      }
+      try file.sync()
+      return file
+    } catch {
+      throw .dataFile(name: name, problem: error.message)
     }
   }
 
@@ -67,7 +102,7 @@ private struct ImageWriter {
 
   func removeOldImage() throws(ToolError) {
     if file.isBlockDevice {
-      try writeZeroes(from: HostOffset(0), length: min(geometry.clusterSize, file.length))
+      try file.writeZeroes(from: HostOffset(0), length: min(geometry.clusterSize, file.length))
     } else if file.length > 0 {
       try file.setLength(0)
     } else {
@@ -107,12 +142,17 @@ private struct ImageWriter {
     try writeTable(at: layout.l1Table, entries: layout.l1Entries, padded: layout.l1Entries * 8) {
       hasTables ? L1Entry(l2Table: layout.l2Table($0), copied: true).raw : 0
     }
-    // The L2 tables lie side by side, so they are one long table.
+    // The L2 tables lie side by side, so they are one long table. The second half of an extended
+    // entry is zero: a cluster, and no subcluster of it allocated.
+    let halves: UInt64 = options.extendedL2 ? 2 : 1
+    let data = options.dataFile == nil ? layout.data : HostOffset(0)
     try writeTable(
-      at: layout.l2Table(0), entries: layout.dataClusters,
+      at: layout.l2Table(0), entries: layout.mappedClusters * halves,
       padded: layout.l2Tables * geometry.clusterSize
     ) {
-      L2Entry(data: layout.data + ($0 << UInt64(geometry.clusterBits)), copied: true).raw
+      $0 % halves == 0
+        ? L2Entry(data: data + (($0 / halves) << UInt64(geometry.clusterBits)), copied: true).raw
+        : 0
     }
   }
 
@@ -120,7 +160,7 @@ private struct ImageWriter {
     let length = layout.dataClusters << UInt64(geometry.clusterBits)
     // A block device has old bytes there, which the guest must not read.
     if options.preallocation == .full || file.isBlockDevice {
-      try writeZeroes(from: layout.data, length: length)
+      try file.writeZeroes(from: layout.data, length: length)
     }
   }
 
@@ -146,13 +186,16 @@ private struct ImageWriter {
       done += count
     }
   }
+}
 
-  private func writeZeroes(from start: HostOffset, length: UInt64) throws(ToolError) {
-    let buffer = IOBuffer(count: Int(min(length, UInt64(Self.chunk))))
+extension WritableImageBytes {
+  /// Writes zeros as data.
+  fileprivate func writeZeroes(from start: HostOffset, length: UInt64) throws(ToolError) {
+    let buffer = IOBuffer(count: Int(min(length, UInt64(1 << 20))))
     var done: UInt64 = 0
     while done < length {
       let count = min(length - done, UInt64(buffer.count))
-      try unsafe file.write(buffer.bytes(count: Int(count)), at: start + done)
+      try unsafe write(buffer.bytes(count: Int(count)), at: start + done)
       done += count
     }
   }

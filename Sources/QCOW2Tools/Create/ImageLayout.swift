@@ -10,14 +10,17 @@ struct ImageLayout: Equatable {
   let l1Entries: UInt64
   /// 0 without preallocation.
   let l2Tables: UInt64
-  /// 0 without preallocation.
+  /// Guest clusters that are mapped; 0 without preallocation.
+  let mappedClusters: UInt64
+  /// Of those, the ones in this file: none with an external data file.
   let dataClusters: UInt64
   let refcountBlocks: UInt64
   let refcountTableClusters: UInt64
 
   init(_ options: CreateOptions) throws(OptionError) {
     geometry = ClusterGeometry(
-      clusterBits: options.clusterBits, refcountOrder: options.refcountOrder)
+      clusterBits: options.clusterBits, refcountOrder: options.refcountOrder,
+      extendedL2: options.extendedL2)
     let geometry = self.geometry
     let size = options.virtualSize
     l1Entries = geometry.l1EntriesNeeded(forSize: size)
@@ -26,9 +29,10 @@ struct ImageLayout: Equatable {
         size: size, largest: FormatLimit.l1Bytes / 8 * geometry.bytesPerL2Table,
         clusterSize: geometry.clusterSize)
     }
-    let isPreallocated = options.preallocation != .off
+    let isPreallocated = options.mapping != .off
     l2Tables = isPreallocated ? l1Entries : 0
-    dataClusters = isPreallocated ? geometry.clusters(covering: size) : 0
+    mappedClusters = isPreallocated ? geometry.clusters(covering: size) : 0
+    dataClusters = options.dataFile == nil ? mappedClusters : 0
     // At most 2^42 + 2^22 + 2^16 clusters: nothing below can overflow.
     let others = 1 + geometry.clusters(covering: l1Entries * 8) + l2Tables + dataClusters
     (refcountBlocks, refcountTableClusters) = Self.refcountStructures(
@@ -77,7 +81,7 @@ struct ImageLayout: Equatable {
 
   /// The length of the file: QEMU's, which without preallocation ends with the last L1 entry.
   var fileLength: UInt64 {
-    if dataClusters > 0 || l1Entries == 0 { return offset(clusters).bytes }
+    if l2Tables > 0 || l1Entries == 0 { return offset(clusters).bytes }
     return l1Table.bytes + l1Entries * 8
   }
 }

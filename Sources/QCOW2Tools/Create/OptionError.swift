@@ -12,6 +12,10 @@ package enum OptionError: Error, Equatable, Sendable {
   case sizeGivenTwice
   /// The option needs `compat=1.1`.
   case needsVersion3(String)
+  /// Options exclude each other.
+  case conflict(OptionConflict)
+  /// Names that do not fit where they must.
+  case nameTooLong(bytes: UInt64, allowed: UInt64)
   /// The L1 table would grow beyond QEMU's limit of 32 MiB.
   case sizeTooLarge(size: UInt64, largest: UInt64, clusterSize: UInt64)
   /// The refcounts of all the clusters do not fit QEMU's limit of 8 MiB for the refcount table.
@@ -29,6 +33,10 @@ extension OptionError {
     case .sizeGivenTwice:
       "the size is given twice: after the file name and with -o size="
     case .needsVersion3(let name): "\(name) needs compat=1.1"
+    case .conflict(let conflict): conflict.rawValue
+    case .nameTooLong(let bytes, let allowed):
+      "the name of the backing file or data file is too long: \(bytes) bytes,"
+        + " expected at most \(allowed)"
     case .sizeTooLarge(let size, let largest, let clusterSize):
       "size is \(size) bytes, expected at most \(largest) with clusters of \(clusterSize) bytes"
         + (clusterSize < 2 << 20 ? ": a larger cluster_size helps" : "")

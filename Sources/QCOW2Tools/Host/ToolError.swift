@@ -19,6 +19,10 @@ package enum ToolError: Error, Equatable, Sendable {
   case limit(LimitName, found: UInt64, allowed: UInt64)
   /// The image has damage that rebuilding refcounts cannot make good; it was not touched.
   case notOnlyRefcounts(CheckFinding)
+  /// The backing file of an image that is to be created cannot be used.
+  case backing(name: String, problem: String)
+  /// The data file of an image that is to be created cannot be made.
+  case dataFile(name: String, problem: String)
   /// An option of `create` cannot be used.
   case option(OptionError)
 }
@@ -49,6 +53,8 @@ extension ToolError {
       "\(name.rawValue) is \(found), supported is at most \(allowed)"
     case .notOnlyRefcounts(let finding):
       "not only refcounts are wrong, so they cannot be rebuilt: \(finding.message)"
+    case .backing(let name, let problem): "backing file \"\(name)\": \(problem)"
+    case .dataFile(let name, let problem): "data file \"\(name)\": \(problem)"
     case .option(let error): error.message
     }
   }

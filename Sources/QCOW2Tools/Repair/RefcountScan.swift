@@ -31,8 +31,10 @@ final class RefcountScan {
     otherDamage = damage.found
   }
 
-  /// What the refcount of a cluster must be.
-  func references(_ cluster: UInt64) -> UInt64 { check.references.count(of: cluster) }
+  /// What the refcount of a cluster must be; no more than a refcount can count.
+  func references(_ cluster: UInt64) -> UInt64 {
+    min(check.references.count(of: cluster), geometry.maxRefcount)
+  }
 
   /// Whether nothing needs the bytes of a cluster, now or after a crash.
   func isFree(_ cluster: UInt64) -> Bool {
