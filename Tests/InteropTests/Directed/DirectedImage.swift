@@ -5,7 +5,7 @@ import QCOW2Engine
 /// An image of a directed test: made by qemu-img, with contents by qemu-io, and a shadow.
 struct DirectedImage {
   let scratch: Scratch
-  let disk: MatrixDisk
+  var disk: MatrixDisk
   let size: UInt64
 
   /// Makes the image upon a backing file that is there; `options` are without encryption.
