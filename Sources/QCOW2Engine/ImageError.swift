@@ -106,10 +106,10 @@ package enum ImageError: Error, Sendable {
       "compressed cluster at host offset \(hex(offset.bytes)) does not inflate to one cluster"
     case .needsMemory: "the data has to be transformed in memory"
     case .markedCorrupt:
-      "image is marked corrupt: repair it with \"qemu-img check -r all\" or add it with --read-only"
+      "image is marked corrupt: repair it with \"qublk check -r all\" or add it with --read-only"
     case .markedDirty:
       "image is marked dirty, its refcounts may be wrong: "
-        + "repair it with \"qemu-img check -r all\" or add it with --read-only"
+        + "repair it with \"qublk check -r all\" or add it with --read-only"
     case .readOnly: "image is read-only"
     case .writesStopped: "writing was stopped by an earlier failure"
     case .noSpace: "no free host cluster"

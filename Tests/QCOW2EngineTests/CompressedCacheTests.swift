@@ -50,6 +50,7 @@ import Testing
       try await image.flush()
       // The other table takes the only slot of the cache.
       #expect(await image.serve(self.request(.read, 600, buffer), worker: 0, slot: 0).errno == nil)
+      withExtendedLifetime(buffer) {}
       gated.gate = table..<(table + 4096)
       await withTaskGroup(of: Void.self) { group in
         func settle() async { for _ in 0..<60 { await bench.host.complete("tick") } }
@@ -57,6 +58,7 @@ import Testing
           // Loads the table, and is held.
           let other = IOBuffer(count: Self.cluster)
           #expect(await image.serve(self.request(.read, 9, other), worker: 0, slot: 1).errno == nil)
+          withExtendedLifetime(other) {}
         }
         while gated.held.isEmpty { await settle() }
         group.addTask {

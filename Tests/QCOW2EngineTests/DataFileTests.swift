@@ -52,12 +52,14 @@ import Testing
     let bench = Bench(builder, schedule: nil, isImmediate: true)
     try bench.host.run {
       let image = try await bench.open()
-      let last = Int(image.size) / 512 - 1
+      // The first sector of the last cluster: the copy behind it crosses the end of the disk.
+      let last = Int(image.size) / 512 - 3
       let buffer = IOBuffer(count: 512)
       let change = bench.model.begin(last..<(last + 1), isZero: false)
       SectorPattern.fill(buffer.base, change: change, sector: last)
       let request = self.request(.write, last..<(last + 1), buffer)
       #expect(await image.serve(request, worker: 0, slot: 0) == .done)
+      withExtendedLifetime(buffer) {}
       bench.model.end(change)
       try await image.close()
     }
@@ -68,5 +70,31 @@ import Testing
       let found = verifier.sector(sector).flatMap { SectorPattern.change(in: $0, sector: sector) }
       #expect(found == 0, "sector \(sector)")
     }
+    withExtendedLifetime(verifier) {}
+  }
+
+  @Test("A flush makes the data file durable before any table that points into it")
+  func aFlushCoversTheDataFile() throws {
+    var builder = ImageBuilder()
+    builder.clusterBits = 12
+    builder.size = 256 << 10
+    builder.features.dataFile = .plain
+    builder.mappings = [0: .data]
+    let bench = Bench(builder, schedule: nil, isImmediate: true)
+    let l2 = bench.bytes.be64(Int(bench.bytes.be64(40))) & 0x00ff_ffff_ffff_fe00
+    try bench.host.run {
+      let image = try await bench.open()
+      let buffer = IOBuffer(count: 512)
+      let request = self.request(.write, 83..<84, buffer)
+      #expect(await image.serve(request, worker: 0, slot: 0) == .done)
+      withExtendedLifetime(buffer) {}
+      try await image.flush()
+    }
+    let events = bench.recording.events
+    let table = try #require(events.firstIndex { $0.file == 0 && $0.offset == l2 })
+    let sync = try #require(events[..<table].lastIndex { $0.file == 1 && $0.kind == .sync })
+    #expect(events[..<sync].contains { $0.file == 1 && $0.kind == .write })
+    #expect(!events[sync...].contains { $0.file == 1 && $0.kind == .write })
+    #expect(events[table...].contains { $0.file == 0 && $0.kind == .sync })
   }
 }

@@ -68,7 +68,7 @@ package final class ImageVerifier {
 
   /// The bytes of a guest sector through the active tables; nil if it reads as zeros.
   ///
-  /// Good until the next call.
+  /// Good until the next call, and while the verifier lives.
   package func sector(_ number: Int) -> UnsafeRawPointer? { sector(number, l1: l1Offset) }
 
   /// The same through the tables of the first snapshot.
