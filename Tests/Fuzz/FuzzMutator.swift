@@ -12,11 +12,15 @@ public func mutate(
   _ data: UnsafeMutablePointer<UInt8>, _ count: Int, _ most: Int, _ seed: UInt32
 ) -> Int {
   var random = Dice(state: UInt64(seed))
-  if count < 512 || random.roll(2) == 0 { return libFuzzerMutate(data, count, most) }
+  let hasHeader = FuzzTarget.current == .image || FuzzTarget.current == .header
+  let hasEntries = FuzzTarget.current != .luks && FuzzTarget.current != .payload
+  if !hasEntries || count < (hasHeader ? 512 : 16) || random.roll(2) == 0 {
+    return libFuzzerMutate(data, count, most)
+  }
   let bytes = UnsafeMutableRawPointer(data)
   let clusterBits = 9 + UInt64(random.roll(4) == 0 ? random.roll(4) : 0)
   for _ in 0...random.roll(3) {
-    if random.roll(4) == 0 {
+    if hasHeader && random.roll(4) == 0 {
       mutateHeader(bytes, count, clusterBits, &random)
     } else {
       let entry = random.roll(count / 8) * 8
