@@ -93,7 +93,8 @@ package final class DiskImage: Sendable {
     }
     let top = chain.layers[0]
     do throws(DiskImageError.Reason) {
-      return try await DirtyImage.open(sources(top, backing), top.file, chain.options.engine)
+      return try await DirtyImage.open(
+        sources(top, backing, chain.options), top.file, chain.options.engine)
     } catch { throw chain.error(error, in: 0) }
   }
 
@@ -105,21 +106,22 @@ package final class DiskImage: Sendable {
       do throws(Errno) { length = try await layer.file.length() } catch {
         throw .io(.length, at: HostOffset(0), error)
       }
-      return RawLayer(layer.file, length: length, fileNumber: layer.number)
+      return RawLayer(options.engineFile(layer.file), length: length, fileNumber: layer.number)
     }
     var shared = ImageOptions()
     shared.readOnly = true
     shared.workers = options.engine.workers
     shared.slotsPerWorker = options.engine.slotsPerWorker
     shared.cacheBytes = options.engine.cacheBytes
-    return ImageLayer(try await Image.open(sources(layer, backing), options: shared))
+    return ImageLayer(try await Image.open(sources(layer, backing, options), options: shared))
   }
 
   private static func sources(
-    _ layer: ChainLayer, _ backing: (any BackingLayer)?
+    _ layer: ChainLayer, _ backing: (any BackingLayer)?, _ options: DiskImageOptions
   ) -> ImageSources {
     var sources = ImageSources(
-      file: layer.file, dataFile: layer.dataFile, backing: backing, cipher: layer.cipher)
+      file: options.engineFile(layer.file), dataFile: layer.dataFile.map(options.engineFile),
+      backing: backing, cipher: layer.cipher)
     sources.fileNumber = layer.dataFile == nil ? layer.number : layer.dataNumber
     return sources
   }

@@ -2,6 +2,7 @@ package import BlockCore
 package import HostFiles
 package import QCOW2Codec
 package import QCOW2Engine
+import QCOW2Tools
 
 /// Why a disk image, or something that it refers to, could not be opened or closed.
 package struct DiskImageError: Error, Sendable {
@@ -119,32 +120,6 @@ extension DiskImageError.Reason {
     case .encryption(let found, let expected):
       "encryption is \"\(found?.rawValue ?? "none")\", expected \"\(expected.rawValue)\""
     case .dataFileNotWanted: "the image has no external data file: leave --data-file out"
-    }
-  }
-}
-
-extension CipherError {
-  fileprivate var text: String {
-    switch self {
-    case .missing(let algorithm): "libcrypto does not have \(algorithm)"
-    case .keyLength(let algorithm, let found, let expected):
-      "the key for \(algorithm) has \(found) bytes, expected \(expected)"
-    case .library(let operation, let detail): "libcrypto: \(operation): \(detail)"
-    }
-  }
-}
-
-extension LUKSError {
-  fileprivate var text: String {
-    switch self {
-    case .truncated(let found, let expected):
-      "the LUKS header is truncated: needs \(expected) bytes, there are \(found)"
-    case .badField(let name, let found, let allowed):
-      "LUKS header: \(name) is \(found), expected \(allowed)"
-    case .noActiveSlot: "the LUKS header has no key slot in use: nothing can unlock the image"
-    case .wrongPassphrase: "the passphrase unlocks none of the LUKS key slots"
-    case .cipher(let error): error.text
-    case .noRandomness: "no random numbers from the kernel"
     }
   }
 }

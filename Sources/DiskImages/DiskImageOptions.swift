@@ -34,6 +34,8 @@ package struct DiskImageOptions: Sendable {
   package var backingPolicy = BackingPolicy.any
   /// The path of the external data file of the image, in place of the one that the image names.
   package var dataFile: String?
+  /// What the engines are given in place of a file of the chain: for tests and fault injection.
+  package var engineFile: @Sendable (RingHostFile) -> any HostFile = { $0 }
   /// The passphrases; whoever opens the image takes them, whether or not that works.
   package var secrets = LayerSecrets()
   /// How the image must be encrypted; nil if it may say so itself.

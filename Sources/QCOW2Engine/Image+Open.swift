@@ -74,7 +74,7 @@ extension Image {
     parts.bitmaps = bitmaps.tracked
     parts.bitmapReport = bitmaps.report
     var kept: AutoclearFeatures = bitmaps.isConsistent ? .bitmaps : []
-    if parts.guestData.isRaw { kept.insert(.rawExternalData) }
+    if parts.guestData.isExternal { kept.insert(.rawExternalData) }
     if parts.header.autoclear.isSubset(of: kept) { return }
     try await parts.headerEditor.clearAutoclear(keeping: kept)
   }

@@ -12,6 +12,7 @@ enum CommandError: Error {
   case file(String, FileStep, Errno)
   case disk(DiskImageError)
   case secret(SecretError)
+  case optionText(OptionTextError)
   case directNotSupported(String)
   case device(UblkError)
   /// A step that makes the process fit to serve a device failed.
@@ -48,6 +49,7 @@ extension CommandError {
     case .file(let path, let step, let errno): "\(path): cannot \(step.verb): \(errno)"
     case .disk(let error): error.message
     case .secret(let error): error.message
+    case .optionText(let error): error.message
     case .directNotSupported(let path):
       "\(path): the file system has no direct I/O: add it with --cache writeback"
     case .device(let error): error.text

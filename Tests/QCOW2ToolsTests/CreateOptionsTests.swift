@@ -27,9 +27,9 @@ import Testing
     #expect(try CreateOptions(lists: [], size: "0").virtualSize == 0)
   }
 
-  @Test(arguments: [
-    "encryption=on", "encrypt.format=luks", "nocow=on", "extent_size_hint=1",
-  ]) func optionsThatOnlyQEMUHasAreNamed(option: String) throws {
+  @Test(arguments: ["nocow=on", "extent_size_hint=1"]) func optionsThatOnlyQEMUHasAreNamed(
+    option: String
+  ) throws {
     let error = try #require(problem([option]))
     guard case .notSupportedYet(let name) = error else {
       Issue.record("\(error)")
@@ -48,8 +48,42 @@ import Testing
     ("extended_l2=on,compat=v2", .extendedVersion),
     ("extended_l2=on,cluster_size=8k", .extendedClusterSize),
     ("compression_type=zstd,compat=v2", .compressionVersion),
+    ("encryption=on,encrypt.format=luks", .encryptionTwice),
+    ("encrypt.format=aes,data_file=y,data_file_raw=on", .encryptionWithRawData),
+    ("encrypt.format=luks,preallocation=full,compat=v2", .encryptionWithPreallocation),
   ]) func optionsThatExcludeEachOtherAreRefused(options: String, conflict: OptionConflict) {
     #expect(problem([options]) == .conflict(conflict))
+  }
+
+  @Test(arguments: [
+    ("encrypt.key-secret=k", "encrypt.key-secret", "encrypt.format"),
+    ("encrypt.iter-time=5", "encrypt.iter-time", "encrypt.format"),
+    ("encrypt.format=aes,encrypt.hash-alg=sha1", "encrypt.hash-alg", "encrypt.format=luks"),
+    (
+      "encrypt.format=luks,encrypt.ivgen-hash-alg=sha256", "encrypt.ivgen-hash-alg",
+      "encrypt.ivgen-alg=essiv"
+    ),
+  ]) func optionsWithoutTheOneTheyBelongToAreRefused(list: String, option: String, other: String) {
+    #expect(problem([list]) == .needs(option: option, other: other))
+  }
+
+  @Test(arguments: [
+    "encrypt.format=none", "encrypt.cipher-alg=twofish-128", "encrypt.cipher-mode=gcm",
+    "encrypt.ivgen-alg=essiv:sha256", "encrypt.hash-alg=crc32", "encrypt.iter-time=-1",
+    "encrypt.iter-time=1000001", "encrypt.iter-time=2s", "encryption=aes",
+  ]) func badValuesOfEncryptionAreRefused(option: String) throws {
+    let list = option.hasPrefix("encrypt.format") ? option : "encrypt.format=luks," + option
+    guard case .badValue(let name, let found, _) = problem([list]) else {
+      Issue.record("\(String(describing: problem([list])))")
+      return
+    }
+    #expect("\(name)=\(found)" == option)
+    #expect(problem(["encrypt.foo=1"]) == .unknown("encrypt.foo"))
+  }
+
+  @Test func encryptionThatIsOffIsNone() throws {
+    let options = try CreateOptions(lists: ["encryption=off"], size: "1M")
+    #expect(options.encryption == nil)
   }
 
   @Test func namesMustFitTheFirstCluster() {

@@ -24,6 +24,11 @@ package struct OptionTextError: Error, Equatable, Sendable {
   package let option: String
   package let problem: Problem
 
+  package init(option: String, problem: Problem) {
+    self.option = option
+    self.problem = problem
+  }
+
   /// The error line after "qublk: ".
   package var message: String {
     let text =

@@ -15,6 +15,13 @@ package enum OptionConflict: String, Equatable, Sendable {
     "Extended L2 entries are only supported with compatibility level 1.1 and above (use version=v3 or greater)"
   case extendedClusterSize =
     "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes"
+  case encryptionTwice =
+    "Options encryption and encrypt.format are mutually exclusive"
+  /// Ciphertext is nothing that others could read as a raw image.
+  case encryptionWithRawData = "Encryption and data_file_raw cannot be used at the same time"
+  /// Zeros as they are decrypt to noise, and version 2 cannot say that a cluster reads as zeros.
+  case encryptionWithPreallocation =
+    "Encryption and preallocation can only be used at the same time with compat=1.1"
   case compressionVersion =
     "Non-zlib compression type is only supported with compatibility level 1.1 and above (use version=v3 or greater)"
 }
@@ -31,6 +38,9 @@ extension CreateOptions {
   private var versionConflict: OptionConflict? {
     if version == 2 && usesZstd { return .compressionVersion }
     if version == 2 && dataFile != nil { return .dataFileVersion }
+    if version == 2 && encryption != nil && preallocation != .off {
+      return .encryptionWithPreallocation
+    }
     guard extendedL2 else { return nil }
     if version == 2 { return .extendedVersion }
     return clusterBits < 14 ? .extendedClusterSize : nil
@@ -41,6 +51,7 @@ extension CreateOptions {
     if backingFile != nil && backingFormat == nil { return .backingFormatMissing }
     if backingFile == nil && backingFormat != nil { return .backingFormatAlone }
     if hasRawDataFile && dataFile == nil { return .rawDataWithoutFile }
+    if encryption != nil && hasRawDataFile { return .encryptionWithRawData }
     guard backingFile != nil else { return nil }
     if hasRawDataFile { return .backingWithRawData }
     return preallocation != .off && !extendedL2 ? .backingWithPreallocation : nil

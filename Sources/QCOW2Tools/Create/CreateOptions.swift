@@ -35,6 +35,8 @@ package struct CreateOptions: Equatable, Sendable {
   package var hasRawDataFile: Bool = false
   /// `data_file_raw` was written, for the line that repeats the options.
   package var repeatsRawDataFile: Bool = false
+  /// How the data is encrypted; nil if it is not.
+  package var encryption: CreateEncryption?
   /// `compat` as it was written, for the line that repeats the options.
   package var compatText: String?
   /// `preallocation` was written, for the same line.
@@ -48,7 +50,8 @@ package struct CreateOptions: Equatable, Sendable {
 
   /// The line that qemu-img prints before it creates an image.
   package func formattingLine(path: String) -> String {
-    var words = ["fmt=qcow2 cluster_size=\(clusterSize)"]
+    var words = ["fmt=qcow2"] + (encryption?.words ?? [])
+    words.append("cluster_size=\(clusterSize)")
     words.append("extended_l2=\(extendedL2 ? "on" : "off")")
     if repeatsPreallocation { words.append("preallocation=\(preallocation.rawValue)") }
     words += ["compression_type=\(usesZstd ? "zstd" : "zlib")", "size=\(size)"]
@@ -110,11 +113,17 @@ extension CreateOptions {
     _ lists: [String], _ size: String?
   ) throws(OptionError) -> String? {
     var sizeText: String?
+    var encryptWords = EncryptWords()
     for list in lists {
       for (name, value) in Self.split(list) {
-        if name == "size" { sizeText = value } else { try set(name, value) }
+        if name == "size" {
+          sizeText = value
+        } else if !(try encryptWords.take(name, value)) {
+          try set(name, value)
+        }
       }
     }
+    encryption = try CreateEncryption(encryptWords)
     guard sizeText == nil || size == nil else { throw .sizeGivenTwice }
     return sizeText ?? size
   }
@@ -195,7 +204,7 @@ extension CreateOptions {
     return bits.trailingZeroBitCount
   }
 
-  private static func flag(_ name: String, _ value: String) throws(OptionError) -> Bool {
+  static func flag(_ name: String, _ value: String) throws(OptionError) -> Bool {
     switch value {
     case "on", "yes", "true", "y": return true
     case "off", "no", "false", "n": return false
@@ -204,7 +213,6 @@ extension CreateOptions {
   }
 
   private static func isKnownToQEMU(_ name: String) -> Bool {
-    name.hasPrefix("encrypt.")
-      || ["encryption", "extent_size_hint", "nocow"].contains(name)
+    ["extent_size_hint", "nocow"].contains(name)
   }
 }

@@ -29,12 +29,13 @@ enum HeaderBytes {
     unsafe base.storeBE32(options.version, 4)
     unsafe base.storeBE32(UInt32(options.clusterBits), 20)
     unsafe base.storeBE64(options.virtualSize, 24)
+    unsafe base.storeBE32(options.encryption?.cryptMethod ?? 0, 32)
     unsafe base.storeBE32(UInt32(layout.l1Entries), Header.Field.l1Size)
     unsafe base.storeBE64(layout.l1Table.bytes, Header.Field.l1TableOffset)
     unsafe base.storeBE64(layout.refcountTable.bytes, Header.Field.refcountTableOffset)
     unsafe base.storeBE32(UInt32(layout.refcountTableClusters), Header.Field.refcountTableClusters)
     if options.version == 3 { writeVersion3(options, into: block) }
-    writeArea(options, into: block)
+    writeArea(options, layout, into: block)
   }
 
   private static func writeVersion3(_ options: CreateOptions, into block: IOBuffer) {
@@ -53,9 +54,11 @@ enum HeaderBytes {
     unsafe base.storeBytes(of: options.usesZstd ? 1 : 0, toByteOffset: 104, as: UInt8.self)
   }
 
-  private static func writeArea(_ options: CreateOptions, into block: IOBuffer) {
+  private static func writeArea(
+    _ options: CreateOptions, _ layout: ImageLayout, into block: IOBuffer
+  ) {
     let start = length(options.version)
-    let area = HeaderArea(options)
+    let area = HeaderArea(options, encryptionHeader: layout.encryptionHeader)
     precondition(start + area.bytes.count <= block.count)  // check(_:) came before
     let base = unsafe block.base
     unsafe area.bytes.withUnsafeBytes { source in

@@ -1,29 +1,33 @@
 import BlockCore
 import Glibc
+package import QCOW2Codec
 import QCOW2Format
 
 /// Writes new images.
 package enum ImageCreate {
   /// Makes the file at `path` an empty image; see ``run(_:on:)``.
   ///
-  /// The options are judged before the file is opened. If the create fails, a file that it made is
-  /// removed again.
+  /// The options are judged, and a LUKS header is made, which takes seconds, before the file is opened.
+  /// If the create fails, a file that it made is removed again.
   ///
   /// - Parameters:
   ///   - options: What to create.
   ///   - path: A regular file, made if it does not exist, or a block device.
+  ///   - passphrase: Of an image that is to be encrypted.
   ///   - lock: Takes the image's locks, or throws if somebody else has it in use.
   /// - Throws: ``ToolError`` of any kind.
   package static func run(
-    _ options: CreateOptions, path: String, lock: FileBytes.Locker = { _ throws(ToolError) in }
+    _ options: CreateOptions, path: String, passphrase: Secret? = nil,
+    lock: FileBytes.Locker = { _ throws(ToolError) in }
   ) throws(ToolError) {
     _ = try layout(options)
+    let encryptionHeader = try options.encryption?.makeHeader(passphrase) ?? []
     let made = try options.dataFile.map { name throws(ToolError) in
       try makeDataFile(name, options, lock)
     }
     do throws(ToolError) {
       let file = try FileBytes(path: path, access: .create, lock: lock)
-      do throws(ToolError) { try run(options, on: file) } catch {
+      do throws(ToolError) { try run(options, encryptionHeader, on: file) } catch {
         if file.isNew { _ = unsafe unlink(path) }  // the error of the create is the one to report
         throw error
       }
@@ -65,11 +69,16 @@ package enum ImageCreate {
   /// The header is written last, after everything else is durable: an interrupted create leaves
   /// something that is not a qcow2 image, never a broken one.
   ///
+  /// - Parameters:
+  ///   - options: What to create.
+  ///   - encryptionHeader: What ``CreateEncryption/makeHeader(_:)`` has made of their encryption.
+  ///   - file: A regular file or a block device.
   /// - Throws: ``ToolError/option(_:)`` before anything is touched; any other error may leave the file
   ///   without a header.
   package static func run(
-    _ options: CreateOptions, on file: any WritableImageBytes
+    _ options: CreateOptions, _ encryptionHeader: [UInt8] = [], on file: any WritableImageBytes
   ) throws(ToolError) {
+    precondition(encryptionHeader.count == options.encryption?.headerLength ?? 0)
     let layout = try layout(options)
     if file.isBlockDevice && file.length < layout.fileLength {
       throw .deviceTooSmall(needed: layout.fileLength, available: file.length)
@@ -79,6 +88,7 @@ package enum ImageCreate {
     try writer.reserveStorage()
     try writer.writeRefcounts()
     try writer.writeTables()
+    try writer.writeEncryptionHeader(encryptionHeader)
     try writer.writeData()
     try file.sync()
     try writer.writeHeader()
@@ -145,15 +155,31 @@ private struct ImageWriter {
     // The L2 tables lie side by side, so they are one long table. The second half of an extended
     // entry is zero: a cluster, and no subcluster of it allocated.
     let halves: UInt64 = options.extendedL2 ? 2 : 1
-    let data = options.dataFile == nil ? layout.data : HostOffset(0)
     try writeTable(
       at: layout.l2Table(0), entries: layout.mappedClusters * halves,
       padded: layout.l2Tables * geometry.clusterSize
-    ) {
-      $0 % halves == 0
-        ? L2Entry(data: data + (($0 / halves) << UInt64(geometry.clusterBits)), copied: true).raw
-        : 0
+    ) { $0 % halves == 0 ? entry($0 / halves).raw : 0 }
+  }
+
+  /// The entry of a preallocated guest cluster.
+  ///
+  /// What is in the file are zeros, which decrypt to noise: an encrypted cluster is marked to read as
+  /// zeros until it is written, where qemu-img lets the guest see the noise.
+  private func entry(_ cluster: UInt64) -> L2Entry {
+    let start = options.dataFile == nil ? layout.data : HostOffset(0)
+    let plain = L2Entry(data: start + (cluster << UInt64(geometry.clusterBits)), copied: true)
+    return options.encryption == nil || options.extendedL2 ? plain : plain.zeroed
+  }
+
+  func writeEncryptionHeader(_ header: [UInt8]) throws(ToolError) {
+    guard !header.isEmpty else { return }
+    let padded = IOBuffer(count: Int(layout.encryptionClusters * geometry.clusterSize))
+    defer { withExtendedLifetime(padded) {} }
+    unsafe header.withUnsafeBytes { source in
+      unsafe UnsafeMutableRawBufferPointer(start: padded.base, count: source.count).copyMemory(
+        from: source)
     }
+    try unsafe file.write(padded.bytes, at: layout.encryptionHeader)
   }
 
   func writeData() throws(ToolError) {

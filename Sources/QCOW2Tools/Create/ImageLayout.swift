@@ -4,7 +4,7 @@ import QCOW2Format
 /// Where everything lies in a new image: no holes between, so every cluster below ``clusters`` has a
 /// refcount of one and all the others have none.
 ///
-/// In order: header, refcount table, refcount blocks, L1 table, L2 tables, data.
+/// In order: header, refcount table, refcount blocks, L1 table, L2 tables, encryption header, data.
 struct ImageLayout: Equatable {
   let geometry: ClusterGeometry
   let l1Entries: UInt64
@@ -14,6 +14,8 @@ struct ImageLayout: Equatable {
   let mappedClusters: UInt64
   /// Of those, the ones in this file: none with an external data file.
   let dataClusters: UInt64
+  /// Of the LUKS header; 0 without one.
+  let encryptionClusters: UInt64
   let refcountBlocks: UInt64
   let refcountTableClusters: UInt64
 
@@ -33,8 +35,12 @@ struct ImageLayout: Equatable {
     l2Tables = isPreallocated ? l1Entries : 0
     mappedClusters = isPreallocated ? geometry.clusters(covering: size) : 0
     dataClusters = options.dataFile == nil ? mappedClusters : 0
-    // At most 2^42 + 2^22 + 2^16 clusters: nothing below can overflow.
-    let others = 1 + geometry.clusters(covering: l1Entries * 8) + l2Tables + dataClusters
+    encryptionClusters = geometry.clusters(
+      covering: UInt64(options.encryption?.headerLength ?? 0))
+    // At most 2^42 + 2^22 + 2^17 clusters: nothing below can overflow.
+    let others =
+      1 + geometry.clusters(covering: l1Entries * 8) + l2Tables + encryptionClusters
+      + dataClusters
     (refcountBlocks, refcountTableClusters) = Self.refcountStructures(
       covering: others, geometry)
     guard refcountTableClusters << UInt64(geometry.clusterBits) <= FormatLimit.refcountTableBytes,
@@ -73,15 +79,19 @@ struct ImageLayout: Equatable {
   /// Host offset 0, as QEMU writes it, if there is no L1 table.
   var l1Table: HostOffset { l1Entries == 0 ? HostOffset(0) : offset(l1Cluster) }
   func l2Table(_ index: UInt64) -> HostOffset { offset(l1Cluster + l1Clusters + index) }
+  /// Where the LUKS header lies, if there is one.
+  var encryptionHeader: HostOffset { l2Table(l2Tables) }
   /// Where the data of guest cluster 0 lies.
-  var data: HostOffset { offset(l1Cluster + l1Clusters + l2Tables) }
+  var data: HostOffset { l2Table(l2Tables + encryptionClusters) }
 
   /// The number of clusters in use.
-  var clusters: UInt64 { l1Cluster + l1Clusters + l2Tables + dataClusters }
+  var clusters: UInt64 {
+    l1Cluster + l1Clusters + l2Tables + encryptionClusters + dataClusters
+  }
 
   /// The length of the file: QEMU's, which without preallocation ends with the last L1 entry.
   var fileLength: UInt64 {
-    if l2Tables > 0 || l1Entries == 0 { return offset(clusters).bytes }
+    if l2Tables > 0 || encryptionClusters > 0 || l1Entries == 0 { return offset(clusters).bytes }
     return l1Table.bytes + l1Entries * 8
   }
 }

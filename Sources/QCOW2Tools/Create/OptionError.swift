@@ -12,6 +12,14 @@ package enum OptionError: Error, Equatable, Sendable {
   case sizeGivenTwice
   /// The option needs `compat=1.1`.
   case needsVersion3(String)
+  /// An option without the one that it belongs to.
+  case needs(option: String, other: String)
+  /// An image is to be encrypted, and there is no passphrase.
+  case passphraseMissing
+  /// A passphrase was given, and nothing is to be encrypted; or several.
+  case passphraseNotWanted
+  /// A passphrase was given both with `encrypt.key-secret` and with an option of this program's own.
+  case passphraseTwice
   /// Options exclude each other.
   case conflict(OptionConflict)
   /// Names that do not fit where they must.
@@ -33,6 +41,15 @@ extension OptionError {
     case .sizeGivenTwice:
       "the size is given twice: after the file name and with -o size="
     case .needsVersion3(let name): "\(name) needs compat=1.1"
+    case .needs(let option, let other): "\(option) needs \(other)"
+    case .passphraseMissing:
+      "encryption needs a passphrase: give it with encrypt.key-secret and --object secret, or with"
+        + " --secret-file, --secret-fd or --secret-keyring"
+    case .passphraseNotWanted:
+      "a passphrase was given that nothing needs: an image is encrypted with one, and only with"
+        + " encrypt.format"
+    case .passphraseTwice:
+      "encrypt.key-secret and an option for the passphrase exclude each other"
     case .conflict(let conflict): conflict.rawValue
     case .nameTooLong(let bytes, let allowed):
       "the name of the backing file or data file is too long: \(bytes) bytes,"

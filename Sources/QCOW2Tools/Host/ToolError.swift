@@ -1,4 +1,5 @@
 package import BlockCore
+package import QCOW2Codec
 package import QCOW2Format
 
 /// Why a tool could not do its work.
@@ -23,6 +24,8 @@ package enum ToolError: Error, Equatable, Sendable {
   case backing(name: String, problem: String)
   /// The data file of an image that is to be created cannot be made.
   case dataFile(name: String, problem: String)
+  /// The LUKS header of an image that is to be created cannot be made.
+  case luks(LUKSError)
   /// An option of `create` cannot be used.
   case option(OptionError)
 }
@@ -55,6 +58,7 @@ extension ToolError {
       "not only refcounts are wrong, so they cannot be rebuilt: \(finding.message)"
     case .backing(let name, let problem): "backing file \"\(name)\": \(problem)"
     case .dataFile(let name, let problem): "data file \"\(name)\": \(problem)"
+    case .luks(let error): error.text
     case .option(let error): error.message
     }
   }

@@ -1,4 +1,5 @@
 import Glibc
+import Synchronization
 
 /// What a program left behind when it ended.
 struct CommandResult {
@@ -20,6 +21,8 @@ struct CommandFailure: Error, CustomStringConvertible {
   }
 }
 
+private let spawning = Mutex(())
+
 /// Runs a program of the PATH to its end.
 func run(_ words: [String]) throws -> CommandResult {
   var ends: [Int32] = [0, 0]
@@ -36,7 +39,11 @@ func run(_ words: [String]) throws -> CommandResult {
   defer { for argument in arguments { free(argument) } }
   arguments.append(nil)
   var child: pid_t = 0
-  let code = posix_spawnp(&child, words[0], &actions, nil, arguments, environ)
+  // One at a time, and it returns when the program runs: no other program of ours may start while
+  // this one still has our files open, and with them the locks that we have just let go of.
+  let code = spawning.withLock { _ in
+    posix_spawnp(&child, words[0], &actions, nil, arguments, environ)
+  }
   close(ends[1])
   if code != 0 { throw POSIXFailure(code: code) }
   let output = readAll(ends[0])

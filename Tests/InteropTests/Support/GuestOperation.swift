@@ -1,4 +1,5 @@
 import BlockCore
+import Glibc
 
 /// A request as the tests make it up.
 struct GuestOperation: Sendable, CustomStringConvertible {
@@ -14,22 +15,25 @@ struct GuestOperation: Sendable, CustomStringConvertible {
       + (keepsAllocation ? " keep" : "")
   }
 
-  /// The data of a write: a byte, and in each sector a number that says which write and where.
+  /// The data of a write: in each sector a number that says which write and where, and around it one
+  /// byte; of every eighth write, bytes that do not compress.
   func fill(_ buffer: IOBuffer) {
-    buffer.base.initializeMemory(
-      as: UInt8.self, repeating: UInt8(truncatingIfNeeded: stamp | 1), count: buffer.count)
+    memset(buffer.base, Int32(stamp & 0xff | 1), buffer.count)
     for sector in 0..<(buffer.count / 512) {
       let word = stamp &* 0x1_0000_0001 &+ range.lowerBound / 512 &+ UInt64(sector)
       buffer.base.storeBytes(of: word, toByteOffset: sector * 512, as: UInt64.self)
     }
+    if stamp & 7 != 0 { return }
+    var random = Random(seed: stamp)
+    for word in 0..<(buffer.count / 8) where word % 64 != 0 {
+      buffer.base.storeBytes(of: random.next(), toByteOffset: word * 8, as: UInt64.self)
+    }
   }
 
-  /// The bytes that a discard makes read as zeros: whole clusters, and the disk's partial last one.
-  func discarded(clusterSize: UInt64, diskSize: UInt64) -> Range<UInt64> {
-    let first = (range.lowerBound + clusterSize - 1) / clusterSize * clusterSize
-    let end =
-      range.upperBound == diskSize
-      ? diskSize : range.upperBound / clusterSize * clusterSize
+  /// The bytes that a discard makes read as zeros: whole units, and the disk's partial last one.
+  func discarded(unit: UInt64, diskSize: UInt64) -> Range<UInt64> {
+    let first = (range.lowerBound + unit - 1) / unit * unit
+    let end = range.upperBound == diskSize ? diskSize : range.upperBound / unit * unit
     return first < end ? first..<end : 0..<0
   }
 }
@@ -38,12 +42,17 @@ struct GuestOperation: Sendable, CustomStringConvertible {
 struct OperationSource {
   private var random: Random
   private let clusterSize: UInt64
+  /// What half of the aligned requests are multiples of.
+  private let subclusterSize: UInt64
   private let diskSize: UInt64
   private var stamp: UInt64
 
-  init(_ random: Random, clusterSize: UInt64, diskSize: UInt64) {
+  init(
+    _ random: Random, clusterSize: UInt64, subclusterSize: UInt64? = nil, diskSize: UInt64
+  ) {
     self.random = random
     self.clusterSize = clusterSize
+    self.subclusterSize = subclusterSize ?? clusterSize
     self.diskSize = diskSize
     stamp = self.random.next() & 0xffff_ffff
   }
@@ -66,8 +75,10 @@ struct OperationSource {
     switch roll {
     case ..<55:
       return GuestOperation(
-        kind: .write, range: range(limit: 1 << 20), isFUA: random.chance(3), stamp: stamp)
-    case ..<70: return GuestOperation(kind: .read, range: range(limit: 1 << 20))
+        kind: .write, range: range(limit: max(1 << 20, clusterSize * 2)), isFUA: random.chance(3),
+        stamp: stamp)
+    case ..<70:
+      return GuestOperation(kind: .read, range: range(limit: max(1 << 20, clusterSize * 2)))
     case ..<83: return GuestOperation(kind: .discard, range: range(limit: 8 << 20))
     case ..<97:
       return GuestOperation(
@@ -80,7 +91,8 @@ struct OperationSource {
   /// A range in whole sectors, often in whole clusters, at most `limit` bytes long.
   private mutating func range(limit: UInt64) -> Range<UInt64> {
     let sectors = diskSize / 512
-    let perCluster = clusterSize / 512
+    let unit = random.chance(50) ? clusterSize : subclusterSize
+    let perCluster = unit / 512
     let isAligned = random.chance(40)
     var start = place(sectors)
     var count =

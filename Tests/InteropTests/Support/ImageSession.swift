@@ -1,4 +1,6 @@
 import BlockCore
+import DiskImages
+import Glibc
 import HostFiles
 import QCOW2Engine
 import QCOW2Format
@@ -9,20 +11,39 @@ struct Mismatch: Error, CustomStringConvertible {
   let description: String
 }
 
-/// An image opened by our engine, used as a queue worker would use it.
+/// An image with all its files, opened by our engine, used as a queue worker would use it.
 final class ImageSession: @unchecked Sendable {  // why: used inside one runBlocking at a time
   static let slots = 16
-  let image: Image
-  private let file: UnsteadyFile
+  let disk: DiskImage
+  /// The files of planned transfers, by number.
+  private let files: [UnsteadyFile]
 
-  init(_ path: String, _ options: ImageOptions, _ random: inout Random) async throws {
-    let mode: HostFileMode = random.chance(70) ? .direct : .buffered
-    file = UnsteadyFile(
-      try RingHostFile.open(path, readOnly: options.readOnly, mode: mode), random.fork())
+  var image: Image { disk.engine }
+
+  /// Wraps the files into ``UnsteadyFile``, unless the options have something of their own to do.
+  init(
+    _ options: DiskImageOptions, _ random: inout Random, keepsEngineFile: Bool = false
+  ) async throws {
     var options = options
-    options.workers = 2
-    options.slotsPerWorker = Self.slots
-    image = try await Image.open(file, options: options)
+    options.mode = random.chance(70) ? .direct : .buffered
+    options.engine.workers = 2
+    options.engine.slotsPerWorker = Self.slots
+    let unsteadiness = Unsteadiness(random.fork())
+    if !keepsEngineFile { options.engineFile = { UnsteadyFile($0, unsteadiness) } }
+    disk = try await Self.open(options)
+    files = disk.files.map { UnsteadyFile($0, unsteadiness) }
+  }
+
+  /// Opens the image; again for a while if it is locked, as a child process that another test is just
+  /// starting may bear a lock that we have let go of.
+  private static func open(_ options: DiskImageOptions) async throws -> DiskImage {
+    for _ in 0..<50 {
+      do { return try await DiskImage.open(options) } catch {
+        guard case .lock = error.reason else { throw error }
+        usleep(20_000)
+      }
+    }
+    return try await DiskImage.open(options)
   }
 
   /// Carries out a request as the data plane does: by plan if that is possible, else by service.
@@ -51,6 +72,7 @@ final class ImageSession: @unchecked Sendable {  // why: used inside one runBloc
 
   private func carryOut(_ transfer: HostTransfer, of request: BlockRequest) async throws {
     let data = request.data.slice(Int(transfer.dataOffset), Int(transfer.length))
+    let file = files[Int(transfer.file)]
     switch (transfer.kind, request.operation) {
     case (.zeroes, _): try await file.fillWithZeroes(data)
     case (.file, .write): try await file.write(from: data, at: transfer.hostOffset)
@@ -68,9 +90,7 @@ final class ImageSession: @unchecked Sendable {  // why: used inside one runBloc
     }
   }
 
-  private func perform(
-    _ operation: GuestOperation, slot: Int, _ shadow: Shadow
-  ) async throws {
+  func perform(_ operation: GuestOperation, slot: Int, _ shadow: Shadow) async throws {
     let buffer = IOBuffer(count: operation.kind.hasData ? operation.range.count : 0)
     if operation.kind == .write { operation.fill(buffer) }
     let request = BlockRequest(
@@ -80,19 +100,29 @@ final class ImageSession: @unchecked Sendable {  // why: used inside one runBloc
       keepsAllocation: operation.keepsAllocation)
     let bytes = UnsafeRawBufferPointer(start: buffer.base, count: operation.range.count)
     try await perform(request, slot: slot)
-    switch operation.kind {
-    case .read:
+    if operation.kind == .read {
       guard shadow.matches(bytes, at: operation.range.lowerBound) else {
         throw Mismatch(description: "wrong data in \(operation)")
       }
-    case .write: try shadow.write(bytes, at: operation.range.lowerBound)
-    case .writeZeroes: try shadow.zero(operation.range)
-    case .discard:
-      try shadow.zero(
-        operation.discarded(clusterSize: image.geometry.clusterSize, diskSize: image.size))
-    case .flush: break
+    }
+    try shadow.apply(operation, zeroed: zeroed(by: operation))
+    withExtendedLifetime(buffer) {}
+  }
+
+  /// The bytes that read as zeros after a discard or write-zeroes.
+  private func zeroed(by operation: GuestOperation) -> Range<UInt64> {
+    switch operation.kind {
+    case .writeZeroes: operation.range
+    case .discard where header.version >= 3 || header.backingFileOffset == 0:
+      operation.discarded(
+        unit: isExtended ? header.geometry.clusterSize / 32 : header.geometry.clusterSize,
+        diskSize: image.size)
+    default: 0..<0
     }
   }
+
+  private var header: Header { image.header }
+  private var isExtended: Bool { header.incompatible.contains(.extendedL2) }
 
   /// Reads the whole disk and throws where it is not what the shadow has.
   func verify(_ shadow: Shadow) async throws {
@@ -104,9 +134,10 @@ final class ImageSession: @unchecked Sendable {  // why: used inside one runBloc
         BlockRequest(
           .read, offset: GuestOffset(offset), length: count,
           data: buffer.data.slice(0, Int(count))), slot: 0)
-      guard
-        shadow.matches(UnsafeRawBufferPointer(start: buffer.base, count: Int(count)), at: offset)
-      else { throw Mismatch(description: "the disk differs from the shadow at \(offset)+\(count)") }
+      let bytes = UnsafeRawBufferPointer(start: buffer.base, count: Int(count))
+      if let wrong = shadow.firstDifference(bytes, at: offset) {
+        throw Mismatch(description: "the disk differs from the shadow at \(wrong)")
+      }
       offset += count
     }
   }
@@ -121,14 +152,28 @@ func withImage(
   _ path: String, _ random: inout Random, readOnly: Bool = false,
   _ body: @escaping (ImageSession) async throws -> Void
 ) throws {
-  var options = ImageOptions()
-  options.readOnly = readOnly
-  options.discardsToHost = random.chance(80)
-  if random.chance(40) { options.cacheBytes = Int.random(in: 1...8, using: &random) * 4096 }
+  try withImage(DiskImageOptions(path: path, readOnly: readOnly), &random, body)
+}
+
+/// The same for an image that takes more than a path to open.
+func withImage(
+  _ options: DiskImageOptions, _ random: inout Random, keepsEngineFile: Bool = false,
+  _ body: @escaping (ImageSession) async throws -> Void
+) throws {
+  var options = options
+  options.engine.discardsToHost = random.chance(80)
+  if random.chance(40) {
+    options.engine.cacheBytes = Int.random(in: 1...8, using: &random) * 4096
+  }
+  let wanted = options
   var fork = random.fork()
   try runBlocking { () async throws(any Error) in
-    let session = try await ImageSession(path, options, &fork)
-    try await body(session)
-    try await session.image.close()
+    let session = try await ImageSession(
+      wanted, &fork, keepsEngineFile: keepsEngineFile)
+    do { try await body(session) } catch {
+      try? await session.disk.close()
+      throw error
+    }
+    try await session.disk.close()
   }
 }

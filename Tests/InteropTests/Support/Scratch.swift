@@ -1,14 +1,22 @@
 import Glibc
 
-/// A directory in /tmp that goes away with the object.
+/// A directory in memory, or in /tmp, that goes away with the object.
 final class Scratch {
   let path: String
 
-  init() throws {
-    var template = Array("/tmp/qublk-interop-XXXXXX".utf8CString)
+  /// Makes the directory in `parent` instead, if that is given.
+  init(parent: String? = nil) throws {
+    var template = Array("\(parent ?? Self.parent)/qublk-interop-XXXXXX".utf8CString)
     guard mkdtemp(&template) != nil else { throw POSIXFailure(code: errno) }
     path = template.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }  // why: not empty
   }
+
+  /// /dev/shm if it has 2 GiB to spare.
+  private static let parent: String = {
+    var space = statvfs()
+    guard statvfs("/dev/shm", &space) == 0, access("/dev/shm", W_OK) == 0 else { return "/tmp" }
+    return UInt64(space.f_bavail) * UInt64(space.f_frsize) >= 2 << 30 ? "/dev/shm" : "/tmp"
+  }()
 
   deinit {
     if getenv("QUBLK_KEEP") == nil { _ = try? run(["rm", "-rf", path]) }

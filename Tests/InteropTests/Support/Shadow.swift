@@ -1,3 +1,4 @@
+import BlockCore
 import CPlatform
 import Glibc
 
@@ -30,6 +31,33 @@ final class Shadow: Sendable {
     let mode = Int32(QUBLK_FALLOC_PUNCH_HOLE | QUBLK_FALLOC_KEEP_SIZE)
     let code = qublk_fallocate(descriptor, mode, range.lowerBound, UInt64(range.count))
     guard code == 0 else { throw POSIXFailure(code: -code) }
+  }
+
+  /// Carries out a request; a discard or write-zeroes makes `zeroed` read as zeros.
+  func apply(_ operation: GuestOperation, zeroed: Range<UInt64>) throws {
+    switch operation.kind {
+    case .write:
+      let buffer = IOBuffer(count: operation.range.count)
+      operation.fill(buffer)
+      try write(
+        UnsafeRawBufferPointer(start: buffer.base, count: buffer.count),
+        at: operation.range.lowerBound)
+      withExtendedLifetime(buffer) {}
+    case .discard, .writeZeroes: try zero(zeroed)
+    case .read, .flush: break
+    }
+  }
+
+  /// The first place at or above `offset` where the file has something else than `bytes`; nil if
+  /// there is none.
+  func firstDifference(_ bytes: UnsafeRawBufferPointer, at offset: UInt64) -> UInt64? {
+    if matches(bytes, at: offset) { return nil }
+    let sectors = stride(from: 0, to: bytes.count, by: 512)
+    let wrong = sectors.first { start in
+      let sector = UnsafeRawBufferPointer(rebasing: bytes[start..<min(start + 512, bytes.count)])
+      return !matches(sector, at: offset + UInt64(start))
+    }
+    return wrong.map { offset + UInt64($0) }
   }
 
   /// Whether the file has exactly `bytes` at `offset`.

@@ -1,4 +1,5 @@
 import BlockCore
+import DiskImages
 import HostFiles
 import QCOW2Engine
 import Uring
@@ -26,14 +27,13 @@ func withEngine(
 func verifySnapshot(
   _ path: String, _ selector: SnapshotSelector, raw: String, size: UInt64, _ random: inout Random
 ) throws {
-  var options = ImageOptions()
-  options.snapshot = selector
-  options.readOnly = true
+  var options = DiskImageOptions(path: path, readOnly: true)
+  options.engine.snapshot = selector
   let chosen = options
   var fork = random.fork()
   let shadow = try Shadow(raw, size: size)
   try runBlocking { () async throws(any Error) in
-    let session = try await ImageSession(path, chosen, &fork)
+    let session = try await ImageSession(chosen, &fork)
     guard session.image.size == size else {
       throw Mismatch(description: "snapshot \(selector): size \(session.image.size), not \(size)")
     }
@@ -42,7 +42,7 @@ func verifySnapshot(
       await session.image.serve(BlockRequest(.discard, length: 512), worker: 0, slot: 0)
         == .failed(.readOnly)
     else { throw Mismatch(description: "a snapshot was written to") }
-    try await session.image.close()
+    try await session.disk.close()
   }
 }
 

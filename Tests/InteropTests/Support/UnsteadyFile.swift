@@ -1,23 +1,32 @@
 import BlockCore
 import HostFiles
 
-/// A host file that gives way to other tasks at random moments around each operation, so that
-/// concurrent requests interleave although the file under it blocks.
-final class UnsteadyFile: HostFile, @unchecked Sendable {
+/// When the files of one image give way.
+final class Unsteadiness: @unchecked Sendable {
   // why: everything runs on the one thread of runBlocking.
-  private let file: RingHostFile
   private var random: Random
 
-  init(_ file: RingHostFile, _ random: Random) {
+  init(_ random: Random) { self.random = random }
+
+  func giveWay() async {
+    for _ in 0..<Int.random(in: 0...3, using: &random) { await Task.yield() }
+  }
+}
+
+/// A host file that gives way to other tasks at random moments around each operation, so that
+/// concurrent requests interleave although the file under it blocks.
+final class UnsteadyFile: HostFile {
+  private let file: RingHostFile
+  private let unsteadiness: Unsteadiness
+
+  init(_ file: RingHostFile, _ unsteadiness: Unsteadiness) {
     self.file = file
-    self.random = random
+    self.unsteadiness = unsteadiness
   }
 
   var traits: HostFileTraits { file.traits }
 
-  private func giveWay() async {
-    for _ in 0..<Int.random(in: 0...3, using: &random) { await Task.yield() }
-  }
+  private func giveWay() async { await unsteadiness.giveWay() }
 
   func read(into buffer: DataBuffer, at offset: HostOffset) async throws(Errno) {
     await giveWay()
