@@ -45,7 +45,7 @@ import Testing
 
   @Test(arguments: forms)
   func whatIsMadeIsReadAndWrittenByBoth(form: String) throws {
-    let list = form.replacing("%", with: "x") + ",encrypt.key-secret=k"
+    let list = form.replacing("%", with: "y") + ",encrypt.key-secret=k"
     let key = form == "encryption=on" ? "" : ",encrypt.key-secret=k"
     let made = try sh(
       "$qublk create $(secret pass) -o \(form.replacing("%", with: "x"))\(key) x 3M"
@@ -54,8 +54,8 @@ import Testing
     if !key.isEmpty {
       // It says so even where it then finds its clock too coarse.
       let theirs = try sh("qemu-img create -f qcow2 $(secret pass) -o \(list) y 3M")
-      #expect(made.output.replacing("'x'", with: "'y'") == theirs.output)
-      try mustSh("rm -f y; [ -e x.data ] && truncate -s 0 x.data && truncate -s 3M x.data || true")
+      let ours = made.output.replacing("'x'", with: "'y'").replacing("=x.data", with: "=y.data")
+      #expect(ours == theirs.output)
     }
     try mustSh(
       """
