@@ -28,9 +28,7 @@ extension Image {
   ) async throws(ImageError) {
     switch extent {
     case .zeroes: try await storage.fillWithZeroes(data)
-    case .unallocated:
-      guard let backing else { return try await storage.fillWithZeroes(data) }
-      try await backing.read(into: data, at: offset, worker: worker)
+    case .unallocated: try await readBacking(into: data, at: offset, worker: worker)
     case .data(let host, _): try await guestData.read(into: data, at: host, guest: offset)
     case .compressed(let descriptor, let within, _):
       try await readCompressed(descriptor, from: within, into: data, worker: worker)
