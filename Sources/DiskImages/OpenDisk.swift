@@ -45,6 +45,8 @@ extension DiskFormat {
   /// - Parameters:
   ///   - options: How; what does not apply to the format is not looked at.
   ///   - size: The size in bytes of a ``null`` disk.
+  /// - Returns: The open disk.
+  /// - Throws: Why it is not; nothing stays open then.
   package func open(
     _ options: DiskImageOptions, size: UInt64
   ) async throws(DiskImageError) -> any OpenDisk {
