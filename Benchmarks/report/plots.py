@@ -6,7 +6,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plot  # noqa: E402  (after the choice of what draws)
 
-plot.rcParams.update({"svg.hashsalt": "qublk", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+plot.rcParams.update({"svg.hashsalt": "qublk", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 COLOURS = {
     "raw": "#bbbbbb", "loop": "#888888", "qublk null": "#9ecae1", "qublk raw": "#4292c6", "qublk qcow2": "#08519c",
     "qublk qcow2, copying": "#6baed6", "qemu-nbd": "#e6550d", "qublk bench": "#08519c", "qublk bench, 2 queues": "#4292c6",

@@ -25,7 +25,7 @@ NOTES = {
     "native-disk": "The same on disk; the disk drifts, the runs are interleaved.",
     "scaling": "Page cache on tmpfs; each queue has a thread. With only two cores the kernel's own work competes.",
     "open": "From exec to exit of a bench of one read in the middle of the image, after its page cache was dropped.",
-    "counts": "Differences of two runs of 10000 and 30000 requests of 4 KiB at depth 64, for each request: callgrind and strace on "
+    "counts": "Differences of two runs of 10000 and 110000 requests of 4 KiB at depth 64, for each request: callgrind and strace on "
               "`qublk bench`, and its own counters. `scripts/counts` holds these in CI.",
 }
 
@@ -33,9 +33,8 @@ NOTES = {
 def number(value):
     if value is None:
         return "–"
-    if value >= 100:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+    digits = 0 if value >= 100 else 1 if value >= 10 else 3
+    return f"{value:.{digits}f}"
 
 
 def table(head, rows):
