@@ -11,26 +11,6 @@ enum SlotState: UInt8, BitwiseCopyable {
   case ahead
 }
 
-/// What became of lookups so far; of all stripes, or of one.
-package struct CacheCounts: Sendable, BitwiseCopyable {
-  /// Slices read from the host file because a request needed them then.
-  package var loads = 0
-  /// Slices read ahead of their use.
-  package var loadsAhead = 0
-  /// Times that a request waited for another one's load.
-  package var waits = 0
-  package var evictions = 0
-
-  static func + (left: Self, right: Self) -> Self {
-    var sum = left
-    sum.loads += right.loads
-    sum.loadsAhead += right.loadsAhead
-    sum.waits += right.waits
-    sum.evictions += right.evictions
-    return sum
-  }
-}
-
 /// The bookkeeping of one cached slice; its bytes lie in the cache's arena at the slot's number.
 ///
 /// All zero bytes are an empty slot.
@@ -62,8 +42,9 @@ struct CacheStripe: ~Copyable {
   private var hand = 0
   private var generation: UInt64 = 0
   private(set) var dirtyCount = 0
+  /// Slots that are not empty.
+  private(set) var usedCount = 0
   var waiters = WaitList()
-  var counts = CacheCounts()
 
   init(firstSlot: Int, slotCount: Int) {
     self.firstSlot = firstSlot
@@ -118,10 +99,10 @@ struct CacheStripe: ~Copyable {
           continue
         }
         remove(slot, hashOf: hashOf)
-        counts.evictions &+= 1
       }
       unsafe slots[slot] = CacheSlot(key: key, state: .loading)
       insert(slot, hash: hash)
+      usedCount &+= 1
       return slot
     }
     return -1
@@ -133,6 +114,7 @@ struct CacheStripe: ~Copyable {
     var hole = unsafe Int(truncatingIfNeeded: hashOf(slots[slot].key)) & indexMask
     while unsafe Int(index[hole]) != slot + 1 { hole = (hole + 1) & indexMask }
     unsafe slots[slot] = CacheSlot()
+    usedCount &-= 1
     var next = (hole + 1) & indexMask
     while unsafe index[next] != 0 {
       let home = unsafe Int(truncatingIfNeeded: hashOf(slots[Int(index[next]) - 1].key)) & indexMask

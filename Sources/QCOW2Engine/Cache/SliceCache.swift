@@ -21,6 +21,8 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
   let arena: UnsafeMutableRawPointer
   /// Slices that are dirty now; read without a lock to see whether a round is due.
   private let dirtySlices = Atomic<Int>(0)
+  /// For statistics: touched by the slow path only.
+  let counters = CacheCounters()
   let slotCount: Int
 
   /// - Parameters:
@@ -154,15 +156,16 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     let found = unsafe stripe.state.pointee.find(key.bytes, hash: hash)
     if found >= 0 {
       if unsafe stripe.state.pointee.slots[found].state == .loading {
-        unsafe stripe.state.pointee.counts.waits &+= 1
+        counters.noteWait()
         return unsafe .wait(version: stripe.state.pointee.waiters.version)
       }
       unsafe stripe.state.pointee.slots[found].isReferenced = true
       return unsafe .done(run(body, stripe, found))
     }
+    let used = unsafe stripe.state.pointee.usedCount
     let slot = unsafe stripe.state.pointee.claim(key.bytes, hash: hash, hashOf: self.hash)
     if slot >= 0 {
-      unsafe stripe.state.pointee.counts.loads &+= 1
+      unsafe counters.noteLoad(hasEvicted: stripe.state.pointee.usedCount == used)
       return unsafe .load(slot: slot, memory: bytes(stripe, slot))
     }
     let hasDirty = unsafe stripe.state.pointee.dirtyCount > 0
@@ -200,6 +203,7 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     let stripe = stripe(hash(key.bytes))
     let waiters = unsafe stripe.lock.pointee.withLock {
       unsafe stripe.state.pointee.remove(slot, hashOf: hash)
+      counters.noteRemoval()
       return unsafe stripe.state.pointee.waiters.takeAll()
     }
     unsafe waiters.forEach { unsafe $0.resume() }
@@ -230,6 +234,7 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
           unsafe stripe.state.pointee.slots[slot].dirtyGeneration == 0
         else { return false }
         unsafe stripe.state.pointee.remove(slot, hashOf: self.hash)
+        counters.noteRemoval()
         return true
       }
       if !dropped { return false }
@@ -283,22 +288,15 @@ extension SliceCache {
     let stripe = stripe(hash)
     let slot = stripe.withLock { state -> Int in
       guard state.find(key.bytes, hash: hash) < 0 else { return -1 }
+      let used = state.usedCount
       let slot = state.claim(key.bytes, hash: hash, hashOf: self.hash)
-      if slot >= 0 {
-        unsafe state.slots[slot].isStream = true
-        state.counts.loadsAhead &+= 1
-      }
+      if slot < 0 { return -1 }
+      unsafe state.slots[slot].isStream = true
+      counters.noteLoad(hasEvicted: state.usedCount == used, isAhead: true)
       return slot
     }
     if slot < 0 { return nil }
     return unsafe (slot, DataBuffer(memory: bytes(stripe, slot), count: sliceSize))
-  }
-
-  /// What became of all lookups so far that the hit path could not answer.
-  var counts: CacheCounts {
-    (0..<stripes.count).reduce(CacheCounts()) { sum, number in
-      sum + stripes[number].withLock { $0.counts }
-    }
   }
 }
 
