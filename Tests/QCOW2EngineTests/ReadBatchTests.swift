@@ -38,7 +38,8 @@ import Testing
       let plan = UnsafeMutableBufferPointer<HostTransfer>.allocate(capacity: 32)
       defer { plan.deallocate() }
       // Inside a slice, across two slices, across two tables.
-      for offset in [UInt64(3 << 20), 32 << 20 - 512 << 10, 512 << 20 - 512 << 10] {
+      let offsets: [UInt64] = [3 << 20, 32 << 20 - 512 << 10, 512 << 20 - 512 << 10]
+      for offset in offsets {
         let buffer = IOBuffer(count: Self.mebibyte)
         file.resetCounts()
         #expect(await image.serve(self.request(offset, buffer), worker: 0, slot: 0) == .done)

@@ -115,9 +115,25 @@ package final class SyntheticImage: HostFile, @unchecked Sendable {  // why: one
     memory.initializeMemory(as: UInt8.self, repeating: 0, count: buffer.count)
     if area == .header && offset.bytes == 0 { return fillHeader(memory, buffer.count) }
     let step = area == .data ? 512 : 8
+    if area == .l2 && scramble == 0 { return fillTable(memory, buffer.count, offset.bytes) }
     for position in stride(from: 0, to: buffer.count, by: step) {
       let value = word(offset.bytes + UInt64(position))
       memory.storeBytes(of: value.bigEndian, toByteOffset: position, as: UInt64.self)
+    }
+  }
+
+  /// What ``word(_:)`` says for consecutive entries of consecutive clusters, without the detours.
+  private func fillTable(_ memory: UnsafeMutableRawPointer, _ count: Int, _ offset: UInt64) {
+    let first = (offset - l2Offset) / 8
+    let entries = memory.assumingMemoryBound(to: UInt64.self)
+    let count = min(count / 8, clusters > first ? Int(clusters - first) : 0)
+    let step = cluster
+    var value = 1 << 63 | (dataOffset + first * step)
+    var index = 0
+    while index < count {
+      entries[index] = value.bigEndian
+      value &+= step
+      index &+= 1
     }
   }
 
