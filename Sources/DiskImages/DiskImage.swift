@@ -1,4 +1,4 @@
-import BlockCore
+package import BlockCore
 import Glibc
 package import HostFiles
 package import QCOW2Engine
@@ -6,7 +6,7 @@ import QCOW2Format
 import QCOW2Tools
 
 /// An open qcow2 image with everything that it refers to: backing chain and data files.
-package final class DiskImage: Sendable {
+package final class DiskImage: OpenDisk {
   package let engine: Image
   /// Every file of the chain, by number.
   ///
@@ -23,8 +23,13 @@ package final class DiskImage: Sendable {
   package let rebuilt: String?
   private let name: String
 
-  /// What the addresses of transfers must be multiples of, whichever file they go to.
-  package var memoryAlignment: Int { files.map(\.memoryAlignment).max() ?? 1 }
+  package var target: any BlockTarget { engine }
+  package var allocationUnit: UInt64 { engine.geometry.clusterSize }
+  package var warnings: [String] {
+    (rebuilt.map { ["image was marked dirty: \($0)"] } ?? []) + engine.bitmaps.warnings
+  }
+  package func maintain() async { await engine.maintain() }
+
   /// Whether the page cache is bypassed for every file.
   package var isDirect: Bool { files.allSatisfy(\.isDirect) }
 

@@ -1,19 +1,31 @@
-import BlockCore
+package import BlockCore
+import Glibc
 package import HostFiles
 import QCOW2Engine
 
 /// An open raw disk, locked: the counterpart of ``DiskImage`` for files without a format.
-package final class RawDisk: Sendable {
-  package let target: RawTarget
+package final class RawDisk: OpenDisk {
+  package let raw: RawTarget
   /// The file, alone: what host transfers call 0.
   package let files: [RingHostFile]
+  package let identity: (device: UInt64, inode: UInt64)
   private let name: String
 
-  private init(_ file: RingHostFile, length: UInt64, _ options: DiskImageOptions) {
+  private init(
+    _ file: RingHostFile, length: UInt64, _ identity: (device: UInt64, inode: UInt64),
+    _ options: DiskImageOptions
+  ) {
     files = [file]
     name = options.name
-    target = RawTarget(file, length: length, discardsToHost: options.engine.discardsToHost)
+    self.identity = identity
+    raw = RawTarget(file, length: length, discardsToHost: options.engine.discardsToHost)
   }
+
+  package var target: any BlockTarget { raw }
+  package var allocationUnit: UInt64 { 4096 }
+  package var isEncrypted: Bool { false }
+  package var warnings: [String] { [] }
+  package func maintain() async {}
 
   /// Opens and locks the file; what it holds is not looked at [SEC-2].
   package static func open(_ options: DiskImageOptions) async throws(DiskImageError) -> RawDisk {
@@ -23,7 +35,7 @@ package final class RawDisk: Sendable {
       let file = try opener.openFile(options.path, readOnly: options.readOnly)
       do throws(DiskImageError.Reason) {
         try opener.lock(file, readOnly: options.readOnly)
-        return RawDisk(file, length: try await length(of: file), options)
+        return try RawDisk(file, length: await length(of: file), identity(of: file), options)
       } catch {
         file.closeDescriptor()
         throw error
@@ -39,12 +51,17 @@ package final class RawDisk: Sendable {
     do throws(Errno) { return try await file.length() } catch { throw .inspect(error) }
   }
 
-  /// Makes everything durable and lets go of the file and its lock, whether or not that worked.
-  ///
-  /// No request may be running.
+  private static func identity(
+    of file: RingHostFile
+  ) throws(DiskImageError.Reason) -> (device: UInt64, inode: UInt64) {
+    var status = stat()
+    guard unsafe fstat(file.descriptor, &status) == 0 else { throw .inspect(Errno(errno)) }
+    return (UInt64(status.st_dev), UInt64(status.st_ino))
+  }
+
   package func close() async throws(DiskImageError) {
     defer { for file in files { file.closeDescriptor() } }
-    do throws(Errno) { try await target.flush() } catch {
+    do throws(Errno) { try await raw.flush() } catch {
       throw DiskImageError(
         image: name, referrer: nil, subject: .image,
         reason: .engine(.io(.sync, at: HostOffset(0), error)))

@@ -1,18 +1,31 @@
 import ArgumentParser
 import BlockCore
+import DiskImages
 import Glibc
 
 /// `qublk add`: attaches an image and leaves a daemon that serves it.
 struct AddCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "add", abstract: "Attach a qcow2 image as a block device.",
+    commandName: "add", abstract: "Attach an image as a block device.",
     discussion: """
       Prints the path of the device, for dev=$(qublk add IMAGE), once it can be used. A daemon \
       serves it until "qublk del", or until it gets SIGTERM while nobody uses the device.
       """)
 
-  @Argument(help: "The image: a file or a block device.", completion: .file())
-  var image: String
+  @Argument(
+    help: "The image: a file or a block device; left out for --format null.", completion: .file())
+  var image: String?
+
+  @Option(
+    name: [.customShort("f"), .long],
+    help: """
+      What the image is: qcow2, raw (the file as it is), or null (nothing at all: to measure the \
+      driver; writes are forgotten and reads return nothing defined).
+      """)
+  var format = DiskFormat.qcow2
+
+  @Option(help: "The size of a null disk, with suffix K, M, G or T.")
+  var size: ByteSize?
 
   @Flag(help: "Stay in the foreground, with messages on standard error.")
   var foreground = false
@@ -86,7 +99,7 @@ struct AddCommand: ParsableCommand {
   static let cacheMinimum: UInt64 = 64 << 10
 
   func validate() throws {
-    if image.isEmpty { throw ValidationError("the image's path is empty") }
+    try checkImage()
     if let id, id >= DeviceName.idLimit {
       throw ValidationError("--id is \(id), expected 0 to \(DeviceName.idLimit - 1)")
     }
@@ -99,6 +112,32 @@ struct AddCommand: ParsableCommand {
     if let cacheSize, cacheSize.bytes < Self.cacheMinimum {
       throw ValidationError(
         "--cache-size is \(cacheSize.bytes) bytes, expected at least \(Self.cacheMinimum)")
+    }
+  }
+
+  private func checkImage() throws {
+    guard format == .null else {
+      if image == nil { throw ValidationError("Missing expected argument '<image>'") }
+      if image == "" { throw ValidationError("the image's path is empty") }
+      if size != nil { throw ValidationError("--size is for --format null only") }
+      if format == .raw { try checkRaw() }
+      return
+    }
+    if image != nil { throw ValidationError("--format null takes no image") }
+    guard let bytes = size?.bytes, bytes > 0, bytes % UInt64(blockSize) == 0, bytes <= 1 << 62
+    else {
+      throw ValidationError(
+        "--size is \(size.map { String($0.bytes) } ?? "missing"), expected a multiple of "
+          + "\(blockSize) up to \(UInt64(1) << 62)")
+    }
+  }
+
+  private func checkRaw() throws {
+    let given = [
+      ("--snapshot", snapshot != nil), ("--copy-on-read", copyOnRead), ("--compress", compress),
+    ]
+    for (name, isGiven) in given where isGiven {
+      throw ValidationError("\(name) needs --format qcow2")
     }
   }
 
@@ -123,3 +162,5 @@ struct AddCommand: ParsableCommand {
     }
   }
 }
+
+extension DiskFormat: ExpressibleByArgument {}

@@ -9,6 +9,9 @@ import QCOW2Engine
 struct AttachRequest {
   /// The absolute path, symbolic links resolved: what the image is known by.
   let path: String
+  let format: DiskFormat
+  /// The size of a null disk in bytes.
+  let nullSize: UInt64
   /// How the image is opened: by its absolute path as it was given, since what it refers to counts from
   /// there.
   let disk: DiskImageOptions
@@ -23,11 +26,10 @@ struct AttachRequest {
   let noSpace: NoSpacePolicy
 
   init(_ command: AddCommand) throws {
-    guard let resolved = unsafe realpath(command.image, nil) else {
-      throw CommandError.file(command.image, .open, Errno(errno))
-    }
-    defer { unsafe free(resolved) }
-    path = unsafe String(cString: resolved)
+    format = command.format
+    nullSize = command.size?.bytes ?? 0
+    let image = command.image ?? ""
+    path = try format == .null ? "null" : Self.resolved(image)
     id = command.id
     queues = command.queues ?? min(max(sysconf(Int32(_SC_NPROCESSORS_ONLN)), 1), 4)
     depth = command.depth
@@ -37,7 +39,7 @@ struct AttachRequest {
     dirtyAge = command.dirtyAge
     printsJSON = command.json
     noSpace = command.onNoSpace
-    var disk = DiskImageOptions(path: command.image, readOnly: isReadOnly)
+    var disk = DiskImageOptions(path: image, readOnly: isReadOnly)
     disk.engine.snapshot = command.snapshot.map { .idOrName($0) }
     disk.engine.workers = queues
     disk.engine.slotsPerWorker = depth
@@ -49,5 +51,13 @@ struct AttachRequest {
     disk.granularity = blockSize
     try command.disk.apply(to: &disk)
     self.disk = disk
+  }
+
+  private static func resolved(_ image: String) throws(CommandError) -> String {
+    guard let resolved = unsafe realpath(image, nil) else {
+      throw .file(image, .open, Errno(errno))
+    }
+    defer { unsafe free(resolved) }
+    return unsafe String(cString: resolved)
   }
 }

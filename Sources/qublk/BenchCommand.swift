@@ -13,7 +13,7 @@ struct BenchCommand: ParsableCommand {
 
   @Option(name: .short, help: "The number of requests.") var count = 75000
   @Option(name: .short, help: "The requests in flight, per queue.") var depth = 64
-  @Option(name: .short, help: "The image format; only qcow2.") var format = "qcow2"
+  @Option(name: .short, help: "The image format: qcow2 or raw.") var format = DiskFormat.qcow2
   @Option(name: .short, help: "The first byte of the first request.") var offset = "0"
   @Option(name: .customShort("s"), help: "The bytes per request.") var bufferSize = "4096"
   @Option(name: .customShort("S"), help: "The bytes from one request to the next.")
@@ -30,7 +30,7 @@ struct BenchCommand: ParsableCommand {
 
   func run() throws {
     let options = try benchOptions()
-    let image = try DiskImage.openBlocking(diskOptions())
+    let image = try format.openBlocking(diskOptions())
     if !isQuiet { announce(options) }
     let result = try Bench.run(image, options: options)
     try image.closeBlocking()
@@ -55,7 +55,7 @@ struct BenchCommand: ParsableCommand {
   }
 
   private func diskOptions() throws -> DiskImageOptions {
-    guard format == "qcow2" else { throw ValidationError("-f \(format): only qcow2 is supported") }
+    guard format != .null else { throw ValidationError("-f is null, expected qcow2 or raw") }
     var options = DiskImageOptions(path: image, readOnly: !isWrite)
     options.engine.workers = queues
     options.engine.slotsPerWorker = depth

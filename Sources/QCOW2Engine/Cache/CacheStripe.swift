@@ -33,6 +33,8 @@ struct CacheStripe: ~Copyable {
   private var hand = 0
   private var generation: UInt64 = 0
   private(set) var dirtyCount = 0
+  /// Slots that are not empty.
+  private(set) var usedCount = 0
   var waiters = WaitList()
 
   init(firstSlot: Int, slotCount: Int) {
@@ -83,6 +85,7 @@ struct CacheStripe: ~Copyable {
       }
       unsafe slots[slot] = CacheSlot(key: key, state: .loading, isReferenced: true)
       insert(slot, hash: hash)
+      usedCount &+= 1
       return slot
     }
     return -1
@@ -94,6 +97,7 @@ struct CacheStripe: ~Copyable {
     var hole = unsafe Int(truncatingIfNeeded: hashOf(slots[slot].key)) & indexMask
     while unsafe Int(index[hole]) != slot + 1 { hole = (hole + 1) & indexMask }
     unsafe slots[slot] = CacheSlot()
+    usedCount &-= 1
     var next = (hole + 1) & indexMask
     while unsafe index[next] != 0 {
       let home = unsafe Int(truncatingIfNeeded: hashOf(slots[Int(index[next]) - 1].key)) & indexMask

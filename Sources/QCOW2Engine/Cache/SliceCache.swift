@@ -19,6 +19,8 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
   private let arena: UnsafeMutableRawPointer
   /// Slices that are dirty now; read without a lock to see whether a round is due.
   private let dirtySlices = Atomic<Int>(0)
+  /// For statistics: touched by the slow path only.
+  let counters = CacheCounters()
   let slotCount: Int
 
   /// - Parameters:
@@ -132,8 +134,12 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
       }
       return unsafe .done(run(body, stripe, found))
     }
+    let used = unsafe stripe.state.pointee.usedCount
     let slot = unsafe stripe.state.pointee.claim(key.bytes, hash: hash, hashOf: self.hash)
-    if slot >= 0 { return unsafe .load(slot: slot, memory: bytes(stripe, slot)) }
+    if slot >= 0 {
+      unsafe counters.noteLoad(hasEvicted: stripe.state.pointee.usedCount == used)
+      return unsafe .load(slot: slot, memory: bytes(stripe, slot))
+    }
     let hasDirty = unsafe stripe.state.pointee.dirtyCount > 0
     return unsafe hasDirty ? .full : .wait(version: stripe.state.pointee.waiters.version)
   }
@@ -170,6 +176,7 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     let stripe = stripe(hash(key.bytes))
     let waiters = unsafe stripe.lock.pointee.withLock {
       unsafe stripe.state.pointee.remove(slot, hashOf: hash)
+      counters.noteRemoval()
       return unsafe stripe.state.pointee.waiters.takeAll()
     }
     unsafe waiters.forEach { unsafe $0.resume() }
@@ -200,6 +207,7 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
           unsafe stripe.state.pointee.slots[slot].dirtyGeneration == 0
         else { return false }
         unsafe stripe.state.pointee.remove(slot, hashOf: self.hash)
+        counters.noteRemoval()
         return true
       }
       if !dropped { return false }

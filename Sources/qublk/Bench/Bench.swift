@@ -12,7 +12,7 @@ enum Bench {
   }
 
   static func run(
-    _ image: DiskImage, options: BenchOptions
+    _ disk: any OpenDisk, options: BenchOptions
   ) throws(Errno) -> BenchResult {
     let outcomes = (0..<options.queues).map { _ in Outcome() }
     let started = now()
@@ -24,7 +24,7 @@ enum Bench {
         try WorkerThread(name: "bench-\(worker)") {
           do throws(Errno) {
             outcome.result = try BenchWorker(
-              image, options: options, worker: worker, share: share
+              disk, options: options, worker: worker, share: share
             ).run()
           } catch { outcome.errno = error }
         })

@@ -34,15 +34,15 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
   private(set) var result = BenchResult()
 
   init(
-    _ image: DiskImage, options: BenchOptions, worker: Int, share: Int
+    _ disk: any OpenDisk, options: BenchOptions, worker: Int, share: Int
   ) throws(Errno) {
-    target = image.engine
+    target = disk.target
     self.options = options
     number = worker
     left = share
     position = options.offset &+ UInt64(worker * share) &* UInt64(options.stepSize)
     loop = try WorkerLoop(entries: 1024, completions: 8192)
-    try loop.registerFiles(image.files.prefix(256).map(\.descriptor))
+    try loop.registerFiles(disk.files.prefix(256).map(\.descriptor))
     unsafe slots = .allocate(capacity: options.depth)
     unsafe slots.initialize(repeating: Slot(), count: options.depth)
     unsafe plans = .allocate(capacity: options.depth * Self.planCapacity)
@@ -105,7 +105,9 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
     if left == 0 { return nil }
     left -= 1
     let size = UInt64(options.bufferSize)
-    if position &+ size > target.size { position = 0 }
+    let end = target.size
+    if position >= end { position = end == 0 ? 0 : position % end }  // as qemu-img bench does
+    if position &+ size > end { position = 0 }
     let offset = position
     position &+= UInt64(options.stepSize)
     if options.isWrite { sinceFlush += 1 }

@@ -3,7 +3,6 @@ import CPlatform
 import DiskImages
 import Glibc
 import HostFiles
-import QCOW2Engine
 import Uring
 
 /// The life of a daemon, in order: image, lock, engine, device, state, ready.
@@ -19,27 +18,24 @@ enum DeviceServer {
   ) throws(CommandError) {
     var loop = try ControlLoop()
     let unprotected = Hygiene.protectMemory()
-    let image = try DiskImage.openBlocking(request.disk)
-    try prepare(image)
-    let device = try ServedDevice(image, request, &loop)
+    let disk = try request.openDisk()
+    try prepare(disk)
+    let device = try ServedDevice(disk, request, &loop)
     try device.announce(ready, request)
     for failure in unprotected { Log.warning(failure) }
-    if let rebuilt = image.rebuilt {
-      Log.warning("\(request.disk.name): image was marked dirty: \(rebuilt)")
-    }
-    for text in image.engine.bitmaps.warnings { Log.warning("\(request.disk.name): \(text)") }
+    for text in disk.warnings { Log.warning("\(request.disk.name): \(text)") }
     try device.serve(loop)
   }
 
   /// What has to be in order before there is a device.
-  private static func prepare(_ image: DiskImage) throws(CommandError) {
+  private static func prepare(_ disk: any OpenDisk) throws(CommandError) {
     do throws(CommandError) {
       try Control.checkDriver()
       try Hygiene.enterPrivateMounts()
       try Hygiene.setIOFlusher()
     } catch {
       // Nothing has been written: the reason for failing is the one to tell.
-      try? image.closeBlocking()
+      try? disk.closeBlocking()
       throw error
     }
   }

@@ -3,12 +3,11 @@ import CPlatform
 import DiskImages
 import Glibc
 import HostFiles
-import QCOW2Engine
 import Ublk
 
 /// A device and everything that has to go with it when it goes.
 final class ServedDevice {
-  private let image: DiskImage
+  private let disk: any OpenDisk
   private let device: UblkDevice
   /// Requests that wait for space; nil if none ever do.
   private let hold: NoSpaceHold?
@@ -19,38 +18,38 @@ final class ServedDevice {
 
   /// Creates the device and leaves its state; on failure neither is left, and the image is closed.
   init(
-    _ image: DiskImage, _ request: AttachRequest, _ loop: inout ControlLoop
+    _ disk: any OpenDisk, _ request: AttachRequest, _ loop: inout ControlLoop
   ) throws(CommandError) {
-    self.image = image
+    self.disk = disk
     hold = NoSpaceHold(request.noSpace, name: request.path)
     do throws(UblkError) {
-      device = try UblkDevice.create(image.engine, request.deviceOptions(image, hold))
+      device = try UblkDevice.create(disk.target, request.deviceOptions(disk, hold))
     } catch {
-      try? image.closeBlocking()  // the reason for failing is already known
+      try? disk.closeBlocking()  // the reason for failing is already known
       throw .device(error)
     }
     name = DeviceName(id: device.id)
     directory = StateDirectory(id: device.id)
     do throws(CommandError) {
       stateLock = try directory.claim(within: 30)
-      try directory.write(Self.state(device, image, request))
+      try directory.write(Self.state(device, disk, request))
       try loop.listen(at: directory.controlSocket)
     } catch {
       try? device.stop()
-      try? image.closeBlocking()
+      try? disk.closeBlocking()
       directory.remove()
       throw error
     }
   }
 
   private static func state(
-    _ device: UblkDevice, _ image: DiskImage, _ request: AttachRequest
+    _ device: UblkDevice, _ disk: any OpenDisk, _ request: AttachRequest
   ) -> DeviceState {
     DeviceState(
-      id: device.id, image: request.path, imageDevice: image.identity.device,
-      imageInode: image.identity.inode, process: getpid(), boot: Boot.id,
+      id: device.id, image: request.path, imageDevice: disk.identity.device,
+      imageInode: disk.identity.inode, process: getpid(), boot: Boot.id,
       version: Qublk.version, queues: request.queues, depth: request.depth,
-      size: image.engine.size, isReadOnly: request.isReadOnly, started: Int64(time(nil)))
+      size: disk.target.size, isReadOnly: request.isReadOnly, started: Int64(time(nil)))
   }
 
   /// Tells the user that the device can be used, and moves messages to the log.
@@ -74,7 +73,7 @@ final class ServedDevice {
       .init("device", .string(name.path)),
       .init("id", .integer(Int64(device.id))),
       .init("image", .string(request.path)),
-      .init("size", .integer(Int64(clamping: image.engine.size))),
+      .init("size", .integer(Int64(clamping: disk.target.size))),
       .init("queues", .integer(Int64(request.queues))),
       .init("depth", .integer(Int64(request.depth))),
       .init("read-only", .bool(request.isReadOnly)),
@@ -138,7 +137,7 @@ extension ServedDevice {
     } catch {
       errors.append(.device(error))
     }
-    do throws(CommandError) { try image.closeBlocking() } catch { errors.append(error) }
+    do throws(CommandError) { try disk.closeBlocking() } catch { errors.append(error) }
     return errors
   }
 }

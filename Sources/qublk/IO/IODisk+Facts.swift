@@ -60,7 +60,7 @@ extension IODisk {
   func resize(to size: UInt64) async throws(IOFailure) {
     switch kind {
     case .raw(let disk):
-      do throws(Errno) { try await disk.target.resize(to: size) } catch {
+      do throws(Errno) { try await disk.raw.resize(to: size) } catch {
         throw .request("truncate", error)
       }
     case .image(let image):
