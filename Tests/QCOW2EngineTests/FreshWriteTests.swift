@@ -99,7 +99,8 @@ import Testing
     expectSectors(bench, [8 * 8 + 2: 0, 8 * 8 + 3: 7, 28 * 8 + 2: 7, 28 * 8 + 3: 0])
   }
 
-  @Test("Two writes into one new cluster share it, whichever ends first", arguments: [[1, 2], [2, 1]])
+  @Test(
+    "Two writes into one new cluster share it, whichever ends first", arguments: [[1, 2], [2, 1]])
   func writesShareANewCluster(order: [Int]) throws {
     let bench = bench()
     try bench.host.run {
@@ -153,7 +154,9 @@ import Testing
     expectSectors(bench, [80: 0, 84: isShared && !otherFails ? 7 : 0])
   }
 
-  @Test("Whoever waits for the range wakes when the write ends, by error or not", arguments: [false, true])
+  @Test(
+    "Whoever waits for the range wakes when the write ends, by error or not",
+    arguments: [false, true])
   func waitersWake(fails: Bool) throws {
     let bench = bench(3)
     try bench.host.run {

@@ -105,7 +105,7 @@ extension L2Tables {
   /// Spares the first comers the reads of a new table's slices, as many as fit beside others'.
   private func insertZeroes(_ table: HostOffset) {
     let size = UInt64(cache.sliceSize)
-    let count = min(geometry.clusterSize / size, UInt64(cache.slotCount / 4))
+    let count = min(geometry.clusterSize / size, 16, UInt64(cache.slotCount / 4))
     for number in 0..<count { cache.insertZeroes(table + number * size) }
   }
 }
