@@ -86,8 +86,8 @@ public protocol BlockTarget: AnyObject, Sendable {
 
   /// Ends a request that ``plan(_:worker:slot:into:)`` answered with transfers.
   ///
-  /// - Parameter failed: some transfer was not carried out in full; a request that failed is always
-  ///   ``FinishResult/done``.
+  /// `failed` says that some transfer was not carried out in full; such a request is always
+  /// ``FinishResult/done``.
   func finish(worker: Int, slot: Int, failed: Bool) -> FinishResult
 
   /// Slow path: carries out the whole request, suspending as needed.

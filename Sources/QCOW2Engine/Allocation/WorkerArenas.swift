@@ -95,9 +95,9 @@ final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guar
 
   /// Takes `count` contiguous clusters from the arena without waiting.
   ///
-  /// - Parameter fresh: clusters that do not read as zeros will not do.
-  /// - Returns: nil if there are none, and to one caller when the arena is low: ``take(upTo:worker:)``
-  ///   then fetches the next run before the others miss it.
+  /// With `fresh`, clusters that do not read as zeros will not do. Nil if there are none, and to one
+  /// caller when the arena is low: ``take(upTo:worker:)`` then fetches the next run before the others
+  /// miss it.
   @inline(__always) func takeNow(exactly count: Int, fresh: Bool, worker: Int) -> ClusterRun? {
     arenas[worker].withLock { arena in
       if arena.isLow && arena.fetch == .idle {

@@ -141,7 +141,7 @@ extension Image {
 
 /// The write into new clusters of each worker's slot.
 @safe
-final class FreshWrites: @unchecked Sendable {  // why: an element belongs to the request in its slot
+final class FreshWrites: @unchecked Sendable {  // why: each is one request's
   private let writes: UnsafeMutablePointer<FreshWrite>
   private let slotsPerWorker: Int
   private let count: Int
