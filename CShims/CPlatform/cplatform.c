@@ -15,6 +15,7 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -170,4 +171,9 @@ int qublk_fallocate(int fd, int mode, uint64_t offset, uint64_t length) {
     result = fallocate(fd, mode, (off_t)offset, (off_t)length);
   } while (result < 0 && errno == EINTR);
   return result < 0 ? -errno : 0;
+}
+
+int qublk_is_in_memory(int fd) {
+  struct statfs facts;
+  return fstatfs(fd, &facts) == 0 && facts.f_type == 0x01021994;  // TMPFS_MAGIC
 }

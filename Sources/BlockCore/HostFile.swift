@@ -53,9 +53,20 @@ public protocol HostFile: AnyObject, Sendable {
   ///
   /// Never shortens it, whatever extends the file at the same time.
   func extend(to length: UInt64) async throws(Errno)
+
+  /// Makes a regular file reach over the range, which was never written, and asks the host for storage
+  /// there, so that writes into it need not; it reads as zeros.
+  ///
+  /// The storage is a hint: a file without it holds the same, as long as there is room.
+  func reserve(at offset: HostOffset, length: UInt64) async throws(Errno)
 }
 
 extension HostFile {
+  /// Without storage: for a host file that has none to give.
+  public func reserve(at offset: HostOffset, length: UInt64) async throws(Errno) {
+    try await extend(to: offset.bytes + length)
+  }
+
   /// Fills plain memory with zeros; a host file that serves registered buffers has its own.
   public func fillWithZeroes(_ buffer: DataBuffer) async throws(Errno) {
     guard let memory = unsafe buffer.memory else { throw .notSupported }

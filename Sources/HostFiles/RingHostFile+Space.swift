@@ -7,6 +7,8 @@ enum Refusal {
   static let zeroRange: UInt8 = 1
   static let punchHole: UInt8 = 2
   static let extend: UInt8 = 4
+  static let writtenZeroes: UInt8 = 8
+  static let reserve: UInt8 = 16
 }
 
 /// Zeros and holes.
@@ -33,13 +35,15 @@ extension RingHostFile {
   private static let holeMode = QUBLK_FALLOC_PUNCH_HOLE | QUBLK_FALLOC_KEEP_SIZE
 
   private enum Way {
-    case zeroRange, punchHole, extend
+    case zeroRange, punchHole, extend, writtenZeroes, reserve
 
     var refusal: UInt8 {
       switch self {
       case .zeroRange: Refusal.zeroRange
       case .punchHole: Refusal.punchHole
       case .extend: Refusal.extend
+      case .writtenZeroes: Refusal.writtenZeroes
+      case .reserve: Refusal.reserve
       }
     }
   }
@@ -86,6 +90,32 @@ extension RingHostFile {
     // Zeros at the end do the same on file systems without fallocate.
     let count = min(UInt64(max(traits.offsetAlignment, 512)), length)
     try await zeroByWriting(length - count, count)
+  }
+
+  /// Allocates the range on the host file, if it is written to directly.
+  ///
+  /// Best as zeros that a command of the device writes without moving data: then the first write to
+  /// a block costs the file system no more than later ones.
+  ///
+  /// A direct write into a hole cannot be done without waiting, so the kernel hands it to a thread,
+  /// and takes the file's lock for itself. Through the page cache a hole costs nothing of the kind,
+  /// and in memory (tmpfs) storage is never prepared.
+  package func reserve(at offset: HostOffset, length: UInt64) async throws(Errno) {
+    if length == 0 { return }
+    if isDirect && !isInMemory {
+      do throws(Errno) {
+        if try await allocate(
+          .writtenZeroes, QUBLK_FALLOC_WRITE_ZEROES, offset.bytes, length)
+        {
+          return
+        }
+        if try await allocate(.reserve, 0, offset.bytes, length) { return }
+      } catch {
+        // Full, or nearly: what is written in the end may still find room.
+        guard error == .noSpace else { throw error }
+      }
+    }
+    try await extend(to: offset.bytes + length)
   }
 
   private func zeroByWriting(_ offset: UInt64, _ length: UInt64) async throws(Errno) {

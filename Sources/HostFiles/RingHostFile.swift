@@ -17,6 +17,8 @@ package final class RingHostFile: HostFile {
   package let isDirect: Bool
   /// What the addresses of transfers must be multiples of; 1 for buffered.
   package let memoryAlignment: Int
+  /// The file lies in a file system that is nothing but memory.
+  let isInMemory: Bool
   /// Ways to write zeros and to free space that the host refused once; bits of ``Refusal``.
   let refusals = Atomic<UInt8>(0)
   private let isOpen = Atomic<Bool>(true)
@@ -27,6 +29,7 @@ package final class RingHostFile: HostFile {
     self.traits = traits
     self.isDirect = isDirect
     self.memoryAlignment = memoryAlignment
+    isInMemory = qublk_is_in_memory(descriptor) != 0
   }
 
   deinit { closeDescriptor() }

@@ -64,6 +64,10 @@ enum {
   QUBLK_FALLOC_KEEP_SIZE = 1,
   QUBLK_FALLOC_PUNCH_HOLE = 2,
   QUBLK_FALLOC_ZERO_RANGE = 16,
+  // Linux 6.17: allocates and zeroes, by a command of the device that moves no data.
+  QUBLK_FALLOC_WRITE_ZEROES = 128,
 };
+// Whether the file lies in tmpfs.
+int qublk_is_in_memory(int fd);
 
 #endif

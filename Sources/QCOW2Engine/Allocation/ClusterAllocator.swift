@@ -89,12 +89,14 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
       start: found.lowerBound, count: UInt64(found.count), isFresh: isFresh)
   }
 
-  /// Grows the file over a reserved run: later writes into it then need no change of length, which
-  /// file systems serialise.
+  /// Grows the file over a reserved run, with storage: later writes into it then need neither a
+  /// change of length nor an allocation by the host, which file systems serialise.
   ///
   /// One owner does this, in steps of a whole run.
   private func extendFile(over run: Range<UInt64>) async throws(ImageError) {
-    do { try await growFile(over: run.upperBound - 1) } catch {
+    let start = geometry.start(ofHostCluster: run.lowerBound)
+    let length = UInt64(run.count) << UInt64(geometry.clusterBits)
+    do { try await storage.reserve(at: start, length: length) } catch {
       try? await decrement(run)
       throw error
     }

@@ -1,4 +1,5 @@
 import BlockCore
+import QCOW2Format
 
 /// Runs of reserved host clusters, one arena per worker, so that most allocations share no lock.
 ///
@@ -144,10 +145,19 @@ final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guar
     if !isKept { try await allocator.unreserve(run) }
   }
 
-  /// Gives everything back; call when no request runs any more.
+  /// Gives everything back, and the host's storage under what was never used; call when no request
+  /// runs any more.
   func returnAll() async throws(ImageError) {
     for worker in refillMutexes.indices {
-      while let run = takeNow(upTo: .max, worker: worker) { try await allocator.unreserve(run) }
+      while let run = takeNow(upTo: .max, worker: worker) {
+        if run.isFresh {
+          let geometry = allocator.geometry
+          await allocator.storage.punchHole(
+            at: geometry.start(ofHostCluster: run.start),
+            length: run.count << UInt64(geometry.clusterBits))
+        }
+        try await allocator.unreserve(run)
+      }
     }
   }
 }

@@ -66,6 +66,13 @@ struct ImageStorage: Sendable {
     }
   }
 
+  /// Makes the file reach over the range, with storage of the host if it has any to give.
+  func reserve(at offset: HostOffset, length: UInt64) async throws(ImageError) {
+    do { try await file.reserve(at: offset, length: length) } catch {
+      throw .io(.resize, at: offset, error)
+    }
+  }
+
   func setLength(_ length: UInt64) async throws(ImageError) {
     do { try await file.setLength(length) } catch {
       throw .io(.resize, at: HostOffset(length), error)
