@@ -10,6 +10,8 @@ final class WriteBackBatch: @unchecked Sendable {  // why: owned by the one runn
   private let cache: SliceCache
   private let staging: IOBuffer
   private var slices: [DirtySlice] = []
+  /// The first slice that no lane has taken for writing.
+  private var next = 0
 
   init(cache: SliceCache) {
     self.cache = cache
@@ -37,19 +39,59 @@ final class WriteBackBatch: @unchecked Sendable {  // why: owned by the one runn
     }
   }
 
-  /// Writes the copies, neighbours in one transfer, and marks each clean that has not changed since.
+  /// The most transfers of a batch that run at once.
+  static let lanes = 8
+
+  /// Writes the copies, neighbours in one transfer and several transfers at once, and marks each clean
+  /// that has not changed since.
+  ///
+  /// - Throws: the first failure, after all transfers have ended; what was not written stays dirty.
   func write(to storage: ImageStorage) async throws(ImageError) {
-    var start = 0
-    while start < slices.count {
+    next = 0
+    // A lane is a task: not worth it for a few transfers, each of which suspends the caller anyway.
+    if runCount < 4 || !ReadBatch.mayRunTasks {
+      try await writeRuns(to: storage)
+    } else {
+      let lanes = min(Self.lanes, runCount / 2)
+      let failure = await withTaskGroup(of: ImageError?.self) { group in
+        for _ in 1..<lanes { group.addTask { await self.lane(storage) } }
+        var failure = await self.lane(storage)
+        for await other in group where failure == nil { failure = other }
+        return failure
+      }
+      if let failure { throw failure }
+    }
+    slices.removeAll(keepingCapacity: true)
+  }
+
+  private func lane(_ storage: ImageStorage) async -> ImageError? {
+    do throws(ImageError) { try await writeRuns(to: storage) } catch { return error }
+    return nil
+  }
+
+  /// Writes one run after the other that nobody else has taken; ends at the first failure.
+  private func writeRuns(to storage: ImageStorage) async throws(ImageError) {
+    while next < slices.count {
+      let start = next
       let end = endOfRun(from: start)
+      // All lanes run on one thread: between two suspensions nobody else takes a run.
+      next = end
       try unsafe await storage.write(
         from: DataBuffer(
           memory: staging.base + start * cache.sliceSize, count: (end - start) * cache.sliceSize),
         at: HostOffset(slices[start].key))
       cache.markWritten(slices[start..<end])
-      start = end
     }
-    slices.removeAll(keepingCapacity: true)
+  }
+
+  private var runCount: Int {
+    var count = 0
+    var start = 0
+    while start < slices.count {
+      start = endOfRun(from: start)
+      count += 1
+    }
+    return count
   }
 
   private func endOfRun(from start: Int) -> Int {
