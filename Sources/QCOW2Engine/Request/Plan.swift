@@ -20,13 +20,20 @@ extension Image {
     let isPlanned =
       isWrite
       ? planWrite(request, &builder)
+        || planFresh(request, worker: worker, slot: slot, &builder)
       : planRead(request.offset, request.length, &builder) == request.length
     if isPlanned { return .transfers(count: builder.count) }
     leave(worker: worker, slot: slot)
     return .needsService
   }
 
-  package func finish(worker: Int, slot: Int) { leave(worker: worker, slot: slot) }
+  package func finish(worker: Int, slot: Int, failed: Bool) -> FinishResult {
+    if fresh.isPending(worker, slot) && !endFresh(worker: worker, slot: slot, failed: failed) {
+      return .needsService
+    }
+    leave(worker: worker, slot: slot)
+    return .done
+  }
 
   private var mayWriteInPlace: Bool {
     health.allowsWrites && !options.readOnly && !options.compressesWrites
@@ -128,6 +135,7 @@ extension Image {
       case .data:
         if step.unallocated > 0 { return step }
         guard let host = entry.hostCluster,
+          isPlaced(host, offset + step.covered),
           planData(host, inCluster, length, entry.isCopied, isWrite, &builder)
         else { return PlanStep() }
         step.covered &+= length
@@ -165,7 +173,7 @@ extension Image {
       if state != .unallocated && step.unallocated > 0 { return step }
       switch state {
       case .data:
-        guard let host = rules.hostCluster(entry),
+        guard let host = rules.hostCluster(entry), isPlaced(host, offset + step.covered),
           planData(host, inCluster, length, entry.descriptor.isCopied, isWrite, &builder)
         else { return PlanStep() }
         step.covered &+= length
@@ -187,7 +195,7 @@ extension Image {
     _ host: HostOffset, _ inCluster: UInt64, _ length: UInt64, _ isCopied: Bool, _ isWrite: Bool,
     _ builder: inout PlanBuilder
   ) -> Bool {
-    guard host.bytes & geometry.clusterMask == 0,
+    guard
       !isWrite
         || isCopied
           && (guestData.isExternal || !metadata.contains(geometry.hostCluster(of: host)))

@@ -134,7 +134,8 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
       unsafe slots[slot].request = request
       unsafe slots[slot].arrival = loop.now
       if start(slot) { return }
-      target.finish(worker: number, slot: slot)
+      // All zeros: a read, of which finishing leaves nothing to do.
+      _ = target.finish(worker: number, slot: slot, failed: false)
       note(slot, failed: false)
       atOnce += 1
       // No turn of the loop comes in between: the clock must go on for the load to end in time.
@@ -244,9 +245,13 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
   }
 
   private func endHit(_ slot: Int) {
-    target.finish(worker: number, slot: slot)
-    if unsafe slots[slot].isShort && !slots[slot].failed { return handOver(slot) }
-    unsafe note(slot, failed: slots[slot].failed)
+    let failed = unsafe slots[slot].failed
+    let isShort = unsafe slots[slot].isShort
+    if target.finish(worker: number, slot: slot, failed: failed || isShort) == .needsService {
+      return handOver(slot)
+    }
+    if isShort && !failed { return handOver(slot) }
+    note(slot, failed: failed)
     goOn(slot)
   }
 
