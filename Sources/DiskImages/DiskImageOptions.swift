@@ -21,7 +21,7 @@ package struct DiskImageOptions: Sendable {
   package var path: String
   /// What messages call the image.
   package var name: String
-  /// How the image is served; backing layers have the same workers and cache size.
+  /// How the image is served; backing layers have the same workers, and together as much cache.
   package var engine = ImageOptions()
   /// How the data of every file of the chain travels.
   package var mode = HostFileMode.direct

@@ -15,6 +15,12 @@ struct SlicePart: Sendable {
   let sliceOffset: UInt64
 }
 
+extension SlicePart {
+  /// No part of anything.
+  static let none = SlicePart(
+    clusters: 0..<0, start: GuestOffset(0), length: 0, l1Index: 0, firstEntry: 0, sliceOffset: 0)
+}
+
 /// How guest ranges fall onto L2 slices.
 struct SliceGeometry: Sendable {
   let cluster: ClusterGeometry
@@ -27,6 +33,8 @@ struct SliceGeometry: Sendable {
   }
 
   @inline(__always) var entriesPerSlice: UInt64 { 1 << UInt64(entryBits) }
+  /// The guest bytes that one slice maps.
+  var bytesPerSlice: UInt64 { entriesPerSlice << UInt64(cluster.clusterBits) }
 
   /// The first part of the range that starts at `start` and has `length` bytes, at least 1.
   func part(from start: GuestOffset, length: UInt64) -> SlicePart {
