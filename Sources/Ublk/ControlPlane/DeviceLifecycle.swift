@@ -119,6 +119,7 @@ package final class UblkDevice {
     let counters = QueueCounters()
     let setup = QueueSetup(
       queue: queue, depth: info.depth, maxIOBytes: info.maxIOBytes, usesZeroCopy: usesZeroCopy,
+      usesBatches: info.features.contains(.batch),
       slowPathData: options.slowPathData,
       registeredBuffers: max(1, min(info.depth, options.registeredBuffers ?? info.depth)),
       characterDevice: files.character,
