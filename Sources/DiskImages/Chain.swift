@@ -106,23 +106,32 @@ struct Chain {
       throw error(subject(index), .dataFileNameMissing, below: index - 1)
     }
     do throws(DiskImageError.Reason) {
-      let path = try dataPath(name, isOverride: override != nil, of: layers[index])
+      let path = try dataPath(name, isOverride: override != nil)
       let file = try opener.open(
         path, for: override == nil ? layers[index].path : nil, readOnly: readOnly, seen: &seen)
       layers[index].dataFile = file
       layers[index].dataNumber = add(file)
-    } catch { throw self.error(.dataFile(name), error, below: index) }
+    } catch {
+      let isLost = override == nil && !name.hasPrefix("/") && error.isMissingFile
+      throw self.error(.dataFile(name), isLost ? .dataFileLost : error, below: index)
+    }
   }
 
   /// Where the data file is.
   ///
-  /// What the user says counts from the current directory, what the image says from the image's own.
-  /// QEMU has the latter from the current directory, too, which for a daemon is none.
+  /// Relative names count from the current directory, whoever says them: so qemu-img makes and so QEMU
+  /// opens data files, wherever the image is. A daemon has the directory it was started in.
   private func dataPath(
-    _ name: String, isOverride: Bool, of layer: ChainLayer
+    _ name: String, isOverride: Bool
   ) throws(DiskImageError.Reason) -> String {
-    guard isOverride else { return try ReferenceName.path(of: name, from: layer.path) }
-    do throws(Errno) { return try FilePath.absolute(name) } catch { throw .open(error) }
+    let directory: String
+    do throws(Errno) {
+      directory =
+        if let given = options.currentDirectory { given } else { try FilePath.currentDirectory() }
+    } catch { throw .open(error) }
+    return isOverride
+      ? FilePath.combine(directory + "/", name)
+      : try ReferenceName.path(of: name, from: directory + "/")
   }
 
   // MARK: Backing files

@@ -91,9 +91,11 @@ package final class DiskImage: OpenDisk {
     _ chain: Chain
   ) async throws(DiskImageError) -> (Image, RefcountChanges?) {
     var backing: (any BackingLayer)?
+    let images = chain.layers.dropFirst().count { $0.references != nil }
     for index in chain.layers.indices.dropFirst().reversed() {
       do throws(ImageError) {
-        backing = try await layer(chain.layers[index], upon: backing, chain.options)
+        backing = try await layer(
+          chain.layers[index], upon: backing, chain.options, images: images)
       } catch { throw chain.error(.engine(error), in: index) }
     }
     let top = chain.layers[0]
@@ -103,8 +105,10 @@ package final class DiskImage: OpenDisk {
     } catch { throw chain.error(error, in: 0) }
   }
 
+  /// `images` is the number of the chain's backing files that are images.
   private static func layer(
-    _ layer: ChainLayer, upon backing: (any BackingLayer)?, _ options: DiskImageOptions
+    _ layer: ChainLayer, upon backing: (any BackingLayer)?, _ options: DiskImageOptions,
+    images: Int
   ) async throws(ImageError) -> any BackingLayer {
     guard layer.references != nil else {
       let length: UInt64
@@ -117,8 +121,16 @@ package final class DiskImage: OpenDisk {
     shared.readOnly = true
     shared.workers = options.engine.workers
     shared.slotsPerWorker = options.engine.slotsPerWorker
-    shared.cacheBytes = options.engine.cacheBytes
+    shared.cacheBytes = cacheBytes(forEachOf: images, options.engine)
     return ImageLayer(try await Image.open(sources(layer, backing, options), options: shared))
+  }
+
+  /// The backing images have together what the image itself has: each has one cache for all workers.
+  ///
+  /// A long chain takes no more memory than a short one, down to 16 slices of 4 KiB each.
+  private static func cacheBytes(forEachOf images: Int, _ options: ImageOptions) -> Int? {
+    if images < 2 { return options.cacheBytes }
+    return max((options.cacheBytes ?? ImageOptions.standardCacheBytes) / images, 64 << 10)
   }
 
   private static func sources(

@@ -57,6 +57,8 @@ package struct DiskImageError: Error, Sendable {
     case luks(LUKSError)
     /// A data file was given for an image that has none.
     case dataFileNotWanted
+    /// There is no data file of the relative name that the image has.
+    case dataFileLost
   }
 
   /// The image that the user wanted to open, by the name the user gave it.
@@ -83,6 +85,8 @@ extension DiskImageError {
 }
 
 extension DiskImageError.Reason {
+  var isMissingFile: Bool { if case .open(.noEntry) = self { true } else { false } }
+
   /// What is wrong, after the name of what it is wrong with.
   package var message: String {
     switch self {
@@ -119,6 +123,8 @@ extension DiskImageError.Reason {
     case .luks(let error): error.text
     case .encryption(let found, let expected):
       "encryption is \"\(found?.rawValue ?? "none")\", expected \"\(expected.rawValue)\""
+    case .dataFileLost:
+      "cannot open: \(Errno.noEntry): the name counts from the current directory"
     case .dataFileNotWanted: "the image has no external data file: leave --data-file out"
     }
   }

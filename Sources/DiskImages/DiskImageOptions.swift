@@ -21,7 +21,7 @@ package struct DiskImageOptions: Sendable {
   package var path: String
   /// What messages call the image.
   package var name: String
-  /// How the image is served; backing layers have the same workers and cache size.
+  /// How the image is served; backing layers have the same workers, and together as much cache.
   package var engine = ImageOptions()
   /// How the data of every file of the chain travels.
   package var mode = HostFileMode.direct
@@ -34,6 +34,10 @@ package struct DiskImageOptions: Sendable {
   package var backingPolicy = BackingPolicy.any
   /// The path of the external data file of the image, in place of the one that the image names.
   package var dataFile: String?
+  /// Where the relative names count from that images have for their data files.
+  ///
+  /// An absolute path; nil for the process's current directory at the time of opening.
+  package var currentDirectory: String?
   /// What the engines are given in place of a file of the chain: for tests and fault injection.
   package var engineFile: @Sendable (RingHostFile) -> any HostFile = { $0 }
   /// The passphrases; whoever opens the image takes them, whether or not that works.
@@ -55,6 +59,7 @@ package struct DiskImageOptions: Sendable {
 
   /// Makes the paths independent of the current directory, as a daemon needs them.
   package mutating func makePathsAbsolute() throws(Errno) {
+    currentDirectory = try FilePath.currentDirectory()
     path = try FilePath.absolute(path)
     dataFile = if let dataFile { try FilePath.absolute(dataFile) } else { nil }
   }

@@ -6,9 +6,14 @@ enum FilePath {
   /// `path` made independent of the current directory; symbolic links stay as they are.
   static func absolute(_ path: String) throws(Errno) -> String {
     if path.hasPrefix("/") { return path }
+    return combine(try currentDirectory() + "/", path)
+  }
+
+  /// The current directory, absolute.
+  static func currentDirectory() throws(Errno) -> String {
     guard let current = unsafe getcwd(nil, 0) else { throw Errno(errno) }
     defer { unsafe free(current) }
-    return unsafe combine(String(cString: current) + "/", path)
+    return unsafe String(cString: current)
   }
 
   /// `name` below the directory of `path`; an absolute `name` as it is.

@@ -155,18 +155,22 @@ extension Image {
         && header.autoclear.contains(.rawExternalData))
   }
 
-  /// Slots for every L2 slice of the disk, up to the budget.
-  private static func l2Slots(
+  /// Slots for every L2 slice of the disk, up to the budget; more would never be used.
+  ///
+  /// Slots that are not used take no memory, so a small disk has them, too: it may grow. A cache for
+  /// all slices has a quarter more slots than slices, since no stripe gets exactly its share of them.
+  static func l2Slots(
     _ header: Header, _ options: ImageOptions, _ sliceSize: Int
   ) -> Int {
-    if let bytes = options.cacheBytes { return max(bytes / sliceSize, 1) }
-    let geometry = header.geometry
-    let tableBytes = UInt64(header.l1Size) << UInt64(geometry.clusterBits)
-    return Int(min(tableBytes, 32 << 20)) / sliceSize + 8
+    let tables = Int(clamping: UInt64(header.l1Size) << UInt64(header.geometry.clusterBits))
+    let budget = options.cacheBytes ?? ImageOptions.standardCacheBytes
+    if tables > budget { return max(budget / sliceSize, 1) }
+    let slices = max(min(budget, max(tables, ImageOptions.standardCacheBytes)) / sliceSize, 1)
+    return slices + slices / 4
   }
 
   private static func refcountSlots(_ options: ImageOptions, _ sliceSize: Int) -> Int {
-    if let bytes = options.cacheBytes { return max(bytes / sliceSize / 4, 1) }
-    return (4 << 20) / sliceSize
+    let bytes = min((options.cacheBytes ?? .max) / 4, 4 << 20)
+    return max(bytes / sliceSize, 1)
   }
 }

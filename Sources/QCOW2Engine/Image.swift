@@ -24,6 +24,7 @@ package final class Image: BlockTarget {
   /// What host transfers call the file with the guest's data; -1 keeps requests off the hit path.
   let planFile: Int
   let slices: SliceGeometry
+  let readahead = Readahead()
   let tables: L2Tables
   let allocator: ClusterAllocator
   let arenas: WorkerArenas

@@ -6,7 +6,10 @@ package struct ImageOptions: Sendable {
   package var workers = 1
   /// Slot numbers passed to requests are below this.
   package var slotsPerWorker = 128
-  /// Memory for L2 slices in bytes; nil: what the whole disk needs, at most 32 MiB.
+  /// What L2 slices may take when nothing else is said: they map 256 GiB in clusters of 64 KiB.
+  package static let standardCacheBytes = 32 << 20
+  /// Memory for L2 slices in bytes, taken as it is used; nil: what the whole disk needs, at most
+  /// ``standardCacheBytes``.
   package var cacheBytes: Int?
   /// Metadata is written back when it has been dirty for this long.
   package var dirtyAgeMilliseconds = 1000

@@ -26,6 +26,7 @@ public enum OffsetProblem: String, Equatable, Sendable {
   case overlapsMetadata = "inside other metadata"
   case reservedBits = "reserved bits are set"
   case compressedWithDataFile = "compressed, which an image with an external data file cannot have"
+  case notAtGuestOffset = "not the guest's offset, where the data lies in an external data file"
   case allocatedAndZero = "a subcluster is both allocated and zero"
 }
 

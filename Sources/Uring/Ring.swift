@@ -7,14 +7,19 @@ public import CUring
 @safe
 public struct Ring: ~Copyable {
   @usableFromInline let raw: UnsafeMutablePointer<io_uring>
+  private let counters: LoopCounters
 
   /// Sets a ring up.
   ///
   /// - Parameters:
   ///   - entries: The submission queue's size, rounded up to a power of two.
   ///   - completions: The completion queue's size: at least what can be in flight at once.
+  ///   - counters: Where calls of io_uring_enter(2) are counted.
   /// - Throws: The errno of io_uring_setup(2).
-  public init(entries: Int, completions: Int) throws(Errno) {
+  public init(
+    entries: Int, completions: Int, counters: LoopCounters = LoopCounters()
+  ) throws(Errno) {
+    self.counters = counters
     unsafe raw = .allocate(capacity: 1)
     unsafe raw.initialize(to: io_uring())
     let result = unsafe qublk_ring_init(raw, UInt32(entries), UInt32(completions), 0)
@@ -42,6 +47,7 @@ public struct Ring: ~Copyable {
   }
 
   @usableFromInline func makeRoom() {
+    counters.enters.add()
     let result = unsafe io_uring_submit(raw)
     if result >= 0 || Self.isTransient(-result) { return }
     fatalError("io_uring_enter failed with errno \(-result): the ring is unusable")
@@ -52,6 +58,7 @@ public struct Ring: ~Copyable {
   /// With 0, only lets the kernel post what is ready. May return early: a signal, or a transient
   /// shortage.
   public func enter(waitingFor count: Int) {
+    counters.enters.add()
     let result = unsafe qublk_ring_enter(raw, UInt32(count))
     if result >= 0 || Self.isTransient(-result) { return }
     fatalError("io_uring_enter failed with errno \(-result): the ring is unusable")

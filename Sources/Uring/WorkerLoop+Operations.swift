@@ -7,6 +7,7 @@ extension WorkerLoop {
   /// in flight.
   public func perform(_ entry: SubmissionEntry) async -> Int32 {
     guard slots.hasRoom() else { return -Errno.again.code }
+    counters.note(entry)
     return unsafe await withUnsafeContinuation { continuation in
       var entry = entry
       entry.userData = unsafe UserData(.operation, slot: slots.take(continuation)).word

@@ -40,6 +40,10 @@ public final class WorkerLoop: @unchecked Sendable {
   private var registeredFiles: [Int32] = []
   /// /dev/zero as this ring knows it, to fill registered buffers with zeros; nil where none are.
   public var zeroFile: RingFile?
+  /// What the loop has done.
+  public let counters: LoopCounters
+  /// When the kernel last handed out completions, by ``NanosecondClock``.
+  public private(set) var now: UInt64 = 0
   /// Set by ``endSleeps()``: no sleep lasts any longer.
   var sleepsHaveEnded = false
 
@@ -54,10 +58,14 @@ public final class WorkerLoop: @unchecked Sendable {
   /// - Parameters:
   ///   - entries: The submission queue's size.
   ///   - completions: The completion queue's size: at least what can be in flight at once.
+  ///   - counters: Where the loop counts what it does.
   /// - Throws: The errno of io_uring_setup(2) or eventfd(2).
-  public init(entries: Int, completions: Int) throws(Errno) {
+  public init(
+    entries: Int, completions: Int, counters: LoopCounters = LoopCounters()
+  ) throws(Errno) {
     unsafe precondition(qublk_thread_context() == nil, "this thread already runs a loop")
-    ring = try Ring(entries: entries, completions: completions)
+    self.counters = counters
+    ring = try Ring(entries: entries, completions: completions, counters: counters)
     executor = try WorkerExecutor()
     unsafe wakeCounter = .allocate(capacity: 1)
     unsafe wakeCounter.initialize(to: 0)
@@ -85,6 +93,7 @@ public final class WorkerLoop: @unchecked Sendable {
   /// Submits what is queued and hands out what has completed by then.
   public func turnWithoutWaiting(_ handler: some CompletionHandler) {
     ring.enter(waitingFor: 0)
+    noteTurn()
     reap(handler)
   }
 
@@ -109,7 +118,16 @@ public final class WorkerLoop: @unchecked Sendable {
     } else {
       ring.enter(waitingFor: 0)
     }
+    noteTurn()
   }
+
+  private func noteTurn() {
+    counters.turns.add()
+    readClock()
+  }
+
+  /// Brings ``now`` up to date, for work that takes longer than a turn should.
+  public func readClock() { now = NanosecondClock.now() }
 
   @usableFromInline func armWake() {
     var entry = unsafe SubmissionEntry.read(

@@ -46,9 +46,6 @@ struct AddCommand: ParsableCommand {
   @Flag(help: "Never write, neither to the device nor to the image.")
   var readOnly = false
 
-  @Option(help: "Memory for metadata, with suffix K, M or G. (default: by the image's size)")
-  var cacheSize: ByteSize?
-
   @Option(help: "The logical block size: 512 or 4096.")
   var blockSize = 512
 
@@ -110,7 +107,6 @@ struct AddCommand: ParsableCommand {
   static let queueLimit = 64
   /// `UBLK_MAX_QUEUE_DEPTH`.
   static let depthLimit = 4096
-  static let cacheMinimum: UInt64 = 64 << 10
 
   func validate() throws {
     try checkImage()
@@ -125,10 +121,6 @@ struct AddCommand: ParsableCommand {
     }
     if blockSize != 512, blockSize != 4096 {
       throw ValidationError("--block-size is \(blockSize), expected 512 or 4096")
-    }
-    if let cacheSize, cacheSize.bytes < Self.cacheMinimum {
-      throw ValidationError(
-        "--cache-size is \(cacheSize.bytes) bytes, expected at least \(Self.cacheMinimum)")
     }
   }
 

@@ -48,7 +48,6 @@ struct AttachRequest {
     disk.engine.snapshot = command.snapshot.map { .idOrName($0) }
     disk.engine.workers = queues
     disk.engine.slotsPerWorker = depth
-    disk.engine.cacheBytes = command.cacheSize.map { Int(clamping: $0.bytes) }
     disk.engine.dirtyAgeMilliseconds = dirtyAge
     disk.engine.copyOnRead = command.copyOnRead && !isReadOnly
     disk.engine.compressesWrites = command.compress && !isReadOnly

@@ -1,6 +1,7 @@
 import ArgumentParser
 import BlockCore
 import DiskImages
+import QCOW2Engine
 
 /// The options of every command that opens an image with all that it refers to.
 struct DiskOptions: ParsableArguments {
@@ -21,12 +22,28 @@ struct DiskOptions: ParsableArguments {
   @Option(help: "The external data file, in place of the one that the image names.")
   var dataFile: String?
 
+  @Option(
+    help: """
+      Memory for the mapping of the image, taken as it is used; all backing files together get as much       again; with suffix k, M or G. (default: what the disk needs, at most 32M)
+      """)
+  var cacheSize: ByteSize?
+
   @OptionGroup var secrets: SecretOptions
+
+  static let cacheMinimum: UInt64 = 64 << 10
+
+  func validate() throws {
+    if let cacheSize, cacheSize.bytes < Self.cacheMinimum {
+      throw ValidationError(
+        "--cache-size is \(cacheSize.bytes) bytes, expected at least \(Self.cacheMinimum)")
+    }
+  }
 
   /// Puts what was given into `options`; nothing then depends on the current directory any more, and
   /// every secret is read.
   func apply(to options: inout DiskImageOptions) throws {
     options.backingFormats = backingFormat
+    options.engine.cacheBytes = cacheSize.map { Int(clamping: $0.bytes) }
     do throws(BackingPolicy.BadValue) {
       options.backingPolicy = try BackingPolicy(parsing: backingPolicy)
     } catch { throw ValidationError("--backing-policy: \(error.message)") }

@@ -38,6 +38,12 @@ import Testing
       let outcome = try sh("$qublk add \(words)")
       #expect(outcome.errors == Self.noDriver, "\(words)")
     }
+    // The data file's name counts from the directory in which the daemon was started.
+    #expect(try sh("$qublk add split").errors == Self.noDriver)
+    #expect(
+      try sh("cd sub; $qublk add ../split").errors
+        == "qublk: ../split: data file \"data\": cannot open: No such file or directory (ENOENT): "
+        + "the name counts from the current directory\n")
     let refused = try sh("$qublk add --backing-policy deny link/top")
     let base = try sh("realpath sub/base").output.dropLast()
     #expect(

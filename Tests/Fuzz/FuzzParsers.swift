@@ -20,7 +20,13 @@ func fuzzHeader(_ input: [UInt8]) {
   precondition(image.bytes == input, "reading changed the image")
 }
 
-private let passphrase = Array("fuzz".utf8).withUnsafeBytes { Secret(copying: $0) }
+private let passphrase: Secret = {
+  do {
+    return try Secret(count: 4) { (target) throws(CipherError) in
+      target.copyBytes(from: Array("fuzz".utf8))
+    }
+  } catch { fatalError("the fuzzer's passphrase: \(error)") }
+}()
 
 /// Writes valid headers with the fewest iterations, cut behind the first key slot.
 func writeLUKSSeeds(_ prefix: String) {

@@ -12,7 +12,9 @@ import Testing
     (options.cipher, options.mode, options.iv, options.hash) = (cipher, mode, iv, hash)
     var header = try LUKSFormat.emptyHeader(options)
     header.slots[0].iterations = 2
-    let key = Secret(count: options.suite.keyLength) { try? Randomness.fill($0) }
+    let key = try Secret(count: options.suite.keyLength) { (target) throws(LUKSError) in
+      try Randomness.fill(target)
+    }
     return try LUKSFormat.seal(header, masterKey: key, passphrase: Secret("open"))
   }
 

@@ -16,6 +16,35 @@ import Testing
     }
   }
 
+  @Test("Without memory for it there is no secret, and an error that says so")
+  func withoutMemoryThereIsNoSecret() async {
+    await #expect(processExitsWith: .success) {
+      // Of the address space, leave what small things need.
+      var limit = rlimit()
+      try #require(getrlimit(__rlimit_resource_t(RLIMIT_AS.rawValue), &limit) == 0)
+      limit.rlim_cur = rlim_t(try Self.mappedBytes() + (4 << 20))
+      try #require(setrlimit(__rlimit_resource_t(RLIMIT_AS.rawValue), &limit) == 0)
+      #expect(throws: CipherError.noMemory(bytes: 16 << 20)) {
+        try Secret(count: 16 << 20) { (_) throws(CipherError) in }
+      }
+      #expect(throws: LUKSError.cipher(.noMemory(bytes: 9 << 20))) {
+        try Secret(count: 9 << 20) { (_) throws(LUKSError) in }
+      }
+    }
+  }
+
+  /// What this process has mapped.
+  private static func mappedBytes() throws -> Int {
+    let file = try #require(fopen("/proc/self/statm", "re"))
+    defer { fclose(file) }
+    var pages = 0
+    withUnsafeMutablePointer(to: &pages) { pages in
+      withVaList([pages]) { _ = vfscanf(file, "%ld", $0) }
+    }
+    try #require(pages > 0)
+    return pages * sysconf(Int32(_SC_PAGESIZE))
+  }
+
   /// The flags that the kernel shows for the mapping at an address; nil where it shows none.
   private func flags(at address: UInt) -> [Substring]? {
     guard let file = fopen("/proc/self/smaps", "re") else { return nil }

@@ -73,6 +73,72 @@ import Testing
     withExtendedLifetime(verifier) {}
   }
 
+  struct Misuse: Sendable, CustomTestStringConvertible {
+    var operation: BlockOperation
+    var dataFile: ImageFeatures.DataFile
+    var isExtended: Bool
+    var plans: Bool
+    var testDescription: String {
+      "\(operation), \(dataFile), \(isExtended ? "extended" : "standard"), plan \(plans)"
+    }
+  }
+
+  static let misuses = [BlockOperation.read, .write, .discard, .writeZeroes].flatMap { operation in
+    [ImageFeatures.DataFile.plain, .raw].flatMap { dataFile in
+      [false, true].flatMap { isExtended in
+        [false, true].map {
+          Misuse(operation: operation, dataFile: dataFile, isExtended: isExtended, plans: $0)
+        }
+      }
+    }
+  }
+
+  @Test(
+    "An entry that has its data elsewhere than at the guest's offset is corrupt, whatever is asked",
+    arguments: misuses)
+  func dataElsewhereIsCorrupt(misuse: Misuse) throws {
+    var builder = ImageBuilder()
+    builder.clusterBits = 14
+    builder.size = 1 << 20
+    builder.features.dataFile = misuse.dataFile
+    builder.features.isExtended = misuse.isExtended
+    for cluster in 0..<8 {
+      builder.mappings[cluster] =
+        misuse.isExtended ? .subclusters(allocated: .max, zero: 0, hasHost: true) : .data
+    }
+    let bench = Bench(builder, schedule: nil, isImmediate: true)
+    let data = try #require(bench.dataMemory).bytes
+    // Two clusters have each other's data.
+    let table = Int(bench.bytes.be64(Int(bench.bytes.be64(40))) & 0x00ff_ffff_ffff_fe00)
+    let size = misuse.isExtended ? 16 : 8
+    let (one, other) = (table + 2 * size, table + 3 * size)
+    let entries = (bench.bytes.be64(one), bench.bytes.be64(other))
+    bench.bytes.put64(entries.1, one)
+    bench.bytes.put64(entries.0, other)
+    let before = data.copy()
+    try bench.host.run {
+      let image = try await bench.open()
+      let driver = MiniWorker(target: image, files: [bench.files[0], bench.files[1]], worker: 0)
+      let buffer = IOBuffer(count: 16 << 10)
+      // What is in order can be read, and has the slice in the cache.
+      let fine = self.request(.read, 32..<64, buffer)
+      #expect(await driver.perform(fine, slot: 0, plans: false) == nil)
+      let hasData = misuse.operation == .read || misuse.operation == .write
+      let request = self.request(misuse.operation, 64..<96, hasData ? buffer : nil)
+      let errno = await driver.perform(request, slot: 0, plans: misuse.plans)
+      // A raw data file is zeroed in itself, where the guest sees it; its entries stay.
+      let isZeroed = !hasData && misuse.dataFile == .raw && errno == nil
+      #expect(errno == .io || isZeroed)
+      withExtendedLifetime(buffer) {}
+      _ = try? await image.close()
+      if isZeroed { return }
+      #expect(bench.bytes.be64(72) & 2 != 0, "not marked corrupt")
+    }
+    let changed = (0..<(before.length / 8)).filter { data.be64($0 * 8) != before.be64($0 * 8) }
+    let own = (2 << 14)..<(3 << 14)
+    #expect(changed.allSatisfy { misuse.dataFile == .raw && own.contains($0 * 8) }, "data changed")
+  }
+
   @Test("A flush makes the data file durable before any table that points into it")
   func aFlushCoversTheDataFile() throws {
     var builder = ImageBuilder()

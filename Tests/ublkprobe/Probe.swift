@@ -78,15 +78,21 @@ struct Probe {
   private static func report(_ counters: [QueueCounters], _ target: FileTarget, _ ticks: Ticks) {
     for (queue, counter) in counters.enumerated() {
       say(
-        "probe: queue \(queue) reads \(counter.reads.current) writes \(counter.writes.current)",
-        "flushes \(counter.flushes.current) discards \(counter.discards.current)",
-        "zeroes \(counter.zeroWrites.current) slow \(counter.slowRequests.current)",
+        "probe: queue \(queue) reads \(counter.latency(.read).count)",
+        "writes \(counter.latency(.write).count) flushes \(counter.latency(.flush).count)",
+        "discards \(counter.latency(.discard).count)",
+        "zeroes \(counter.latency(.writeZeroes).count) slow \(slowRequests(counter))",
         "unregistered \(counter.unregisteredRequests.current) failures \(counter.failures.current)")
     }
     say(
       "probe: unfinished plans \(target.unfinished), ticks",
       "\(ticks.count.load(ordering: .relaxed)), ended \(ticks.ended.load(ordering: .relaxed))")
   }
+}
+
+private func slowRequests(_ counters: QueueCounters) -> UInt64 {
+  let operations: [BlockOperation] = [.read, .write, .flush, .discard, .writeZeroes]
+  return operations.map(counters.slowRequests).reduce(0, +)
 }
 
 /// What the maintenance task leaves behind.

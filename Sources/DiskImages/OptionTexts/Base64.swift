@@ -2,18 +2,19 @@ import QCOW2Codec
 
 /// Base64 (RFC 4648, section 4) of secrets, from locked memory to locked memory.
 enum Base64 {
-  /// The bytes that `text` stands for; white space is passed over; nil if it is anything else.
-  static func decode(_ text: Secret) -> Secret? {
+  /// The bytes that `text` stands for; white space is passed over.
+  ///
+  /// - Throws: ``SecretError/Problem/notBase64`` if it is anything else, or if there is no memory.
+  static func decode(_ text: Secret) throws(SecretError.Problem) -> Secret {
     var count = 0
-    var isValid = true
-    let whole = unsafe Secret(count: text.count) { target in
-      unsafe text.withBytes { source in
-        isValid = unsafe decode(source, into: target, &count)
-      }
+    let whole = unsafe try Secret(count: text.count) { (target) throws(SecretError.Problem) in
+      let isValid = unsafe text.withBytes { unsafe decode($0, into: target, &count) }
+      guard isValid else { throw .notBase64 }
     }
-    guard isValid else { return nil }
-    return unsafe whole.withBytes { bytes in
-      unsafe Secret(copying: UnsafeRawBufferPointer(rebasing: bytes[..<count]))
+    return unsafe try whole.withBytes { (bytes) throws(SecretError.Problem) in
+      unsafe try Secret(
+        copying: UnsafeRawBufferPointer(rebasing: bytes[..<count]),
+        failingWith: SecretError.Problem.self)
     }
   }
 

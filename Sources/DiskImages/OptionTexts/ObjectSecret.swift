@@ -32,28 +32,30 @@ package struct ObjectSecret: Sendable {
     case (nil, nil): throw .missing(key: "data or file")
     case (.some, .some): throw .conflict("data", "file")
     case (.some(let data), nil):
-      let bytes = Array(data.utf8)
-      let raw = unsafe bytes.withUnsafeBytes { unsafe Secret(copying: $0) }
-      return isBase64 ? try decoded(raw, of: .file("data")) : raw
+      return try secret(from: .file("data"), isBase64) { () throws(SecretError) in
+        let bytes = Array(data.utf8)
+        do throws(SecretError.Problem) {
+          return unsafe try Secret(count: bytes.count) { (target) throws(SecretError.Problem) in
+            unsafe target.copyBytes(from: bytes)
+          }
+        } catch { throw SecretError(source: .file("data"), problem: error) }
+      }
     case (nil, .some(let path)):
-      do throws(SecretError) {
-        let raw = try SecretSource.file(path).read()
-        if !isBase64 { return raw }
-        guard let plain = Base64.decode(raw) else {
-          throw SecretError(source: .file(path), problem: .notBase64)
-        }
-        return plain
-      } catch { throw .secret(error) }
+      let source = SecretSource.file(path)
+      return try secret(from: source, isBase64) { () throws(SecretError) in try source.read() }
     }
   }
 
-  private static func decoded(
-    _ raw: Secret, of source: SecretSource
+  private static func secret(
+    from source: SecretSource, _ isBase64: Bool, _ read: () throws(SecretError) -> Secret
   ) throws(OptionTextError.Problem) -> Secret {
-    guard let plain = Base64.decode(raw) else {
-      throw .secret(SecretError(source: source, problem: .notBase64))
-    }
-    return plain
+    do throws(SecretError) {
+      let raw = try read()
+      if !isBase64 { return raw }
+      do throws(SecretError.Problem) { return try Base64.decode(raw) } catch {
+        throw SecretError(source: source, problem: error)
+      }
+    } catch { throw .secret(error) }
   }
 }
 

@@ -51,7 +51,7 @@ package enum SecretSource: Sendable, Hashable {
       throw .tooLong
     }
     if count == 0 { throw .empty }
-    return prefix(of: whole, count)
+    return try prefix(of: whole, count)
   }
 
   private static func readKey(_ description: String) throws(SecretError.Problem) -> Secret {
@@ -64,12 +64,16 @@ package enum SecretSource: Sendable, Hashable {
       if count > target.count { throw .tooLong }
     }
     if count == 0 { throw .empty }
-    return prefix(of: whole, count)
+    return try prefix(of: whole, count)
   }
 
-  private static func prefix(of whole: Secret, _ count: Int) -> Secret {
-    unsafe whole.withBytes { bytes in
-      unsafe Secret(copying: UnsafeRawBufferPointer(rebasing: bytes[..<count]))
+  private static func prefix(
+    of whole: Secret, _ count: Int
+  ) throws(SecretError.Problem) -> Secret {
+    unsafe try whole.withBytes { (bytes) throws(SecretError.Problem) in
+      unsafe try Secret(
+        copying: UnsafeRawBufferPointer(rebasing: bytes[..<count]),
+        failingWith: SecretError.Problem.self)
     }
   }
 }
@@ -83,6 +87,8 @@ package struct SecretError: Error, Equatable, Sendable {
     case tooLong
     /// Base64 was wanted.
     case notBase64
+    /// The kernel has no memory for so many bytes.
+    case noMemory(bytes: Int)
   }
 
   package let source: SecretSource
@@ -90,6 +96,10 @@ package struct SecretError: Error, Equatable, Sendable {
 
   /// The error line after "qublk: ".
   package var message: String { "\(source.name): \(problem.text)" }
+}
+
+extension SecretError.Problem: SecretMemoryFailure {
+  package static func noSecretMemory(bytes: Int) -> SecretError.Problem { .noMemory(bytes: bytes) }
 }
 
 extension SecretSource {
@@ -110,6 +120,7 @@ extension SecretError.Problem {
     case .empty: "the secret is empty"
     case .tooLong: "the secret is longer than \(SecretSource.limit) bytes"
     case .notBase64: "the secret is not base64"
+    case .noMemory(let bytes): "no memory for a secret of \(bytes) bytes"
     }
   }
 }

@@ -6,4 +6,10 @@ public enum CipherError: Error, Equatable, Sendable {
   case keyLength(algorithm: String, found: Int, expected: Int)
   /// libcrypto failed; `detail` is its own text.
   case library(operation: String, detail: String)
+  /// The kernel has no memory for a key of so many bytes.
+  case noMemory(bytes: Int)
+}
+
+extension CipherError: SecretMemoryFailure {
+  package static func noSecretMemory(bytes: Int) -> CipherError { .noMemory(bytes: bytes) }
 }

@@ -10,9 +10,9 @@
   private static let suite = CipherSuite(.aes128, .cbc, .plain64)
 
   /// - Parameter passphrase: Its first 16 bytes are the key; a shorter one is padded with zeros.
-  /// - Throws: ``CipherError`` if libcrypto lacks the cipher.
+  /// - Throws: ``CipherError`` if libcrypto lacks the cipher or there is no memory.
   package init(passphrase: Secret) throws(CipherError) {
-    let key = unsafe Secret(count: Self.suite.keyLength) { target in
+    let key = unsafe try Secret(count: Self.suite.keyLength) { (target) throws(CipherError) in
       unsafe passphrase.withBytes { bytes in
         unsafe target.copyMemory(from: UnsafeRawBufferPointer(rebasing: bytes.prefix(target.count)))
       }

@@ -1,6 +1,11 @@
 import CCrypto
 import Glibc
 
+/// An error that can say that the kernel has no memory for a ``Secret``.
+package protocol SecretMemoryFailure: Error {
+  static func noSecretMemory(bytes: Int) -> Self
+}
+
 /// Bytes that must not leave the memory: a passphrase, a key, or what lies between them.
 ///
 /// They have pages of their own, locked in memory where the limit on locked memory allows it, left
@@ -17,22 +22,27 @@ package final class Secret: @unchecked Sendable {  // why: the bytes never chang
   /// - Parameters:
   ///   - count: At least 0, at most 16 MiB.
   ///   - fill: Writes the bytes.
-  /// - Throws: What `fill` throws; the bytes are wiped.
-  package init<E: Error>(
+  /// - Throws: What `fill` throws, the bytes being wiped; ``SecretMemoryFailure/noSecretMemory(bytes:)``.
+  package init<E: SecretMemoryFailure>(
     count: Int, _ fill: (UnsafeMutableRawBufferPointer) throws(E) -> Void
   ) throws(E) {
     precondition(count >= 0 && count <= 16 << 20)
     self.count = count
     let page = sysconf(Int32(_SC_PAGESIZE))
     mappedLength = max(1, (count + page - 1) / page) * page
-    unsafe base = Self.map(mappedLength)
+    guard let memory = unsafe Self.map(mappedLength) else { throw .noSecretMemory(bytes: count) }
+    unsafe base = memory
     // If this throws, the object is whole already and its deinit wipes.
     try unsafe fill(UnsafeMutableRawBufferPointer(start: base, count: count))
   }
 
   /// Copies `bytes`; the caller wipes its own.
-  package convenience init(copying bytes: UnsafeRawBufferPointer) {
-    unsafe self.init(count: bytes.count) { target in unsafe target.copyMemory(from: bytes) }
+  package convenience init<E: SecretMemoryFailure>(
+    copying bytes: UnsafeRawBufferPointer, failingWith _: E.Type
+  ) throws(E) {
+    unsafe try self.init(count: bytes.count) { (target) throws(E) in
+      unsafe target.copyMemory(from: bytes)
+    }
   }
 
   deinit { unsafe Self.wipe(base, mappedLength) }
@@ -45,12 +55,10 @@ package final class Secret: @unchecked Sendable {  // why: the bytes never chang
     return try unsafe body(UnsafeRawBufferPointer(start: base, count: count))
   }
 
-  private static func map(_ length: Int) -> UnsafeMutableRawPointer {
+  private static func map(_ length: Int) -> UnsafeMutableRawPointer? {
     let memory = unsafe mmap(
       nil, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-    guard let memory = unsafe memory, unsafe memory != MAP_FAILED else {
-      fatalError("no memory for a secret")
-    }
+    guard let memory = unsafe memory, unsafe memory != MAP_FAILED else { return nil }
     // Best effort: without the right to lock memory an image can still be made.
     _ = unsafe mlock(memory, length)
     _ = unsafe madvise(memory, length, MADV_DONTDUMP)

@@ -1,19 +1,28 @@
 import BlockCore
+import Glibc
 
 /// Where a slot of the cache stands.
 ///
-/// Life cycle: empty → loading → clean ⇄ dirty → empty.
-enum SlotState: UInt8 {
+/// Life cycle: empty → loading → (ahead →) clean ⇄ dirty → empty.
+enum SlotState: UInt8, BitwiseCopyable {
   case empty, loading, resident
+  /// Loaded ahead of its first use, and clean: the hit path does not know it, so that the slow path
+  /// sees the stream arrive there, once for each slice.
+  case ahead
 }
 
 /// The bookkeeping of one cached slice; its bytes lie in the cache's arena at the slot's number.
-struct CacheSlot {
+///
+/// All zero bytes are an empty slot.
+struct CacheSlot: BitwiseCopyable {
   /// The host offset of the slice; valid unless empty.
   var key: UInt64 = 0
   var state: SlotState = .empty
   /// Second chance: set by each use, cleared by the clock hand.
   var isReferenced = false
+  /// Loaded ahead for a stream, which will not come back: no second chance, so that a scan of the
+  /// disk takes no room from what is used again and again.
+  var isStream = false
   /// 0 when clean; else the number of the change that dirtied it last.
   var dirtyGeneration: UInt64 = 0
 }
@@ -33,23 +42,31 @@ struct CacheStripe: ~Copyable {
   private var hand = 0
   private var generation: UInt64 = 0
   private(set) var dirtyCount = 0
+  /// Slots that are not empty.
+  private(set) var usedCount = 0
   var waiters = WaitList()
 
   init(firstSlot: Int, slotCount: Int) {
     self.firstSlot = firstSlot
     self.slotCount = slotCount
-    unsafe slots = .allocate(capacity: slotCount)
-    unsafe slots.initialize(repeating: CacheSlot(), count: slotCount)
+    unsafe slots = Self.zeroed(slotCount)
     var size = 4
     while size < slotCount * 2 { size *= 2 }
-    unsafe index = .allocate(capacity: size)
-    unsafe index.initialize(repeating: 0, count: size)
+    unsafe index = Self.zeroed(size)
     indexMask = size - 1
   }
 
   deinit {
-    unsafe slots.deallocate()
-    unsafe index.deallocate()
+    unsafe free(slots)
+    unsafe free(index)
+  }
+
+  /// Memory that is zero, which is an empty slot and an empty place of the index, without touching it.
+  private static func zeroed<T: BitwiseCopyable>(_ count: Int) -> UnsafeMutablePointer<T> {
+    guard let memory = unsafe calloc(count, MemoryLayout<T>.stride) else {
+      fatalError("no memory for a cache of \(count) slices")
+    }
+    return unsafe memory.bindMemory(to: T.self, capacity: count)
   }
 
   /// The slot that holds `key`, loading or resident; -1 if there is none.
@@ -64,6 +81,8 @@ struct CacheStripe: ~Copyable {
   }
 
   /// Takes an empty slot, or a clean one by second chance, for `key`; -1 if all are dirty or loading.
+  ///
+  /// The second chance is for slices that were used again since they were loaded.
   mutating func claim(_ key: UInt64, hash: UInt64, hashOf: (UInt64) -> UInt64) -> Int {
     var steps = slotCount * 2
     while steps > 0 {
@@ -73,16 +92,17 @@ struct CacheStripe: ~Copyable {
       switch unsafe slots[slot].state {
       case .loading: continue
       case .empty: break
-      case .resident:
+      case .resident, .ahead:
         if unsafe slots[slot].dirtyGeneration != 0 { continue }
-        if unsafe slots[slot].isReferenced {
+        if unsafe slots[slot].isReferenced, unsafe !slots[slot].isStream {
           unsafe slots[slot].isReferenced = false
           continue
         }
         remove(slot, hashOf: hashOf)
       }
-      unsafe slots[slot] = CacheSlot(key: key, state: .loading, isReferenced: true)
+      unsafe slots[slot] = CacheSlot(key: key, state: .loading)
       insert(slot, hash: hash)
+      usedCount &+= 1
       return slot
     }
     return -1
@@ -94,6 +114,7 @@ struct CacheStripe: ~Copyable {
     var hole = unsafe Int(truncatingIfNeeded: hashOf(slots[slot].key)) & indexMask
     while unsafe Int(index[hole]) != slot + 1 { hole = (hole + 1) & indexMask }
     unsafe slots[slot] = CacheSlot()
+    usedCount &-= 1
     var next = (hole + 1) & indexMask
     while unsafe index[next] != 0 {
       let home = unsafe Int(truncatingIfNeeded: hashOf(slots[Int(index[next]) - 1].key)) & indexMask

@@ -1,4 +1,5 @@
 import BlockCore
+import Glibc
 import Synchronization
 
 /// The cached parts ("slices") of L2 tables, or of refcount blocks, shared by all workers.
@@ -16,9 +17,12 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
   private typealias Stripe = LockedStripe<CacheStripe>
   private let stripes: LockedStripes<CacheStripe>
   private let stripeBits: UInt64
-  private let arena: UnsafeMutableRawPointer
+  /// The bytes of all slots; memory only where a slot has been used.
+  let arena: UnsafeMutableRawPointer
   /// Slices that are dirty now; read without a lock to see whether a round is due.
   private let dirtySlices = Atomic<Int>(0)
+  /// For statistics: touched by the slow path only.
+  let counters = CacheCounters()
   let slotCount: Int
 
   /// - Parameters:
@@ -30,17 +34,41 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     var count = 1
     while count < 64 && slots / (count * 2) >= 8 { count *= 2 }
     stripeBits = UInt64(count.trailingZeroBitCount)
-    let perStripe = max(slots / count, 1)
+    var perStripe = max(slots / count, 1)
+    let reserved = unsafe Self.reserve(&perStripe, stripes: count, sliceSize: sliceSize)
+    unsafe arena = unsafe reserved
     slotCount = perStripe * count
+    let slotsOfStripe = perStripe
     stripes = LockedStripes(count: count, rank: .slice) { number in
-      CacheStripe(firstSlot: number * perStripe, slotCount: perStripe)
+      CacheStripe(firstSlot: number * slotsOfStripe, slotCount: slotsOfStripe)
     }
-    unsafe arena = .allocate(byteCount: slotCount * sliceSize, alignment: 4096)
   }
 
   deinit {
     stripes.deallocate()
-    unsafe arena.deallocate()
+    unsafe munmap(arena, slotCount * sliceSize)
+  }
+
+  /// Reserves addresses for all slots, in small pages: what is never used never takes memory.
+  ///
+  /// A size that the system refuses is halved: a cache is only as large as it can be.
+  private static func reserve(
+    _ perStripe: inout Int, stripes: Int, sliceSize: Int
+  ) -> UnsafeMutableRawPointer {
+    while true {
+      let (bytes, isTooLarge) = (stripes * sliceSize).multipliedReportingOverflow(by: perStripe)
+      if !isTooLarge, let memory = unsafe map(bytes) { return unsafe memory }
+      precondition(perStripe > 1, "no memory for a cache of \(stripes) slices")
+      perStripe /= 2
+    }
+  }
+
+  private static func map(_ bytes: Int) -> UnsafeMutableRawPointer? {
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+    let memory = unsafe mmap(nil, bytes, PROT_READ | PROT_WRITE, flags, -1, 0)
+    guard let memory = unsafe memory, unsafe memory != MAP_FAILED else { return nil }
+    unsafe madvise(memory, bytes, 15)  // MADV_NOHUGEPAGE; a kernel without huge pages says EINVAL
+    return unsafe memory
   }
 
   /// The slice that holds the byte at `offset`.
@@ -127,24 +155,30 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     defer { unsafe stripe.lock.pointee.unlock() }
     let found = unsafe stripe.state.pointee.find(key.bytes, hash: hash)
     if found >= 0 {
-      guard unsafe stripe.state.pointee.slots[found].state == .resident else {
+      if unsafe stripe.state.pointee.slots[found].state == .loading {
+        counters.noteWait()
         return unsafe .wait(version: stripe.state.pointee.waiters.version)
       }
+      unsafe stripe.state.pointee.slots[found].isReferenced = true
       return unsafe .done(run(body, stripe, found))
     }
+    let used = unsafe stripe.state.pointee.usedCount
     let slot = unsafe stripe.state.pointee.claim(key.bytes, hash: hash, hashOf: self.hash)
-    if slot >= 0 { return unsafe .load(slot: slot, memory: bytes(stripe, slot)) }
+    if slot >= 0 {
+      unsafe counters.noteLoad(hasEvicted: stripe.state.pointee.usedCount == used)
+      return unsafe .load(slot: slot, memory: bytes(stripe, slot))
+    }
     let hasDirty = unsafe stripe.state.pointee.dirtyCount > 0
     return unsafe hasDirty ? .full : .wait(version: stripe.state.pointee.waiters.version)
   }
 
-  /// Runs `body` on a resident slot; call under the lock.
+  /// Runs `body` on a slot that has its bytes; call under the lock.
   private func run<R>(
     _ body: (UnsafeMutableRawPointer) -> (R, changed: Bool),
     _ stripe: Stripe, _ slot: Int
   ) -> R {
     let (result, changed) = unsafe body(bytes(stripe, slot))
-    unsafe stripe.state.pointee.slots[slot].isReferenced = true
+    unsafe stripe.state.pointee.slots[slot].state = .resident
     if changed {
       if unsafe stripe.state.pointee.slots[slot].dirtyGeneration == 0 {
         dirtySlices.wrappingAdd(1, ordering: .relaxed)
@@ -159,8 +193,7 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
   ) -> R {
     let stripe = stripe(hash(key.bytes))
     let (result, waiters) = unsafe stripe.lock.pointee.withLock {
-      unsafe stripe.state.pointee.slots[slot].state = .resident
-      return unsafe (run(body, stripe, slot), stripe.state.pointee.waiters.takeAll())
+      unsafe (run(body, stripe, slot), stripe.state.pointee.waiters.takeAll())
     }
     unsafe waiters.forEach { unsafe $0.resume() }
     return result
@@ -170,6 +203,7 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     let stripe = stripe(hash(key.bytes))
     let waiters = unsafe stripe.lock.pointee.withLock {
       unsafe stripe.state.pointee.remove(slot, hashOf: hash)
+      counters.noteRemoval()
       return unsafe stripe.state.pointee.waiters.takeAll()
     }
     unsafe waiters.forEach { unsafe $0.resume() }
@@ -196,16 +230,73 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
       let dropped = unsafe stripe.lock.pointee.withLock { () -> Bool in
         let slot = unsafe stripe.state.pointee.find(key, hash: hash)
         if slot < 0 { return true }
-        guard unsafe stripe.state.pointee.slots[slot].state == .resident,
+        guard unsafe stripe.state.pointee.slots[slot].state != .loading,
           unsafe stripe.state.pointee.slots[slot].dirtyGeneration == 0
         else { return false }
         unsafe stripe.state.pointee.remove(slot, hashOf: self.hash)
+        counters.noteRemoval()
         return true
       }
       if !dropped { return false }
       key &+= UInt64(sliceSize)
     }
     return true
+  }
+}
+
+// MARK: - Ahead of use
+
+extension SliceCache {
+  /// Where a slice stands, at some moment.
+  func state(of key: HostOffset) -> SlotState {
+    let hash = hash(key.bytes)
+    return stripe(hash).withLock { stripe in
+      let slot = stripe.find(key.bytes, hash: hash)
+      return unsafe slot < 0 ? .empty : stripe.slots[slot].state
+    }
+  }
+
+  /// The same, on the first use of a slice: one that was loaded ahead is then as any other, so only
+  /// one caller is told that it was.
+  func touch(_ key: HostOffset) -> SlotState {
+    let hash = hash(key.bytes)
+    return stripe(hash).withLock { stripe in
+      let slot = stripe.find(key.bytes, hash: hash)
+      if slot < 0 { return .empty }
+      let state = unsafe stripe.slots[slot].state
+      if state == .ahead { unsafe stripe.slots[slot].state = .resident }
+      return state
+    }
+  }
+
+  /// Loads a slice that someone will want; does nothing if it is there, being loaded, or has no room.
+  ///
+  /// A failed read leaves nothing behind.
+  func loadAhead(_ key: HostOffset, storage: ImageStorage) async {
+    guard let (slot, target) = claimAhead(key) else { return }
+    do { try await storage.read(into: target, at: key) } catch { return abandon(key, slot) }
+    let stripe = stripe(hash(key.bytes))
+    let waiters = unsafe stripe.lock.pointee.withLock {
+      unsafe stripe.state.pointee.slots[slot].state = .ahead
+      return unsafe stripe.state.pointee.waiters.takeAll()
+    }
+    unsafe waiters.forEach { unsafe $0.resume() }
+  }
+
+  private func claimAhead(_ key: HostOffset) -> (slot: Int, target: DataBuffer)? {
+    let hash = hash(key.bytes)
+    let stripe = stripe(hash)
+    let slot = stripe.withLock { state -> Int in
+      guard state.find(key.bytes, hash: hash) < 0 else { return -1 }
+      let used = state.usedCount
+      let slot = state.claim(key.bytes, hash: hash, hashOf: self.hash)
+      if slot < 0 { return -1 }
+      unsafe state.slots[slot].isStream = true
+      counters.noteLoad(hasEvicted: state.usedCount == used, isAhead: true)
+      return slot
+    }
+    if slot < 0 { return nil }
+    return unsafe (slot, DataBuffer(memory: bytes(stripe, slot), count: sliceSize))
   }
 }
 

@@ -57,7 +57,9 @@ extension Image {
     let (freed, bad) = try await withEntries(part, table: table) { entries in
       var freed: [ClusterRun] = []
       let old = entries[0]
-      guard self.isUsable(old) else { return (freed, old as ClusterEntry?) }
+      guard self.isUsable(old, of: part.clusters.lowerBound) else {
+        return (freed, old as ClusterEntry?)
+      }
       let new = ClusterEntry(place.entry(self.geometry))
       self.noteOld(old, replacedBy: new, &freed)
       entries[0] = new

@@ -27,6 +27,8 @@ struct SliceGeometry: Sendable {
   }
 
   @inline(__always) var entriesPerSlice: UInt64 { 1 << UInt64(entryBits) }
+  /// The guest bytes that one slice maps.
+  var bytesPerSlice: UInt64 { entriesPerSlice << UInt64(cluster.clusterBits) }
 
   /// The first part of the range that starts at `start` and has `length` bytes, at least 1.
   func part(from start: GuestOffset, length: UInt64) -> SlicePart {

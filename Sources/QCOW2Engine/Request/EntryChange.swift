@@ -92,7 +92,7 @@ extension Image {
     frees.add(outcome.freed)
     noteDirty()
     if let bad = outcome.bad {
-      throw isUsable(bad.entry)
+      throw isUsable(bad.entry, of: bad.cluster)
         ? .overlapsMetadata(cluster: geometry.hostCluster(of: bad.host))
         : badEntry(bad.entry, cluster: bad.cluster)
     }
@@ -111,7 +111,8 @@ extension Image {
     return try await withEntries(part, table: table) { entries in
       (0..<entries.count).contains { index in
         let entry = entries[index]
-        return !self.isUsable(entry) || self.isPartlyCompressed(entry, part, index)
+        let cluster = part.clusters.lowerBound + UInt64(index)
+        return !self.isUsable(entry, of: cluster) || self.isPartlyCompressed(entry, part, index)
           || self.changed(entry, self.subclusters(of: part, index), change) != entry
       }
     }
@@ -155,7 +156,7 @@ extension Image {
       let isMetadata =
         !guestData.isExternal
         && host.map { metadata.contains(geometry.hostCluster(of: $0)) } ?? false
-      if isMetadata || !isUsable(old) {
+      if isMetadata || !isUsable(old, of: cluster) {
         outcome.bad = (old, cluster, host ?? HostOffset(0))
         return outcome
       }

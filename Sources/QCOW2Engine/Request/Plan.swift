@@ -128,6 +128,7 @@ extension Image {
       case .data:
         if step.unallocated > 0 { return step }
         guard let host = entry.hostCluster,
+          isPlaced(host, offset + step.covered),
           planData(host, inCluster, length, entry.isCopied, isWrite, &builder)
         else { return PlanStep() }
         step.covered &+= length
@@ -165,7 +166,7 @@ extension Image {
       if state != .unallocated && step.unallocated > 0 { return step }
       switch state {
       case .data:
-        guard let host = rules.hostCluster(entry),
+        guard let host = rules.hostCluster(entry), isPlaced(host, offset + step.covered),
           planData(host, inCluster, length, entry.descriptor.isCopied, isWrite, &builder)
         else { return PlanStep() }
         step.covered &+= length
@@ -187,7 +188,7 @@ extension Image {
     _ host: HostOffset, _ inCluster: UInt64, _ length: UInt64, _ isCopied: Bool, _ isWrite: Bool,
     _ builder: inout PlanBuilder
   ) -> Bool {
-    guard host.bytes & geometry.clusterMask == 0,
+    guard
       !isWrite
         || isCopied
           && (guestData.isExternal || !metadata.contains(geometry.hostCluster(of: host)))

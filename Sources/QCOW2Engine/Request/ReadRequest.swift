@@ -2,24 +2,88 @@ import BlockCore
 import QCOW2Format
 
 extension Image {
-  /// READ, extent by extent.
+  /// READ: finds the extents of the range, then reads those that need host I/O all at once.
   ///
-  /// - Throws: ``ImageError/needsMemory`` if data must be transformed and `request.data` is no memory.
+  /// - Throws: ``ImageError/needsMemory`` if data must be transformed and `request.data` is no memory;
+  ///   of several failures the one at the lowest guest offset.
   func read(_ request: BlockRequest, worker: Int) async throws(ImageError) {
+    if options.copyOnRead && backing != nil {
+      return try await readKeeping(request, worker: worker)
+    }
+    let ahead = slicesAhead(of: request)
+    if ahead.isEmpty || !ReadBatch.mayRunTasks {
+      return try await readExtents(request, worker: worker)
+    }
+    let failure = await withTaskGroup(of: Void.self) { group in
+      for slice in ahead { group.addTask { await self.loadAhead(slice) } }
+      do throws(ImageError) { try await self.readExtents(request, worker: worker) } catch {
+        return error as ImageError?
+      }
+      return nil
+    }
+    if let failure { throw failure }
+  }
+
+  private func readExtents(_ request: BlockRequest, worker: Int) async throws(ImageError) {
     var done: UInt64 = 0
     while done < request.length {
-      let offset = request.offset + done
-      let extent = try await extent(at: offset, length: request.length - done)
-      let data = request.data.slice(Int(done), Int(extent.length))
-      if options.copyOnRead, case .unallocated = extent,
-        let length = try await readAndKeep(into: data, at: offset, worker: worker)
-      {
-        done += length
-        continue
-      }
-      try await read(extent, into: data, at: offset, worker: worker)
-      done += extent.length
+      let batch = try await gather(from: request.offset + done, request.length - done)
+      try await read(batch, request.data.slice(Int(done), Int(batch.length)), worker: worker)
+      done += batch.length
     }
+  }
+
+  /// The first extents of a range, neighbours joined, also across L2 slices.
+  private func gather(
+    from offset: GuestOffset, _ length: UInt64
+  ) async throws(ImageError) -> ReadBatch {
+    var batch = ReadBatch(start: offset)
+    while batch.length < length {
+      let extent = try await extent(at: offset + batch.length, length: length - batch.length)
+      if !batch.add(extent) { break }
+    }
+    return batch
+  }
+
+  /// Reads all pieces of a batch; `data` is as long as the batch.
+  private func read(
+    _ batch: ReadBatch, _ data: DataBuffer, worker: Int
+  ) async throws(ImageError) {
+    let pieces = batch.pieces
+    guard pieces.count > 1, ReadBatch.mayRunTasks else {
+      for piece in pieces { try await read(piece, data, worker: worker) }
+      return
+    }
+    // One long-lived request, a bounded number of short tasks: only for what has several extents.
+    let failure = await withTaskGroup(of: ReadFailure?.self) { group in
+      for piece in pieces.dropFirst() {
+        group.addTask { await self.attempt(piece, data, worker: worker) }
+      }
+      var first = await self.attempt(pieces[0], data, worker: worker)
+      for await failure in group {
+        guard let failure else { continue }
+        if first.map({ failure.dataOffset < $0.dataOffset }) ?? true { first = failure }
+      }
+      return first
+    }
+    if let failure { throw failure.error }
+  }
+
+  private func attempt(
+    _ piece: ReadBatch.Piece, _ data: DataBuffer, worker: Int
+  ) async -> ReadFailure? {
+    do throws(ImageError) { try await read(piece, data, worker: worker) } catch {
+      return ReadFailure(dataOffset: piece.dataOffset, error: error)
+    }
+    return nil
+  }
+
+  private func read(
+    _ piece: ReadBatch.Piece, _ data: DataBuffer, worker: Int
+  ) async throws(ImageError) {
+    try await read(
+      piece.extent, into: data.slice(piece.dataOffset, Int(piece.extent.length)),
+      at: piece.guest, worker: worker)
   }
 
   /// Reads one extent, which starts at `offset` and is as long as `data`.
@@ -34,4 +98,27 @@ extension Image {
       try await readCompressed(descriptor, from: within, into: data, worker: worker)
     }
   }
+
+  /// Copy-on-read: extent by extent, since what is kept changes the mapping.
+  private func readKeeping(_ request: BlockRequest, worker: Int) async throws(ImageError) {
+    var done: UInt64 = 0
+    while done < request.length {
+      let offset = request.offset + done
+      let extent = try await extent(at: offset, length: request.length - done)
+      let data = request.data.slice(Int(done), Int(extent.length))
+      if case .unallocated = extent,
+        let length = try await readAndKeep(into: data, at: offset, worker: worker)
+      {
+        done += length
+        continue
+      }
+      try await read(extent, into: data, at: offset, worker: worker)
+      done += extent.length
+    }
+  }
+}
+
+private struct ReadFailure: Sendable {
+  let dataOffset: Int
+  let error: ImageError
 }

@@ -18,11 +18,12 @@ extension Image {
   /// Decides for the first entries of a part; all that a target covers are of the same sort.
   func target(_ part: SlicePart, _ entries: SliceEntries) -> WriteTarget {
     let first = entries[0]
-    guard isUsable(first) else { return .invalid(first) }
+    let cluster = part.clusters.lowerBound
+    guard isUsable(first, of: cluster) else { return .invalid(first) }
     guard let host = ownCluster(first) else {
       var count = 1
       while count < entries.count && ownCluster(entries[count]) == nil
-        && isUsable(entries[count])
+        && isUsable(entries[count], of: cluster + UInt64(count))
       { count += 1 }
       return .allocate(clusters: count, first: first, last: entries[count - 1])
     }
@@ -37,9 +38,13 @@ extension Image {
     entry.descriptor.isCopied ? rules.hostCluster(entry) : nil
   }
 
-  /// Whether an entry keeps to the format, all of its subclusters included.
-  func isUsable(_ entry: ClusterEntry) -> Bool {
-    if let host = rules.hostCluster(entry), host.bytes & geometry.clusterMask != 0 { return false }
+  /// Whether the entry of a guest cluster keeps to the format, all of its subclusters included.
+  func isUsable(_ entry: ClusterEntry, of cluster: UInt64) -> Bool {
+    if let host = rules.hostCluster(entry),
+      !isPlaced(host, geometry.start(ofGuestCluster: cluster))
+    {
+      return false
+    }
     var index = 0
     while index < rules.subclusters {
       let (state, count) = rules.run(entry, from: index)

@@ -10,9 +10,29 @@ final class WorkerContext {
   /// Room for one compressed cluster on its way out.
   lazy var compressedOutput = IOBuffer(count: decompressed.clusterSize)
 
+  /// Buffers for compressed bytes, to be used again.
+  private var inputs: [IOBuffer] = []
+  private let inputBytes: Int
+  private static let inputLimit = 32
+
   init(_ kind: CompressionKind, clusterSize: Int) {
+    // What most compressed clusters need at most; longer ones, which the format permits, are rare.
+    inputBytes = clusterSize + 8192
     codec = ClusterCodec(kind, clusterSize: clusterSize)
     decompressed = DecompressedClusters(clusterSize: clusterSize)
+  }
+
+  /// A buffer of `count` bytes or more, with any contents.
+  func takeInput(_ count: Int) -> IOBuffer {
+    if count > inputBytes { return IOBuffer(count: count) }
+    return inputs.popLast() ?? IOBuffer(count: inputBytes)
+  }
+
+  /// Takes a buffer back when nothing is read into it any more.
+  func giveInput(_ buffer: IOBuffer) {
+    guard buffer.count == inputBytes, inputs.count < Self.inputLimit, inputBytes <= 128 << 10
+    else { return }
+    inputs.append(buffer)
   }
 }
 

@@ -8,6 +8,7 @@ extension CipherError {
     case .keyLength(let algorithm, let found, let expected):
       "the key for \(algorithm) has \(found) bytes, expected \(expected)"
     case .library(let operation, let detail): "libcrypto: \(operation): \(detail)"
+    case .noMemory(let bytes): "no memory for a key of \(bytes) bytes"
     }
   }
 }

@@ -14,8 +14,11 @@ extension QueueWorker {
   /// The driver fails a READ of 0 bytes and requeues a WRITE of 0 for ever, so a success always
   /// reports the whole length. Other operations report 0.
   func commit(_ tag: Int, outcome failure: Int32) {
+    let request = unsafe tags[tag].request
+    let counters = setup.counters
+    unsafe counters.noteEnd(request.operation, nanoseconds: loop.now &- tags[tag].arrival)
     if failure == 0 {
-      let request = unsafe tags[tag].request
+      counters.noteBytes(request.operation, request.length)
       let transfers = request.operation == .read || request.operation == .write
       commit(tag, result: transfers ? Int32(truncatingIfNeeded: request.length) : 0)
     } else {

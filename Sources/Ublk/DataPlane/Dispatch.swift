@@ -8,7 +8,6 @@ extension QueueWorker {
   func dispatch(_ tag: Int, _ descriptor: IODescriptor) {
     do throws(Errno) {
       var request = try descriptor.request(size: target.size, maxIOBytes: setup.maxIOBytes)
-      count(request)
       request.data = data(tag, of: request)
       unsafe tags[tag].request = request
       unsafe tags[tag].needsUserCopy = false
@@ -19,6 +18,7 @@ extension QueueWorker {
       }
     } catch {
       unsafe tags[tag].request = BlockRequest(.flush)
+      setup.counters.refusals.add()
       return commit(tag, result: -error.code)
     }
     plan(tag)
@@ -42,20 +42,5 @@ extension QueueWorker {
     let count = Int(request.length)
     if setup.usesZeroCopy { return DataBuffer(registered: Int32(tag), offset: 0, count: count) }
     return memory.buffer(tag, count)
-  }
-
-  private func count(_ request: BlockRequest) {
-    let counters = setup.counters
-    switch request.operation {
-    case .read:
-      counters.reads.add()
-      counters.readBytes.add(request.length)
-    case .write:
-      counters.writes.add()
-      counters.writtenBytes.add(request.length)
-    case .flush: counters.flushes.add()
-    case .discard: counters.discards.add()
-    case .writeZeroes: counters.zeroWrites.add()
-    }
   }
 }

@@ -31,6 +31,7 @@ extension QueueWorker {
       entry = .write(Self.fileSlot(transfer.file), from: data, at: transfer.hostOffset.bytes)
     }
     entry.userData = UserData(.transfer, slot: tag, part: part).word
+    setup.counters.transfers.add()
     loop.ring.push(entry)
   }
 

@@ -1,34 +1,83 @@
-package import Synchronization
+package import BlockCore
+import Glibc
+package import Uring
 
 /// What one queue has done since its start; written by its worker, read by anyone.
-package final class QueueCounters: Sendable {
-  package let reads = Counter()
-  package let readBytes = Counter()
-  package let writes = Counter()
-  package let writtenBytes = Counter()
-  package let flushes = Counter()
-  package let discards = Counter()
-  package let zeroWrites = Counter()
-  /// Requests that ended with an error.
+///
+/// A request counts as arrived when the driver hands it over, and as completed when its result goes
+/// back; latency is the time in between, by the clock of the loop's turns (``WorkerLoop/now``).
+@safe
+package final class QueueCounters: @unchecked Sendable {
+  // why: all memory is atomics, and stays until deinit.
+
+  /// Requests that the driver handed over.
+  package let arrivals = Counter()
+  /// Requests that ended with an error; those refused as malformed have no latency.
   package let failures = Counter()
-  /// Requests that the hit path could not answer.
-  package let slowRequests = Counter()
+  /// Requests refused as malformed.
+  package let refusals = Counter()
+  /// Transfers with host files that the hit path started.
+  package let transfers = Counter()
   /// Requests whose pages were not registered, under zero copy.
   package let unregisteredRequests = Counter()
+  /// Requests whose data went through memory of ours, under zero copy.
+  package let userCopies = Counter()
+  /// The worker's loop.
+  package let loop = LoopCounters()
+  @usableFromInline let latencies = LatencyHistograms(count: QueueCounters.operationCount)
+  @usableFromInline let bytes: UnsafeMutablePointer<Counter>
+  private let slow: UnsafeMutablePointer<Counter>
 
-  package init() {}
-}
+  /// The number of values of ``BlockOperation``.
+  private static let operationCount = Int(BlockOperation.writeZeroes.rawValue) + 1
 
-/// A counter with one writer.
-package struct Counter: ~Copyable, Sendable {
-  @usableFromInline let value = Atomic<UInt64>(0)
-
-  @inlinable package init() {}
-
-  /// Adds by plain loads and stores, since nobody else writes; wraps at 2^64.
-  @inlinable package func add(_ amount: UInt64 = 1) {
-    value.store(value.load(ordering: .relaxed) &+ amount, ordering: .relaxed)
+  package init() {
+    unsafe bytes = .allocate(capacity: Self.operationCount)
+    unsafe slow = .allocate(capacity: Self.operationCount)
+    for number in 0..<Self.operationCount {
+      unsafe (bytes + number).initialize(to: Counter())
+      unsafe (slow + number).initialize(to: Counter())
+    }
   }
 
-  @inlinable package var current: UInt64 { value.load(ordering: .relaxed) }
+  deinit {
+    unsafe bytes.deallocate()
+    unsafe slow.deallocate()
+  }
+
+  // MARK: The worker's side
+
+  /// A request has ended after so many nanoseconds.
+  @inlinable @inline(__always)
+  package func noteEnd(_ operation: BlockOperation, nanoseconds: UInt64) {
+    latencies.record(nanoseconds, in: Int(operation.rawValue))
+  }
+
+  /// A request has succeeded.
+  @inlinable @inline(__always)
+  package func noteBytes(_ operation: BlockOperation, _ count: UInt64) {
+    unsafe bytes[Int(operation.rawValue)].add(count)
+  }
+
+  /// The hit path could not answer a request.
+  package func noteSlow(_ operation: BlockOperation) {
+    unsafe slow[Int(operation.rawValue)].add()
+  }
+
+  // MARK: Everyone's side
+
+  /// The latencies of all requests of one kind that have ended.
+  package func latency(_ operation: BlockOperation) -> LatencySnapshot {
+    latencies.snapshot(of: Int(operation.rawValue))
+  }
+
+  /// The bytes of the requests of one kind that have succeeded.
+  package func bytes(_ operation: BlockOperation) -> UInt64 {
+    unsafe bytes[Int(operation.rawValue)].current
+  }
+
+  /// The requests of one kind that the hit path could not answer.
+  package func slowRequests(_ operation: BlockOperation) -> UInt64 {
+    unsafe slow[Int(operation.rawValue)].current
+  }
 }

@@ -57,7 +57,7 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
       repeating: HostTransfer(kind: .zeroes, length: 0, dataOffset: 0, hostOffset: HostOffset(0)),
       count: setup.depth * Self.planCapacity)
     stage = .ring
-    loop = try Self.makeLoop(setup.depth)
+    loop = try Self.makeLoop(setup)
     stage = .memory
     memory = try QueueMemory(
       characterDevice: setup.characterDevice, queue: setup.queue, depth: setup.depth,
@@ -73,10 +73,12 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
     unsafe plans.deallocate()
   }
 
-  private static func makeLoop(_ depth: Int) throws(Errno) -> WorkerLoop {
+  private static func makeLoop(_ setup: QueueSetup) throws(Errno) -> WorkerLoop {
+    let depth = setup.depth
     let entries = max(256, powerOfTwo(depth * 2))
     let completions = min(65536, powerOfTwo(depth * (planCapacity + 2) + 1024))
-    return try WorkerLoop(entries: entries, completions: completions)
+    return try WorkerLoop(
+      entries: entries, completions: completions, counters: setup.counters.loop)
   }
 
   static func powerOfTwo(_ value: Int) -> Int {
@@ -163,6 +165,8 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
       if result != -Errno.noDevice.code, fetchFailure == nil { fetchFailure = Errno(-result) }
       return
     }
+    setup.counters.arrivals.add()
+    unsafe tags[tag].arrival = loop.now
     unsafe dispatch(tag, IODescriptor(memory.descriptors[tag]))
   }
 }

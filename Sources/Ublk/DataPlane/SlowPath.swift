@@ -5,7 +5,7 @@ import Uring
 extension QueueWorker {
   /// Hands the request in `tag` to the tag's task.
   func startServing(_ tag: Int) {
-    setup.counters.slowRequests.add()
+    unsafe setup.counters.noteSlow(tags[tag].request.operation)
     unsafe tags[tag].phase = .serving
     if let parked = unsafe tags[tag].parked {
       unsafe tags[tag].parked = nil
@@ -27,6 +27,7 @@ extension QueueWorker {
           failure = await serveRequest(tag)
         }
       }
+      loop.readClock()
       commit(tag, outcome: failure?.code ?? 0)
     } while await nextRequest(tag)
     unsafe tags[tag].hasTask = false
@@ -52,6 +53,7 @@ extension QueueWorker {
 
   /// Serves with plain memory in place of the request's own pages.
   private func serveThroughMemory(_ tag: Int, _ request: BlockRequest) async -> Errno? {
+    if setup.usesZeroCopy { setup.counters.userCopies.add() }
     let count = Int(request.length)
     let buffer = unsafe memory.buffers + tag * memory.bufferBytes
     var request = request

@@ -105,7 +105,9 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
     if left == 0 { return nil }
     left -= 1
     let size = UInt64(options.bufferSize)
-    if position &+ size > target.size { position = 0 }
+    let end = target.size
+    if position >= end { position = end == 0 ? 0 : position % end }  // as qemu-img bench does
+    if position &+ size > end { position = 0 }
     let offset = position
     position &+= UInt64(options.stepSize)
     if options.isWrite { sinceFlush += 1 }

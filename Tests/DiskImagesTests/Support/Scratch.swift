@@ -68,7 +68,9 @@ final class Scratch: Sendable {
 
   /// Options for an image in the directory, which messages call by its name alone.
   func options(_ name: String, readOnly: Bool = true) -> DiskImageOptions {
-    DiskImageOptions(path: file(name), name: name, readOnly: readOnly)
+    var options = DiskImageOptions(path: file(name), name: name, readOnly: readOnly)
+    options.currentDirectory = path
+    return options
   }
 }
 

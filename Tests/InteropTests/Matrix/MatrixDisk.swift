@@ -30,7 +30,9 @@ struct MatrixDisk: Sendable {
     options.dataFile = dataFile
     var secrets: [Int: Secret] = [:]
     for (layer, cipher) in ciphers.enumerated() where cipher != .plain {
-      secrets[layer] = Array(Self.passphrase.utf8).withUnsafeBytes { Secret(copying: $0) }
+      secrets[layer] = try? Secret(count: Self.passphrase.utf8.count) {
+        (target) throws(CipherError) in target.copyBytes(from: Self.passphrase.utf8)
+      }
     }
     options.secrets = LayerSecrets(byLayer: secrets)
     return options

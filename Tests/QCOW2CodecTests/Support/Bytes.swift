@@ -33,7 +33,13 @@ struct Random: RandomNumberGenerator {
 }
 
 extension Secret {
-  convenience init(_ bytes: [UInt8]) { self.init(count: bytes.count) { $0.copyBytes(from: bytes) } }
+  convenience init(_ bytes: [UInt8]) {
+    do {
+      try self.init(count: bytes.count) { (target) throws(CipherError) in
+        target.copyBytes(from: bytes)
+      }
+    } catch { fatalError("a test's secret: \(error)") }
+  }
   convenience init(_ text: String) { self.init(Array(text.utf8)) }
 
   /// A copy, for comparisons.

@@ -6,7 +6,8 @@ import CCrypto
 enum AntiForensic {
   /// Spreads `key` over `stripes` times its length.
   ///
-  /// - Throws: ``LUKSError/noRandomness``, or ``LUKSError/cipher(_:)`` if libcrypto lacks the hash.
+  /// - Throws: ``LUKSError/noRandomness``, or ``LUKSError/cipher(_:)`` if libcrypto lacks the hash or
+  ///   there is no memory.
   static func split(
     _ key: Secret, stripes: Int, hash: HashAlgorithm
   ) throws(LUKSError) -> Secret {
@@ -28,7 +29,7 @@ enum AntiForensic {
 
   /// Makes the key of `length` bytes from what ``split(_:stripes:hash:)`` made of it.
   ///
-  /// - Throws: ``LUKSError/cipher(_:)`` if libcrypto lacks the hash.
+  /// - Throws: ``LUKSError/cipher(_:)`` if libcrypto lacks the hash or there is no memory.
   static func merge(
     _ material: Secret, length: Int, hash: HashAlgorithm
   ) throws(LUKSError) -> Secret {
@@ -37,7 +38,7 @@ enum AntiForensic {
       let body = bytes.count - length
       let mixed = unsafe try fold(
         UnsafeRawBufferPointer(rebasing: bytes[..<body]), length: length, diffuser)
-      return unsafe Secret(count: length) { target in
+      return unsafe try Secret(count: length) { (target) throws(LUKSError) in
         unsafe mixed.withBytes { mixed in
           for index in 0..<length { unsafe target[index] = mixed[index] ^ bytes[body + index] }
         }

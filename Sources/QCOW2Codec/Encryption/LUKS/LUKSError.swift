@@ -12,3 +12,7 @@ public enum LUKSError: Error, Equatable, Sendable {
   /// The kernel's random numbers cannot be had.
   case noRandomness
 }
+
+extension LUKSError: SecretMemoryFailure {
+  package static func noSecretMemory(bytes: Int) -> LUKSError { .cipher(.noMemory(bytes: bytes)) }
+}

@@ -8,14 +8,14 @@ enum LUKSKeySlot {
   ///   - area: The header and the key material.
   ///   - passphrase: Any.
   /// - Returns: What may be the master key, or noise if the passphrase is not the slot's.
-  /// - Throws: ``LUKSError/cipher(_:)`` if libcrypto lacks an algorithm.
+  /// - Throws: ``LUKSError/cipher(_:)`` if libcrypto lacks an algorithm or there is no memory.
   static func open(
     _ slot: LUKSPartitionHeader.Slot, of header: LUKSPartitionHeader,
     in area: UnsafeRawBufferPointer, passphrase: Secret
   ) throws(LUKSError) -> Secret {
     let transform = try transform(slot, header, passphrase)
     let range = slot.materialOffset..<(slot.materialOffset + header.materialLength)
-    let material = unsafe Secret(count: header.materialLength) { target in
+    let material = unsafe try Secret(count: header.materialLength) { (target) throws(LUKSError) in
       let source = unsafe UnsafeRawBufferPointer(rebasing: area[range])
       guard let from = source.baseAddress, let to = target.baseAddress else { return }
       unsafe transform.run(.decrypt, from, into: to, count: source.count, firstSector: 0)

@@ -1,0 +1,88 @@
+"""Sections as tables of Markdown."""
+
+TITLES = {
+    "vm-7.2": "VM, Linux 7.2, images in RAM",
+    "vm-6.12": "VM, Linux 6.12, images in RAM",
+    "vm-7.2-disk": "VM, Linux 7.2, images on a virtio disk",
+    "native-tmpfs": "Native, images on tmpfs",
+    "native-disk": "Native, images on disk",
+    "scaling": "Native, one queue and two",
+    "open": "Native, cold open",
+    "counts": "What a request costs",
+}
+NOTES = {
+    "vm-7.2": "Clock: one guest instruction is one nanosecond, so the ratios repeat whatever else the host does, and the absolute "
+              "figures say nothing. ext4 on brd, one queue, fio with io_uring and direct I/O. \"Copying\" is `--zero-copy off`; the "
+              "empty image is written for twice as long as the rest; cold reads go over a sparse image right after it was attached. "
+              "A row of qublk null moves no data.",
+    "vm-6.12": "As above. This kernel has no zero copy: data is copied once.",
+    "vm-7.2-disk": "An ordinary clock: these depend on the host's disk and on what else it does.",
+    "native-tmpfs": "qublk bench and qemu-img bench with the same options at depth 64, their own times. Random means a step of "
+                    "100003 blocks modulo the image, the same for both, for qemu-img bench has no other way to jump. qemu-img bench runs "
+                    "with its default engine and with `-i io_uring`; the targets count against the better of both. It takes no "
+                    "passphrase: beside LUKS reads stands `qemu-img convert` of the whole image to nothing (16 requests of 2 MiB). "
+                    "Decompression uses a pool of threads in qemu-img.",
+    "native-disk": "The same on disk; the disk drifts, the runs are interleaved.",
+    "scaling": "Page cache on tmpfs; each queue has a thread. With only two cores the kernel's own work competes.",
+    "open": "From exec to exit of a bench of one read in the middle of the image, after its page cache was dropped.",
+    "counts": "Differences of two runs of 10000 and 110000 requests of 4 KiB at depth 64, for each request: callgrind and strace on "
+              "`qublk bench`, and its own counters. `scripts/counts` holds these in CI.",
+}
+
+
+def number(value):
+    if value is None:
+        return "–"
+    digits = 0 if value >= 100 else 1 if value >= 10 else 3
+    return f"{value:.{digits}f}"
+
+
+def table(head, rows):
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def samples_table(section):
+    """Works down, subjects across."""
+    subjects = section.subjects()
+    rows = [[work, *(number(section.median(subject, work)) for subject in subjects)] for work in section.works()]
+    return table([f"{section.unit}, median", *subjects], rows)
+
+
+def counts_table(section):
+    """Subjects down, counts across."""
+    rows = [[subject, *(number(section.median(subject, work)) for work in section.works())] for subject in section.subjects()]
+    return table(["per request", *section.works()], rows)
+
+
+def ratio_table(section, subject, bases):
+    bases = [base for base in bases if base in section.samples]
+    rows = []
+    for work in section.works():
+        ratios = [section.ratio(subject, base, work) for base in bases]
+        if any(ratios):
+            rows.append([work, *("–" if ratio is None else f"{ratio:.2f}" for ratio in ratios)])
+    return table([f"{subject} /", *bases], rows)
+
+
+def provenance(section):
+    facts = section.facts
+    kernel = f"guest: Linux {facts['kernel']}; " if "kernel" in facts else ""
+    quick = " **A quick run: for orientation only.**" if section.is_quick else ""
+    return (f"`{section.command}`, {facts['date']}, commit {facts['commit']}; {kernel}medians of {section.rounds()} round(s), "
+            f"median spread {section.spread() * 100:.1f} %; load average {facts['load']}.{quick}")
+
+
+def section_text(section):
+    parts = [f"### {TITLES[section.name]}", NOTES[section.name], provenance(section)]
+    parts.append(counts_table(section) if section.name == "counts" else samples_table(section))
+    if section.name.startswith("vm-"):
+        parts.append(ratio_table(section, "qublk qcow2", ["qublk raw", "qublk null", "loop", "qemu-nbd"]))
+    if section.name.startswith("native-"):
+        parts.append(ratio_table(section, "qublk bench", ["qemu-img bench", "qemu-img bench, io_uring", "qemu-img convert"]))
+        parts.append(ratio_table(section, "qublk bench, 2 queues",
+                                 ["qublk bench", "qemu-img bench", "qemu-img bench, io_uring", "qemu-img convert"]))
+    if section.name == "scaling":
+        parts.append(ratio_table(section, "2 queues", ["1 queue"]))
+    return "\n\n".join(parts)

@@ -1,0 +1,110 @@
+"""What issue 4 asks for, row by row, beside what was measured."""
+
+
+class Target:
+    """One row. `find` returns the measured value from the results, or None if it was not measured."""
+
+    def __init__(self, group, what, limit, find, sign="≥", unit="×"):
+        self.group, self.what, self.limit, self.find, self.sign, self.unit = group, what, limit, find, sign, unit
+
+    def verdict(self, results):
+        value = self.find(results)
+        if value is None:
+            return "not measured"
+        holds = {"≥": value >= self.limit, "≤": value <= self.limit, "<": value < self.limit}[self.sign]
+        return "pass" if holds else "**miss**"
+
+    def expected(self):
+        return f"{self.sign} {self.limit:g} {self.unit}".rstrip()
+
+    def measured(self, results):
+        value = self.find(results)
+        return "–" if value is None else f"{value:.{3 if value < 0.1 else 2}f} {self.unit}".rstrip()
+
+
+def ratio(section, *words):
+    return lambda results: results.ratio(section, *words)
+
+
+def median(section, *words):
+    return lambda results: results.median(section, *words)
+
+
+def best_of_theirs(section, subject, work):
+    """qublk's figure beside the better one of what qemu-img offers."""
+    def find(results):
+        theirs = [results.median(section, name, work)
+                  for name in ("qemu-img bench", "qemu-img bench, io_uring", "qemu-img convert")]
+        theirs = [value for value in theirs if value]
+        ours = results.median(section, subject, work)
+        return ours / max(theirs) if ours and theirs else None
+    return find
+
+
+def count_ratio(work, other):
+    def find(results):
+        above, below = (results.median("counts", name, "instructions") for name in (work, other))
+        return above / below if above and below else None
+    return find
+
+
+def total(section, subject, *works):
+    """The sum of what was counted; None if one of it was not."""
+    def find(results):
+        values = [results.median(section, subject, work) for work in works]
+        return None if None in values else sum(values)
+    return find
+
+
+def vm_targets():
+    works = [f"4k {rw}, QD {depth}" for depth in (32, 1, 128) for rw in ("randread", "randwrite")]
+    for base, limit in (("qublk raw", 0.97), ("qublk null", 0.9), ("loop", 0.6), ("qemu-nbd", 2.2)):
+        name = {"loop": "the kernel's loop device"}.get(base, base)
+        for work in works:
+            yield Target("VM, Linux 7.2", f"{work}: qublk qcow2 / {name}", limit, ratio("vm-7.2", "qublk qcow2", base, work))
+    for work in works[:2]:
+        yield Target("VM, Linux 7.2", f"{work}: qublk qcow2 / the kernel's loop device, to be tried for", 0.75,
+                     ratio("vm-7.2", "qublk qcow2", "loop", work))
+    yield Target("VM, Linux 7.2", "4k randwrite, QD 32: qublk qcow2, empty / preallocated image", 0.8,
+                 ratio("vm-7.2", "qublk qcow2", "qublk qcow2", "4k randwrite, QD 32, empty image", "4k randwrite, QD 32"))
+    for work in ("512k read, QD 8", "512k write, QD 8"):
+        yield Target("VM, Linux 7.2", f"{work}: qublk qcow2 / the kernel's loop device", 0.85,
+                     ratio("vm-7.2", "qublk qcow2", "loop", work))
+    for work in works[:2]:
+        yield Target("VM, Linux 6.12", f"{work}: qublk qcow2 / the kernel's loop device", 0.88,
+                     ratio("vm-6.12", "qublk qcow2", "loop", work))
+
+
+def native_targets():
+    for place in ("tmpfs", "disk"):
+        section, group = f"native-{place}", f"Native, {place}"
+        yield Target(group, "4k random reads: qublk bench / qemu-img bench", 1.3,
+                     best_of_theirs(section, "qublk bench", "4k random reads"))
+        yield Target(group, "4k random reads, O_DIRECT: qublk bench / qemu-img bench", 1.3,
+                     best_of_theirs(section, "qublk bench", "4k random reads, O_DIRECT"))
+        yield Target(group, "4k writes into new clusters: qublk bench / qemu-img bench", 2,
+                     best_of_theirs(section, "qublk bench", "4k writes into new clusters"))
+        for work in ("64k reads, zlib", "64k reads, zstd", "2M reads, LUKS"):
+            yield Target(group, f"{work}: qublk bench, 2 queues / qemu-img", 2,
+                         best_of_theirs(section, "qublk bench, 2 queues", work))
+    yield Target("Native, tmpfs", "4k random reads, warm: two queues / one", 1.8,
+                 ratio("scaling", "2 queues", "1 queue", "4k random reads"))
+    yield Target("Native, tmpfs", "a stripe is held, median", 1, median("locks", "stripe", "microseconds, median"), "≤", "µs")
+    for image in ("1 TiB", "64 TiB"):
+        yield Target("Native, disk", f"cold open of {image}", 50, median("open", "qublk, milliseconds", image), "<", "ms")
+        yield Target("Native, disk", f"cold open of {image}, memory", 32, median("open", "qublk, MiB of memory", image), "<", "MiB")
+
+
+def count_targets():
+    for work, other in (("read", "raw read"), ("write in place", "raw write")):
+        group = f"Per 4k {work}, counts"
+        yield Target(group, "mallocs", 0.005, median("counts", work, "mallocs"), "≤", "")
+        yield Target(group, "retains and releases", 0.01, total("counts", work, "retains", "releases"), "≤", "")
+        yield Target(group, "io_uring_enter, depth 64", 0.125, median("counts", work, "io_uring_enter"), "≤", "")
+        yield Target(group, f"instructions / those of the same loop on a raw file", 1.25, count_ratio(work, other), "≤")
+    for work, what in (("1 MiB read", "host reads"), ("1 MiB write in place", "host writes")):
+        yield Target("Per 1 MiB request, counts", f"{what} of a {work}", 1, median("counts", work, what), "≤", "")
+
+
+def all_targets():
+    return [*vm_targets(), *native_targets(), *count_targets()]
