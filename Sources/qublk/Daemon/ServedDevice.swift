@@ -91,6 +91,7 @@ final class ServedDevice {
       .init("depth", .integer(Int64(request.depth))),
       .init("read-only", .bool(request.isReadOnly)),
       .init("zero-copy", .bool(device.usesZeroCopy)),
+      .init("batch", .bool(device.usesBatches)),
       .init("pid", .integer(Int64(getpid()))),
     ])
   }
