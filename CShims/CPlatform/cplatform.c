@@ -177,3 +177,9 @@ int qublk_is_in_memory(int fd) {
   struct statfs facts;
   return fstatfs(fd, &facts) == 0 && facts.f_type == 0x01021994;  // TMPFS_MAGIC
 }
+
+int qublk_write_back(int fd) {
+  unsigned flags =
+      SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+  return sync_file_range(fd, 0, 0, flags) ? -errno : 0;
+}
