@@ -37,6 +37,15 @@ public enum PlanResult: Sendable {
   case needsService
 }
 
+/// What is left of a planned request after its transfers.
+public enum FinishResult: Sendable {
+  /// Nothing: the request has ended.
+  case done
+  /// The data is in place, but what leads to it is not: call `serve` with the same request, which
+  /// then only does that. The request is still in flight.
+  case needsService
+}
+
 /// How the slow path ended.
 public enum ServiceResult: Sendable, Equatable {
   /// Done in full.
@@ -68,15 +77,18 @@ public protocol BlockTarget: AnyObject, Sendable {
 
   /// Hit path: maps `request` without allocation, I/O or waiting.
   ///
-  /// On `.transfers` the request counts as in flight until ``finish(worker:slot:)``; the caller
-  /// carries out all transfers (in any order, whole) in between.
+  /// On `.transfers` the request counts as in flight until ``finish(worker:slot:failed:)``; the
+  /// caller carries out all transfers (in any order, whole) in between.
   func plan(
     _ request: BlockRequest, worker: Int, slot: Int,
     into plan: UnsafeMutableBufferPointer<HostTransfer>
   ) -> PlanResult
 
   /// Ends a request that ``plan(_:worker:slot:into:)`` answered with transfers.
-  func finish(worker: Int, slot: Int)
+  ///
+  /// `failed` says that some transfer was not carried out in full; such a request is always
+  /// ``FinishResult/done``.
+  func finish(worker: Int, slot: Int, failed: Bool) -> FinishResult
 
   /// Slow path: carries out the whole request, suspending as needed.
   func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult

@@ -27,7 +27,7 @@ package final class NullDisk: OpenDisk, BlockTarget {
     into plan: UnsafeMutableBufferPointer<HostTransfer>
   ) -> PlanResult { .transfers(count: 0) }
 
-  package func finish(worker: Int, slot: Int) {}
+  package func finish(worker: Int, slot: Int, failed: Bool) -> FinishResult { .done }
 
   package func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult {
     .done

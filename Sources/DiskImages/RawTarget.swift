@@ -50,7 +50,7 @@ package final class RawTarget: BlockTarget {
     return .transfers(count: 1)
   }
 
-  package func finish(worker: Int, slot: Int) {}
+  package func finish(worker: Int, slot: Int, failed: Bool) -> FinishResult { .done }
 
   private func inBounds(_ request: BlockRequest) -> Bool {
     let size = self.size

@@ -46,6 +46,8 @@ package final class Image: BlockTarget {
   package let bitmaps: BitmapReport
   /// Guest clusters whose mapping is being changed.
   let inFlight: InFlightRanges
+  /// Writes of the hit path into new clusters.
+  let fresh: FreshWrites
   let maturing = AsyncMutex()
   /// Zeros to write from.
   let zeroes = IOBuffer(count: 64 << 10)
@@ -78,6 +80,7 @@ package final class Image: BlockTarget {
     // One worker more than serve the guest: see `internalWorker`.
     stamps = RequestStamps(
       workers: options.workers + 1, slotsPerWorker: options.slotsPerWorker)
+    fresh = FreshWrites(workers: options.workers + 1, slotsPerWorker: options.slotsPerWorker)
     packer = CompressedPacker(
       allocator: allocator, alignment: storage.file.traits.offsetAlignment)
     arenas = WorkerArenas(

@@ -145,7 +145,7 @@ import Testing
       guard
         case .transfers(let count) = image.plan(read, worker: 0, slot: 0, into: plan)
       else { return false }
-      defer { image.finish(worker: 0, slot: 0) }
+      defer { _ = image.finish(worker: 0, slot: 0, failed: false) }
       for transfer in plan[..<count] {
         guard let memory = read.data.slice(Int(transfer.dataOffset), Int(transfer.length)).memory
         else { return false }

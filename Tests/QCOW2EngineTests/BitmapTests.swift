@@ -133,7 +133,7 @@ import Testing
         guard case .transfers = image.plan(request, worker: 0, slot: 0, into: plan) else {
           return false
         }
-        image.finish(worker: 0, slot: 0)
+        _ = image.finish(worker: 0, slot: 0, failed: false)
         return true
       }
       #expect(isPlanned(3..<4))

@@ -86,7 +86,7 @@ import Testing
       for event in bench.recording.events[before...] where event.isChange {
         #expect(!event.range.contains(host), "\(event.kind) at \(event.offset)")
       }
-      image.finish(worker: 0, slot: 0)
+      _ = image.finish(worker: 0, slot: 0, failed: false)
       await image.maintain()
       #expect(self.punches(bench).map(\.offset) == [host])
       try await image.close()
@@ -105,7 +105,7 @@ import Testing
       _ = self.leaveInFlight(image, .read, data)
       await image.maintain()
       #expect(self.punches(bench).count == 1)
-      image.finish(worker: 0, slot: 0)
+      _ = image.finish(worker: 0, slot: 0, failed: false)
     }
   }
 

@@ -53,7 +53,7 @@ import Testing
             Issue.record("\(operation) at \(offset) is not for the hit path")
             continue
           }
-          image.finish(worker: 0, slot: 0)
+          _ = image.finish(worker: 0, slot: 0, failed: false)
           #expect(count == 1)
         }
         withExtendedLifetime(buffer) {}

@@ -72,7 +72,7 @@ import Testing
       if case .transfers(let count) = image.plan(request, worker: 0, slot: slot, into: plan) {
         #expect(count == 1, "contiguous clusters are one transfer")
         try? await file.read(into: buffer.data, at: plan[0].hostOffset)
-        image.finish(worker: 0, slot: slot)
+        _ = image.finish(worker: 0, slot: slot, failed: false)
       } else {
         served.value += 1
         #expect(await image.serve(request, worker: 0, slot: slot) == .done)

@@ -226,10 +226,10 @@ import Testing
         }
         for _ in 0..<50 { await Task.yield() }
         #expect(!isDone.value)
-        image.finish(worker: 0, slot: 1)
+        _ = image.finish(worker: 0, slot: 1, failed: false)
       }
       #expect(plans(2))
-      image.finish(worker: 0, slot: 2)
+      _ = image.finish(worker: 0, slot: 2, failed: false)
       withExtendedLifetime(buffer) {}
       try await image.close()
     }

@@ -24,7 +24,8 @@ import Testing
     let plan = UnsafeMutableBufferPointer<HostTransfer>.allocate(capacity: 4)
     defer { plan.deallocate() }
     if case .transfers = image.plan(request, worker: 0, slot: 0, into: plan) {
-      return image.finish(worker: 0, slot: 0)
+      _ = image.finish(worker: 0, slot: 0, failed: false)
+      return
     }
     #expect(await image.serve(request, worker: 0, slot: 0) == .done)
   }

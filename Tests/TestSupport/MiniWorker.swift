@@ -1,7 +1,8 @@
 package import BlockCore
 import QCOW2Engine
 
-/// Carries out requests as the data plane does: `plan` → host transfers → `finish`, else `serve`.
+/// Carries out requests as the data plane does: `plan` → host transfers → `finish`, else
+/// `serve`.
 package struct MiniWorker: Sendable {
   package let target: any BlockTarget
   /// What the numbers in host transfers stand for.
@@ -21,11 +22,13 @@ package struct MiniWorker: Sendable {
   /// Carries out one request, on the hit path first if `plans`; the errno if it failed.
   package func perform(_ request: BlockRequest, slot: Int, plans: Bool = true) async -> Errno? {
     if plans, let transfers = plan(request, slot) {
-      defer { target.finish(worker: worker, slot: slot) }
-      for transfer in transfers {
-        do { try await carryOut(transfer, request) } catch { return error }
+      var failure: Errno?
+      for transfer in transfers where failure == nil {
+        do { try await carryOut(transfer, request) } catch { failure = error }
       }
-      return nil
+      if target.finish(worker: worker, slot: slot, failed: failure != nil) == .done {
+        return failure
+      }
     }
     return await target.serve(request, worker: worker, slot: slot).errno
   }

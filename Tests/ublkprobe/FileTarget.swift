@@ -52,7 +52,10 @@ import Synchronization
     return .transfers(count: count)
   }
 
-  func finish(worker: Int, slot: Int) { finished.add(1, ordering: .relaxed) }
+  func finish(worker: Int, slot: Int, failed: Bool) -> FinishResult {
+    finished.add(1, ordering: .relaxed)
+    return .done
+  }
 
   func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult {
     let host = HostOffset(request.offset.bytes)

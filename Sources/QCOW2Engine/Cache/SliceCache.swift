@@ -110,6 +110,26 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     return unsafe body(UnsafeRawPointer(bytes(stripe, slot)))
   }
 
+  /// Changes a resident slice under its lock; `body` returns whether it did.
+  ///
+  /// Never waits.
+  ///
+  /// - Returns: false if the slice is not there.
+  @inline(__always) func changeResident(
+    _ key: HostOffset, _ body: (UnsafeMutableRawPointer) -> Bool
+  ) -> Bool {
+    let hash = hash(key.bytes)
+    let stripe = stripe(hash)
+    unsafe stripe.lock.pointee.lock()
+    defer { unsafe stripe.lock.pointee.unlock() }
+    let slot = unsafe stripe.state.pointee.find(key.bytes, hash: hash)
+    guard slot >= 0, unsafe stripe.state.pointee.slots[slot].state == .resident else {
+      return false
+    }
+    unsafe run({ bytes in unsafe ((), body(bytes)) }, stripe, slot)
+    return true
+  }
+
   /// Runs `body` on the slice under its stripe's lock, loading it first if need be.
   ///
   /// `body` changes entries through the pointer and returns whether it did: the slice becomes dirty
@@ -216,6 +236,19 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
         unsafe stripe.state.pointee.waiters.add(continuation, ifStill: version)
       }
       if !waits { unsafe continuation.resume() }
+    }
+  }
+
+  /// Makes a slice resident whose bytes on the host file are known to be zeros, if there is room.
+  func insertZeroes(_ key: HostOffset) {
+    let hash = hash(key.bytes)
+    let stripe = stripe(hash)
+    unsafe stripe.lock.pointee.withLock {
+      guard unsafe stripe.state.pointee.find(key.bytes, hash: hash) < 0 else { return }
+      let slot = unsafe stripe.state.pointee.claim(key.bytes, hash: hash, hashOf: self.hash)
+      if slot < 0 { return }
+      unsafe bytes(stripe, slot).initializeMemory(as: UInt8.self, repeating: 0, count: sliceSize)
+      unsafe stripe.state.pointee.slots[slot].state = .resident
     }
   }
 

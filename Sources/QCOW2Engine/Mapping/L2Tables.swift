@@ -96,7 +96,17 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
       // A fresh cluster reads as zeros already, but may lie beyond the end of the file: nothing may
       // point there (QEMU calls it corrupt), and no slice may be written before a crash.
       try await storage.writeZeroes(at: table, length: geometry.clusterSize)
+      insertZeroes(table)
     }
+  }
+}
+
+extension L2Tables {
+  /// Spares the first comers the reads of a new table's slices, as many as fit beside others'.
+  private func insertZeroes(_ table: HostOffset) {
+    let size = UInt64(cache.sliceSize)
+    let count = min(geometry.clusterSize / size, 16, UInt64(cache.slotCount / 4))
+    for number in 0..<count { cache.insertZeroes(table + number * size) }
   }
 }
 

@@ -15,6 +15,12 @@ struct SlicePart: Sendable {
   let sliceOffset: UInt64
 }
 
+extension SlicePart {
+  /// No part of anything.
+  static let none = SlicePart(
+    clusters: 0..<0, start: GuestOffset(0), length: 0, l1Index: 0, firstEntry: 0, sliceOffset: 0)
+}
+
 /// How guest ranges fall onto L2 slices.
 struct SliceGeometry: Sendable {
   let cluster: ClusterGeometry

@@ -20,13 +20,20 @@ extension Image {
     let isPlanned =
       isWrite
       ? planWrite(request, &builder)
+        || planFresh(request, worker: worker, slot: slot, &builder)
       : planRead(request.offset, request.length, &builder) == request.length
     if isPlanned { return .transfers(count: builder.count) }
     leave(worker: worker, slot: slot)
     return .needsService
   }
 
-  package func finish(worker: Int, slot: Int) { leave(worker: worker, slot: slot) }
+  package func finish(worker: Int, slot: Int, failed: Bool) -> FinishResult {
+    if fresh.isPending(worker, slot) && !endFresh(worker: worker, slot: slot, failed: failed) {
+      return .needsService
+    }
+    leave(worker: worker, slot: slot)
+    return .done
+  }
 
   private var mayWriteInPlace: Bool {
     health.allowsWrites && !options.readOnly && !options.compressesWrites

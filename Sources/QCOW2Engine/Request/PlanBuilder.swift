@@ -11,6 +11,12 @@ package struct PlanBuilder {
     unsafe self.plan = unsafe plan
   }
 
+  /// Forgets what was added.
+  @inline(__always) mutating func restart() {
+    count = 0
+    dataOffset = 0
+  }
+
   /// Adds a transfer with a host file.
   ///
   /// - Returns: false when the plan is full.

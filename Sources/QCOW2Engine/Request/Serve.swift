@@ -6,6 +6,10 @@ import QCOW2Format
 extension Image {
   package func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult {
     do throws(ImageError) {
+      if fresh.isPending(worker, slot) {
+        try await serveFresh(worker: worker, slot: slot)
+        return .done
+      }
       if guestData.isTransformed && !request.data.isMemory { return .needsMemory }
       do { try await attempt(request, worker: worker, slot: slot) } catch {
         // Space may have been freed that only waited for being durable.

@@ -50,12 +50,14 @@ extension QueueWorker {
   }
 
   private func finishTransfers(_ tag: Int) {
-    target.finish(worker: setup.queue, slot: tag)
-    if unsafe tags[tag].failure == Errno.noSpace.code {
-      // The host is full: the target may know how to make room, or the request is held.
+    let failure = unsafe tags[tag].failure
+    let rest = target.finish(worker: setup.queue, slot: tag, failed: failure != 0)
+    if rest == .needsService || failure == Errno.noSpace.code {
+      // What the hit path began is to be completed; or the host is full: the target may know how to
+      // make room, or the request is held.
       startServing(tag)
     } else {
-      unsafe commit(tag, outcome: tags[tag].failure)
+      commit(tag, outcome: failure)
     }
   }
 

@@ -91,7 +91,8 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
       inFlight += 1
       unsafe slots[slot].request = request
       if start(slot) { return }
-      target.finish(worker: number, slot: slot)
+      // All zeros: a read, of which finishing leaves nothing to do.
+      _ = target.finish(worker: number, slot: slot, failed: false)
       note(failed: false)
     }
   }
@@ -163,8 +164,11 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
   }
 
   private func endHit(_ slot: Int) {
-    target.finish(worker: number, slot: slot)
-    unsafe note(failed: slots[slot].failed)
+    let failed = unsafe slots[slot].failed
+    if target.finish(worker: number, slot: slot, failed: failed) == .needsService {
+      return handOver(slot)
+    }
+    note(failed: failed)
     startNext(slot)
   }
 

@@ -83,11 +83,14 @@ final class IODisk: @unchecked Sendable {  // why: confined to its loop's thread
     guard let transfers = plan(request, slot) else {
       return await target.serve(request, worker: 0, slot: slot).errno
     }
-    defer { target.finish(worker: 0, slot: slot) }
-    for transfer in transfers {
-      do throws(Errno) { try await carryOut(transfer, of: request) } catch { return error }
+    var failure: Errno?
+    for transfer in transfers where failure == nil {
+      do throws(Errno) { try await carryOut(transfer, of: request) } catch { failure = error }
     }
-    return nil
+    if target.finish(worker: 0, slot: slot, failed: failure != nil) == .needsService {
+      return await target.serve(request, worker: 0, slot: slot).errno
+    }
+    return failure
   }
 
   private func takeSlot() async -> Int {

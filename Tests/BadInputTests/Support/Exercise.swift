@@ -56,7 +56,7 @@ struct Exercise {
       image.plan(
         request, worker: 0, slot: 1, into: UnsafeMutableBufferPointer(start: $0, count: 1))
     }
-    if case .transfers = planned { image.finish(worker: 0, slot: 1) }
+    if case .transfers = planned { _ = image.finish(worker: 0, slot: 1, failed: true) }
     return await image.serve(request, worker: 0, slot: 0).errno
   }
 

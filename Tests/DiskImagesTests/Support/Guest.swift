@@ -32,8 +32,18 @@ struct Guest {
       }
       return false
     }
-    defer { disk.engine.finish(worker: 0, slot: 0) }
-    for transfer in plan[..<count] { try await carryOut(transfer, of: request) }
+    do {
+      for transfer in plan[..<count] { try await carryOut(transfer, of: request) }
+    } catch {
+      _ = disk.engine.finish(worker: 0, slot: 0, failed: true)
+      throw error
+    }
+    if disk.engine.finish(worker: 0, slot: 0, failed: false) == .needsService {
+      let result = await disk.engine.serve(request, worker: 0, slot: 0)
+      guard result == .done else {
+        throw Mismatch(description: "\(request.operation) at \(request.offset.bytes): \(result)")
+      }
+    }
     return true
   }
 

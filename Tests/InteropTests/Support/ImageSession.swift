@@ -59,14 +59,17 @@ final class ImageSession: @unchecked Sendable {  // why: used inside one runBloc
       : transfers.withUnsafeMutableBufferPointer {
         image.plan(request, worker: worker, slot: slot, into: $0)
       }
-    switch planned {
-    case .needsService:
-      if let errno = await image.serve(request, worker: worker, slot: slot).errno {
-        throw Mismatch(description: "\(request.operation) failed with errno \(errno.code)")
+    if case .transfers(let count) = planned {
+      do {
+        for transfer in transfers[..<count] { try await carryOut(transfer, of: request) }
+      } catch {
+        _ = image.finish(worker: worker, slot: slot, failed: true)
+        throw error
       }
-    case .transfers(let count):
-      defer { image.finish(worker: worker, slot: slot) }
-      for transfer in transfers[..<count] { try await carryOut(transfer, of: request) }
+      if image.finish(worker: worker, slot: slot, failed: false) == .done { return }
+    }
+    if let errno = await image.serve(request, worker: worker, slot: slot).errno {
+      throw Mismatch(description: "\(request.operation) failed with errno \(errno.code)")
     }
   }
 

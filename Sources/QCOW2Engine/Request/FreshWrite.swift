@@ -1,0 +1,172 @@
+import BlockCore
+import QCOW2Format
+
+// The hit path of writes into new clusters: no task, no suspension, one host transfer.
+//
+// Where the clusters around the guest's data need nothing but zeros, and the arena's next clusters
+// read as zeros, an allocating write is an ordinary transfer with one thing left to do after it.
+// The rules are those of ``writeHeld(_:_:worker:)``: the range is held in ``InFlightRanges`` before
+// the old entries are read; refcounts were raised when the arena was filled; then comes the data,
+// then the entries, then the release. What cannot be done here without waiting is left to the slow
+// path, before anything has changed.
+
+/// A write whose data is on its way into new host clusters.
+struct FreshWrite {
+  /// The guest clusters; none while there is no such write.
+  var clusters: Range<UInt64> = 0..<0
+  /// The host cluster of the first.
+  var host: UInt64 = 0
+  /// The L2 table and the slice in it that are to be changed.
+  var table = HostOffset(0)
+  var part = SlicePart.none
+
+  @inline(__always) var isPending: Bool { clusters.lowerBound != clusters.upperBound }
+}
+
+extension Image {
+  /// Plans a write of which no part is allocated, as one transfer into new clusters.
+  ///
+  /// - Returns: whether it did; if not, nothing has changed.
+  func planFresh(
+    _ request: BlockRequest, worker: Int, slot: Int, _ builder: inout PlanBuilder
+  ) -> Bool {
+    guard planFile >= 0, !guestData.isExternal, !rules.isExtended, request.length > 0 else {
+      return false
+    }
+    let part = slices.part(from: request.offset, length: request.length)
+    let entry = L1Entry(raw: tables.l1.load(part.l1Index))
+    guard part.length == request.length, entry.isCopied, !entry.hasReservedBits,
+      let table = entry.l2Table, table.bytes & geometry.clusterMask == 0
+    else { return false }
+    let claimed = inFlight.claim(part.clusters) {
+      newClusters(for: part, table: table, worker: worker)
+    }
+    guard let claimed else { return false }
+    fresh[worker, slot] = FreshWrite(
+      clusters: part.clusters, host: claimed, table: table, part: part)
+    let inCluster = part.start.bytes & geometry.clusterMask
+    builder.restart()
+    return builder.append(
+      file: UInt8(truncatingIfNeeded: planFile),
+      geometry.start(ofHostCluster: claimed) + inCluster, part.length)
+  }
+
+  /// Takes clusters from the arena for a part that has none; call with its range held.
+  private func newClusters(
+    for part: SlicePart, table: HostOffset, worker: Int
+  ) -> InFlightRanges.NewClusters? {
+    guard let readsZero = readsZeroUnallocated(part, table: table) else { return nil }
+    let end = part.start.bytes &+ part.length
+    let isWhole = (part.start.bytes | end) & geometry.clusterMask == 0
+    if !isWhole && !readsZero { return nil }
+    guard let run = arenas.takeNow(exactly: part.clusters.count, fresh: !isWhole, worker: worker)
+    else { return nil }
+    // Another write may join if the clusters are right without this one's data.
+    return InFlightRanges.NewClusters(
+      host: run.start,
+      isOpenToOthers: run.count == 1 && run.isFresh && readsZero)
+  }
+
+  /// Whether the guest reads zeros from a part without host clusters; nil if it is not such a part,
+  /// or its slice is not resident.
+  private func readsZeroUnallocated(_ part: SlicePart, table: HostOffset) -> Bool? {
+    let readsZeroAnyway = backing == nil
+    let found = unsafe l2.withResident(l2.key(of: table + part.sliceOffset)) { bytes -> Bool? in
+      var readsZero = true
+      for index in part.firstEntry..<(part.firstEntry &+ part.clusters.count) {
+        let entry = unsafe L2Entry(raw: bytes.be64(index &* 8))
+        if entry == .unallocated {
+          readsZero = readsZero && readsZeroAnyway
+        } else if !rules.hasZeroFlag || entry != .zero {
+          return nil
+        }
+      }
+      return readsZero
+    }
+    return found ?? nil
+  }
+
+  // MARK: After the transfer
+
+  /// Points the entries at the new clusters, if their slice is resident, and gives the range back.
+  ///
+  /// - Returns: false if the slice must be loaded first: then nothing has changed.
+  func endFresh(worker: Int, slot: Int, failed: Bool) -> Bool {
+    let write = fresh[worker, slot]
+    if !failed {
+      let part = write.part
+      let isPublished = unsafe l2.changeResident(l2.key(of: write.table + part.sliceOffset)) {
+        bytes in
+        var entries = unsafe SliceEntries(
+          bytes: bytes, first: part.firstEntry, count: part.clusters.count, isExtended: false)
+        publish(write, &entries)
+        return entries.isChanged
+      }
+      if !isPublished { return false }
+      noteDirty()
+    }
+    release(write, worker: worker, slot: slot, isPublished: !failed)
+    return true
+  }
+
+  /// The same on the slow path, for a slice that was evicted meanwhile.
+  func serveFresh(worker: Int, slot: Int) async throws(ImageError) {
+    let write = fresh[worker, slot]
+    var isPublished = false
+    defer {
+      release(write, worker: worker, slot: slot, isPublished: isPublished)
+      leave(worker: worker, slot: slot)
+    }
+    try await withEntries(write.part, table: write.table) { self.publish(write, &$0) }
+    isPublished = true
+    noteDirty()
+  }
+
+  private func publish(_ write: FreshWrite, _ entries: inout SliceEntries) {
+    for index in 0..<entries.count {
+      let host = geometry.start(ofHostCluster: write.host &+ UInt64(index))
+      let new = rules.entry(host: host, allocated: 0, zero: 0)
+      // A write that joined may have done it already.
+      if entries[index] != new { entries[index] = new }
+    }
+  }
+
+  private func release(_ write: FreshWrite, worker: Int, slot: Int, isPublished: Bool) {
+    fresh[worker, slot] = FreshWrite()
+    if let unused = inFlight.leave(write.clusters, isPublished: isPublished) {
+      frees.add([ClusterRun(start: unused, count: UInt64(write.clusters.count), isFresh: false)])
+    }
+  }
+}
+
+/// The write into new clusters of each worker's slot.
+@safe
+final class FreshWrites: @unchecked Sendable {  // why: each is one request's
+  private let writes: UnsafeMutablePointer<FreshWrite>
+  private let slotsPerWorker: Int
+  private let count: Int
+
+  init(workers: Int, slotsPerWorker: Int) {
+    self.slotsPerWorker = slotsPerWorker
+    count = workers * slotsPerWorker
+    unsafe writes = .allocate(capacity: count)
+    unsafe writes.initialize(repeating: FreshWrite(), count: count)
+  }
+
+  deinit { unsafe writes.deallocate() }
+
+  @inline(__always) private func element(
+    _ worker: Int, _ slot: Int
+  ) -> UnsafeMutablePointer<FreshWrite> {
+    unsafe writes + (worker &* slotsPerWorker &+ slot)
+  }
+
+  @inline(__always) func isPending(_ worker: Int, _ slot: Int) -> Bool {
+    unsafe element(worker, slot).pointee.isPending
+  }
+
+  @inline(__always) subscript(worker: Int, slot: Int) -> FreshWrite {
+    get { unsafe element(worker, slot).pointee }
+    set { unsafe element(worker, slot).pointee = newValue }
+  }
+}
