@@ -37,7 +37,7 @@ package final class RawDisk: OpenDisk {
         try opener.lock(file, readOnly: options.readOnly)
         return try RawDisk(file, length: await length(of: file), identity(of: file), options)
       } catch {
-        file.closeDescriptor()
+        Chain.close([file])
         throw error
       }
     } catch {
@@ -60,7 +60,7 @@ package final class RawDisk: OpenDisk {
   }
 
   package func close() async throws(DiskImageError) {
-    defer { for file in files { file.closeDescriptor() } }
+    defer { Chain.close(files) }
     do throws(Errno) { try await raw.flush() } catch {
       throw DiskImageError(
         image: name, referrer: nil, subject: .image,

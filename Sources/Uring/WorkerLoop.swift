@@ -29,7 +29,9 @@ public final class WorkerLoop: @unchecked Sendable {
   /// What the loop has done.
   public let counters: LoopCounters
   /// When the kernel last handed out completions, by ``NanosecondClock``.
-  public private(set) var now: UInt64 = 0
+  @inlinable public var now: UInt64 { unsafe clock.pointee }
+  /// Behind a pointer, it is read without a check of exclusive access, of which requests make several.
+  @usableFromInline let clock: UnsafeMutablePointer<UInt64>
   /// Set by ``endSleeps()``: no sleep lasts any longer.
   var sleepsHaveEnded = false
 
@@ -53,6 +55,8 @@ public final class WorkerLoop: @unchecked Sendable {
     self.counters = counters
     ring = try Ring(entries: entries, completions: completions, counters: counters)
     executor = try WorkerExecutor()
+    unsafe clock = .allocate(capacity: 1)
+    unsafe clock.initialize(to: 0)
     unsafe wakeCounter = .allocate(capacity: 1)
     unsafe wakeCounter.initialize(to: 0)
     let context = unsafe Unmanaged.passUnretained(self).toOpaque()
@@ -61,7 +65,10 @@ public final class WorkerLoop: @unchecked Sendable {
     armWake()
   }
 
-  deinit { unsafe wakeCounter.deallocate() }
+  deinit {
+    unsafe wakeCounter.deallocate()
+    unsafe clock.deallocate()
+  }
 
   /// Takes turns until `handler` is finished.
   ///
@@ -110,7 +117,7 @@ public final class WorkerLoop: @unchecked Sendable {
   }
 
   /// Brings ``now`` up to date, for work that takes longer than a turn should.
-  public func readClock() { now = NanosecondClock.now() }
+  public func readClock() { unsafe clock.pointee = NanosecondClock.now() }
 
   @usableFromInline func armWake() {
     var entry = unsafe SubmissionEntry.read(

@@ -1,5 +1,7 @@
 import Glibc
+import HostFiles
 import Testing
+import Uring
 
 @testable import DiskImages
 
@@ -45,6 +47,23 @@ import Testing
 
   private func qemu(_ options: String) throws -> ShellResult {
     try shell("cd '\(scratch.path)' && qemu-io \(options)")
+  }
+
+  /// Someone may still have the open file: a program that is being started, or the kernel.
+  @Test(arguments: [DiskFormat.qcow2, .raw])
+  func whatIsClosedIsUnlockedWhoeverHasItStill(_ format: DiskFormat) throws {
+    let name = format == .raw ? "raw" : "base"
+    try scratch.run("qemu-img create -q -f raw raw 1M")
+    let options = scratch.options(name, readOnly: false)
+    let copy = try runBlocking { () async throws(DiskImageError) in
+      let disk = try await format.open(options, size: 0)
+      let copy = dup(disk.files[0].descriptor)
+      try await disk.close()
+      return copy
+    }
+    defer { close(copy) }
+    let writing = try qemu("-f \(format) -c 'write 0 4k' \(name)")
+    #expect(writing.status == 0, "\(writing.output)")
   }
 
   @Test(arguments: [true, false])

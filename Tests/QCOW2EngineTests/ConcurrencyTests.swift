@@ -1,4 +1,5 @@
 import BlockCore
+import Glibc
 import QCOW2Engine
 import QCOW2Format
 import TestSupport
@@ -61,6 +62,78 @@ import Testing
     #expect(clients.compactMap { $0.problemOnDisk(verifier) }.isEmpty)
   }
 
+  @Test(
+    "Three workers lose nothing while the disk grows under them, again and again",
+    arguments: [9, 12])
+  func threeWorkersLoseNothingWhileTheDiskGrows(clusterBits: Int) async throws {
+    let seed = testSeed("growing threads")
+    var builder = ImageBuilder()
+    builder.clusterBits = clusterBits
+    // A part of a sector is left at the end, and the first L2 table ends soon.
+    builder.size = (clusterBits == 9 ? 60 << 10 : 1 << 20) + 512
+    builder.hasSnapshot = clusterBits == 12
+    for cluster in 0..<40 { builder.mappings[cluster] = .data }
+    let file = MemoryFile(builder.build(capacity: 1 << 27))
+    file.yields = true
+    var options = ImageOptions()
+    options.workers = 3
+    options.slotsPerWorker = 4
+    options.dirtyAgeMilliseconds = 0
+    let image = try await Image.open(file, options: options)
+    let threads = (0..<4).map { _ in ThreadExecutor() }
+    let clients = (0..<12).map { number in
+      ThreadClient(image: image, files: [file], number: number, seed: seed, growsWith: 3)
+    }
+    let isOver = Guarded(false)
+    let growths = await withTaskGroup(of: Int.self) { group in
+      group.addTask(executorPreference: threads[3]) {
+        await Self.grow(image, by: clusterBits == 9 ? 19 << 10 : 700 << 10, until: isOver)
+      }
+      await withTaskGroup(of: Void.self) { group in
+        for (number, client) in clients.enumerated() {
+          group.addTask(executorPreference: threads[number % 3]) {
+            await client.run(operations: testSetting("QUBLK_THREAD_OPERATIONS", default: 150) * 8)
+          }
+        }
+      }
+      isOver.withLock { $0 = true }
+      return await group.next() ?? 0
+    }
+    let size = image.size
+    await Task(executorPreference: threads[0]) {
+      do { try await image.close() } catch { Issue.record("close: \(error)") }
+    }.value
+    for thread in threads { thread.stop() }
+    print("growing threads: \(growths) growths, to \(size) bytes")
+    #expect(growths >= 10)
+    #expect(clients.flatMap(\.problems).isEmpty)
+    #expect(clients.allSatisfy { $0.isBeyond(UInt64(builder.size)) }, "nobody used what was added")
+    #expect(file.bytes.be64(24) == size)
+    let verifier = ImageVerifier(file.bytes)
+    let report = verifier.check()
+    #expect(
+      report.errors.isEmpty && report.leaks == 0, "\(report.errors.prefix(3)), \(report.leaks)")
+    #expect(clients.compactMap { $0.problemOnDisk(verifier) }.isEmpty)
+  }
+
+  /// Makes the disk larger every few milliseconds, up to eighty times.
+  ///
+  /// - Returns: How often.
+  private static func grow(
+    _ image: Image, by step: UInt64, until isOver: Guarded<Bool>
+  ) async -> Int {
+    var growths = 0
+    while growths < 80 && !isOver.withLock({ $0 }) {
+      do { try await image.resize(to: image.size + step) } catch {
+        Issue.record("resize \(growths): \(error)")
+        break
+      }
+      growths += 1
+      usleep(5000)
+    }
+    return growths
+  }
+
   /// Runs sixteen clients on four threads, then closes the image.
   private func run(
     _ image: Image, _ files: [any HostFile], seed: UInt64
@@ -85,14 +158,19 @@ import Testing
   }
 }
 
-/// One client with sectors of its own: every 16th of the first half of the disk, so that clusters
-/// are shared; and whole clusters in the second half, where it also discards.
+/// One client with sectors of its own.
+///
+/// They are every 16th of the first half of the disk, so that clusters are shared; and whole clusters
+/// in the second half, where it also discards. On a disk that grows, halves are of each run of 32
+/// clusters.
 final class ThreadClient: @unchecked Sendable {  // why: used by one task, then by the test
   private let image: Image
   private let driver: MiniWorker
   private let number: Int
   /// The bytes of the disk that the client works on.
-  private let size: UInt64
+  private var size: UInt64
+  /// The size is looked at again before each step.
+  private let grows: Bool
   private var random: SeededGenerator
   private var expected: [Int: UInt32] = [:]
   private var stamp: UInt32
@@ -102,20 +180,26 @@ final class ThreadClient: @unchecked Sendable {  // why: used by one task, then 
     self.init(image: image, files: [file], number: number, seed: seed)
   }
 
-  init(image: Image, files: [any HostFile], number: Int, seed: UInt64) {
+  /// The disk may grow, served by `workers`, if that is not nil.
+  init(
+    image: Image, files: [any HostFile], number: Int, seed: UInt64, growsWith workers: Int? = nil
+  ) {
     self.image = image
     self.number = number
     size = image.size
-    driver = MiniWorker(target: image, files: files, worker: number % 4)
+    grows = workers != nil
+    slot = number / (workers ?? 4)
+    driver = MiniWorker(target: image, files: files, worker: number % (workers ?? 4))
     random = SeededGenerator(seed: seed &* 100 &+ UInt64(number))
     stamp = UInt32(number) << 20
   }
 
-  private var slot: Int { number / 4 }
+  private let slot: Int
   private var perCluster: Int { Int(image.geometry.clusterSize) / 512 }
 
   func run(operations: Int) async {
     for step in 0..<operations where problems.isEmpty {
+      if grows { size = image.size }
       switch random.below(10) {
       case 0: await perform(BlockRequest(.flush))
       case 1, 2, 3: await check()
@@ -135,13 +219,30 @@ final class ThreadClient: @unchecked Sendable {  // why: used by one task, then 
     }
   }
 
+  /// Whether it has written at or behind a byte of the disk.
+  func isBeyond(_ offset: UInt64) -> Bool {
+    expected.keys.contains { UInt64($0) * 512 >= offset }
+  }
+
   private func sharedSector() -> Range<Int> {
+    if grows {
+      let first = run() * perCluster
+      let sector = first + random.below(perCluster) * 16 + number
+      return sector..<(sector + 1)
+    }
     let groups = Int(size) / 512 / 32
     let sector = random.below(groups) * 16 + number
     return sector..<(sector + 1)
   }
 
+  /// The first cluster of a run of 32 that lies wholly on the disk.
+  private func run() -> Int { random.below(Int(size) / 512 / perCluster / 32) * 32 }
+
   private func ownCluster() -> Range<Int> {
+    if grows {
+      let cluster = run() + 16 + number
+      return (cluster * perCluster)..<((cluster + 1) * perCluster)
+    }
     let clusters = Int(size) / 512 / perCluster
     let groups = (clusters / 2 - 1) / 16
     let cluster = clusters / 2 + 1 + random.below(groups) * 16 + number

@@ -97,6 +97,30 @@ import Testing
     folder.run("rm -f x.qcow2 theirs.qcow2 x.data")
   }
 
+  /// What qemu-img compares by name only [COW-15].
+  @Test(arguments: ["base", "./base", "hard", "soft"])
+  func noFileIsTwoThingsAtOnce(name: String) throws {
+    let folder = Folder()
+    folder.run("printf precious >base; ln base hard; ln -s base soft")
+    func create(_ path: String, data: String? = nil, backing: String? = nil) throws {
+      let options = try CreateOptions(
+        lists: data.map { ["data_file=\(folder.path)/\($0)"] } ?? [], size: "1M",
+        backingFile: backing, backingFormat: backing.map { _ in "raw" })
+      try ImageCreate.run(options, path: "\(folder.path)/\(path)")
+    }
+    #expect(throws: ToolError.option(.conflict(.backingIsImage))) {
+      try create("base", backing: name)
+    }
+    #expect(throws: ToolError.option(.conflict(.dataFileIsImage))) {
+      try create("base", data: name)
+    }
+    #expect(throws: ToolError.option(.conflict(.dataFileIsBacking))) {
+      try create("x", data: name, backing: "base")
+    }
+    #expect(throws: ToolError.option(.conflict(.dataFileIsImage))) { try create("x", data: "x") }
+    #expect(folder.run("cat base; ls").out == "preciousbase\nhard\nsoft\n")
+  }
+
   @Test func aMissingBackingFileIsAnErrorAndNothingIsMade() throws {
     let folder = Folder()
     #expect(throws: ToolError.self) {

@@ -1,4 +1,4 @@
-/// Options that exclude each other, in qemu-img's words.
+/// Options that exclude each other, in qemu-img's words where it has any.
 package enum OptionConflict: String, Equatable, Sendable {
   case backingFormatMissing = "Backing file specified without backing format"
   case backingFormatAlone = "Backing format cannot be used without backing file"
@@ -8,6 +8,8 @@ package enum OptionConflict: String, Equatable, Sendable {
   case backingWithRawData = "Backing file and data-file-raw cannot be used at the same time"
   case backingWithPreallocation =
     "Backing file and preallocation can only be used at the same time if extended_l2 is on"
+  case dataFileIsImage = "The data file and the image cannot be the same file"
+  case dataFileIsBacking = "The data file and the backing file cannot be the same file"
   case rawDataWithoutFile = "data-file-raw requires data-file"
   case dataFileVersion =
     "External data files are only supported with compatibility level 1.1 and above (use version=v3 or greater)"

@@ -21,6 +21,9 @@ package enum ImageCreate {
     lock: FileBytes.Locker = { _ throws(ToolError) in }
   ) throws(ToolError) {
     _ = try layout(options)
+    do throws(OptionError) { try DistinctFiles.require(options, image: path) } catch {
+      throw .option(error)
+    }
     let encryptionHeader = try options.encryption?.makeHeader(passphrase) ?? []
     let made = try options.dataFile.map { name throws(ToolError) in
       try makeDataFile(name, options, lock)

@@ -3,6 +3,7 @@ import CPlatform
 import DiskImages
 import Glibc
 import HostFiles
+import QCOW2Engine
 import Ublk
 
 /// A device and everything that has to go with it when it goes.
@@ -15,12 +16,15 @@ final class ServedDevice {
   /// Held as long as the process lives.
   private let stateLock: Int32
   private let name: DeviceName
+  /// The path of what is served.
+  private let path: String
 
   /// Creates the device and leaves its state; on failure neither is left, and the image is closed.
   init(
     _ disk: any OpenDisk, _ request: AttachRequest, _ loop: inout ControlLoop
   ) throws(CommandError) {
     self.disk = disk
+    path = request.path
     hold = NoSpaceHold(request.noSpace, name: request.path)
     do throws(UblkError) {
       device = try UblkDevice.create(disk.target, request.deviceOptions(disk, hold))
@@ -83,6 +87,17 @@ final class ServedDevice {
   }
 }
 
+// MARK: Statistics
+
+extension ServedDevice {
+  /// What the device has done until now; reads counters only.
+  private var statistics: DeviceReport {
+    DeviceReport(
+      time: NanosecondClock.now(), image: path, queues: device.statistics.map(QueueReport.init),
+      engine: (disk as? DiskImage)?.engine.statistics.json ?? .null)
+  }
+}
+
 // MARK: Waiting, and the end
 
 extension ServedDevice {
@@ -103,6 +118,8 @@ extension ServedDevice {
           "\(name.path): \(use.text): serving until that ends; signal \(number) again to insist")
       case .timeout:
         if DeviceUse.find(name) == nil { return try stopAfterSignal() }
+      case .request(let connection) where connection.request == .stats:
+        connection.reply(.report(statistics.wire.text))
       case .request(let connection):
         let isForced = connection.request == .stopForced
         guard !isForced, let use = DeviceUse.findLasting(name) else {
