@@ -6,8 +6,22 @@ public protocol CompletionHandler: AnyObject {
   /// Called for every completion of kind `fetch` and `transfer`, on the worker's thread.
   func complete(_ userData: UserData, result: Int32)
 
-  /// Asked once each turn: true ends the loop.
+  /// Called for every completion of the kinds of the batch mode, on the worker's thread.
+  func completeBatch(_ userData: UserData, result: Int32, flags: CompletionFlags)
+
+  /// Called once each turn, when its jobs have run: the last chance to queue entries before the kernel
+  /// is entered.
+  func endTurn()
+
+  /// Asked once each turn, after ``endTurn()``: true ends the loop.
   var isFinished: Bool { get }
+}
+
+extension CompletionHandler {
+  @inlinable public func completeBatch(
+    _ userData: UserData, result: Int32, flags: CompletionFlags
+  ) {}
+  @inlinable public func endTurn() {}
 }
 
 /// One thread, one ring, one loop: submits, waits, hands out completions and runs Swift jobs.
@@ -76,6 +90,7 @@ public final class WorkerLoop: @unchecked Sendable {
   @inlinable public func run(_ handler: some CompletionHandler) {
     while true {
       executor.runReadyJobs()
+      handler.endTurn()
       if handler.isFinished { return }
       enter()
       reap(handler)
@@ -90,9 +105,11 @@ public final class WorkerLoop: @unchecked Sendable {
   }
 
   @inlinable func reap(_ handler: some CompletionHandler) {
-    ring.drain { userData, result in
+    ring.drain { userData, result, flags in
       switch userData.kind {
       case .fetch, .transfer: handler.complete(userData, result: result)
+      case .batchFetch, .batchCommit:
+        handler.completeBatch(userData, result: result, flags: flags)
       case .operation: finishOperation(userData.slot, result: result)
       case .wake: armWake()
       case .ignored: break

@@ -30,6 +30,7 @@ extension QueueWorker {
   /// Hands `result` and the tag to the driver; its descriptor and buffer are not ours any more.
   func commit(_ tag: Int, result: Int32) {
     if result < 0 { setup.counters.failures.add() }
+    if setup.usesBatches { return commitLater(tag, result: result) }
     send(UBLK_IO_COMMIT_AND_FETCH, tag, result: result)
   }
 

@@ -63,6 +63,7 @@ final class ServedDevice {
     do throws(CommandError) {
       let appeared = wait(seconds: 10) { isBlockDevice(name.path) }
       guard appeared else { throw .noNode(name) }
+      setScheduler(request)
       if !ready.isForeground { try Log.redirect(orTo: directory.log) }
       try ready.give(request.printsJSON ? description(request).text : name.path)
     } catch {
@@ -70,6 +71,18 @@ final class ServedDevice {
       directory.remove()
       throw error
     }
+  }
+
+  /// Requests gain nothing from waiting in a scheduler, and it costs more than all the rest of the way:
+  /// docs/decisions/0011.
+  private func setScheduler(_ request: AttachRequest) {
+    guard let scheduler = request.scheduler else { return }
+    let file = "/sys/block/\(name.path.dropFirst("/dev/".count))/queue/scheduler"
+    let descriptor = unsafe qublk_open_file(file, O_WRONLY, 0)
+    if descriptor < 0 || !writeAll(descriptor, scheduler) {
+      Log.warning("\(file): cannot set \(scheduler): \(Errno(errno))")
+    }
+    if descriptor >= 0 { close(descriptor) }
   }
 
   private func description(_ request: AttachRequest) -> JSONValue {
@@ -82,6 +95,7 @@ final class ServedDevice {
       .init("depth", .integer(Int64(request.depth))),
       .init("read-only", .bool(request.isReadOnly)),
       .init("zero-copy", .bool(device.usesZeroCopy)),
+      .init("batch", .bool(device.usesBatches)),
       .init("pid", .integer(Int64(getpid()))),
     ])
   }
