@@ -108,7 +108,10 @@ let package = Package(
       swiftSettings: testSettings),
     .testTarget(
       name: "CommandLineTests",
-      dependencies: ["BlockCore", "HostFiles", "CPlatform", "qublk"], swiftSettings: testSettings),
+      dependencies: [
+        "BlockCore", "HostFiles", "CPlatform", "QCOW2Engine", "Ublk", "Uring", "qublk",
+      ],
+      swiftSettings: testSettings),
     .testTarget(
       name: "QCOW2EngineTests",
       dependencies: [

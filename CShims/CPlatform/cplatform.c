@@ -171,3 +171,9 @@ int qublk_fallocate(int fd, int mode, uint64_t offset, uint64_t length) {
   } while (result < 0 && errno == EINTR);
   return result < 0 ? -errno : 0;
 }
+
+int qublk_write_back(int fd) {
+  unsigned flags =
+      SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+  return sync_file_range(fd, 0, 0, flags) ? -errno : 0;
+}

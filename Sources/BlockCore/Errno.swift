@@ -17,5 +17,6 @@ public struct Errno: Error, Hashable, Sendable {
   public static let noSpace = Errno(28)
   public static let readOnly = Errno(30)
   public static let notSupported = Errno(95)
+  public static let noBuffers = Errno(105)
   public static let timedOut = Errno(110)
 }

@@ -12,14 +12,18 @@ public struct LatencyHistograms: ~Copyable, @unchecked Sendable {
   // why: the memory is atomics only, and stays until deinit.
 
   /// 2^bits buckets for each power of two.
-  @usableFromInline static let bits: UInt64 = 8
+  ///
+  /// These are computed, not stored: nothing to be set up by the first who counts.
+  @inlinable static var bits: UInt64 { 8 }
   /// Durations from here on are not told apart: 2^40 ns, 18 minutes.
-  public static let limit: UInt64 = 1 << 40
-  public static let bucketCount = bucket(of: limit - 1) + 1
-  @usableFromInline static let sumPlace = bucketCount
-  @usableFromInline static let maximumPlace = bucketCount + 1
+  @inlinable public static var limit: UInt64 { 1 << 40 }
+  /// 512 that are exact, and 256 for each power of two from 2^9 to 2^39.
+  @inlinable public static var bucketCount: Int { 512 + 31 * 256 }
+  @inlinable static var sumPlace: Int { bucketCount }
+  @inlinable static var maximumPlace: Int { bucketCount + 1 }
+  @inlinable static var bytesPlace: Int { bucketCount + 2 }
   /// Counters of one histogram, up to whole cache lines.
-  @usableFromInline static let stride = (bucketCount + 2 + 7) & ~7
+  @inlinable static var stride: Int { (bucketCount + 3 + 7) & ~7 }
 
   /// The number of histograms.
   public let count: Int
@@ -51,12 +55,20 @@ public struct LatencyHistograms: ~Copyable, @unchecked Sendable {
     return first...first + (1 << shift - 1)
   }
 
-  /// Counts one duration in histogram `number`, for its only writer.
-  @inlinable @inline(__always) public func record(_ duration: UInt64, in number: Int) {
+  /// Counts one duration in histogram `number`, for its only writer, and the bytes that went with it.
+  @inlinable @inline(__always) public func record(
+    _ duration: UInt64, bytes: UInt64 = 0, in number: Int
+  ) {
     let histogram = unsafe memory + number &* Self.stride
     unsafe histogram[Self.bucket(of: min(duration, Self.limit &- 1))].add()
     unsafe histogram[Self.sumPlace].add(duration)
     unsafe histogram[Self.maximumPlace].raise(to: duration)
+    unsafe histogram[Self.bytesPlace].add(bytes)
+  }
+
+  /// The bytes that went with all durations of histogram `number`.
+  public func bytes(of number: Int) -> UInt64 {
+    unsafe memory[number * Self.stride + Self.bytesPlace].current
   }
 
   /// What histogram `number` holds; a writer at work may be caught between two of its stores.
@@ -147,5 +159,29 @@ public struct LatencySnapshot: Sendable, Equatable {
       difference.maximum = min(maximum, end)
     }
     return difference
+  }
+}
+
+// MARK: - As text
+
+extension LatencySnapshot {
+  /// The buckets that are not empty, as "bucket:count" with spaces in between.
+  public var text: String {
+    counts.enumerated().lazy.filter { $0.element != 0 }.map { "\($0.offset):\($0.element)" }
+      .joined(separator: " ")
+  }
+
+  /// Takes ``text`` apart; nil if it is not such text.
+  public init?(parsing text: String, sum: UInt64, maximum: UInt64) {
+    self.init()
+    for item in text.split(separator: " ") {
+      let parts = item.split(separator: ":", omittingEmptySubsequences: false)
+      guard parts.count == 2, let bucket = Int(parts[0]), counts.indices.contains(bucket),
+        let count = UInt64(parts[1])
+      else { return nil }
+      counts[bucket] = count
+    }
+    self.sum = sum
+    self.maximum = maximum
   }
 }

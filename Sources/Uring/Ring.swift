@@ -71,7 +71,9 @@ public struct Ring: ~Copyable {
 
   /// Calls `body` for each completion that is there, without waiting, and returns their number.
   @inlinable @discardableResult
-  public func drain(_ body: (_ userData: UserData, _ result: Int32) -> Void) -> Int {
+  public func drain(
+    _ body: (_ userData: UserData, _ result: Int32, _ flags: CompletionFlags) -> Void
+  ) -> Int {
     var head: UInt32 = 0
     let count = unsafe qublk_cq_available(raw, &head)
     var index: UInt32 = 0
@@ -79,8 +81,9 @@ public struct Ring: ~Copyable {
       // &+: ring positions wrap at 2^32 by design.
       if let entry = unsafe qublk_cq_at(raw, head &+ index) {
         let (word, result) = unsafe (entry.pointee.user_data, entry.pointee.res)
+        let flags = unsafe CompletionFlags(raw: entry.pointee.flags)
         unsafe qublk_cq_advance(raw, 1)
-        body(UserData(word: word), result)
+        body(UserData(word: word), result, flags)
       }
       index &+= 1
     }

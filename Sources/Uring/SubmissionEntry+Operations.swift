@@ -84,4 +84,15 @@ extension SubmissionEntry {
     entry.command = payload
     return entry
   }
+
+  /// A command to a driver that completes again and again, each time with a buffer of `group`.
+  public static func multishotCommand(
+    _ opcode: UInt32, _ file: RingFile, payload: (UInt64, UInt64), group: UInt16
+  ) -> SubmissionEntry {
+    var entry = command(opcode, file, payload: payload)
+    entry.flags |= SubmissionFlags.bufferSelect
+    entry.operationFlags = 1 << 1  // IORING_URING_CMD_MULTISHOT
+    entry.bufferIndex = group
+    return entry
+  }
 }

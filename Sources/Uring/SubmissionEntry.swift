@@ -49,4 +49,16 @@ public enum Opcode: UInt8, Sendable {
 /// Bits of ``SubmissionEntry/flags``.
 public enum SubmissionFlags {
   public static let fixedFile: UInt8 = 1 << 0
+  public static let bufferSelect: UInt8 = 1 << 5
+}
+
+/// What a completion says besides its result.
+public struct CompletionFlags: Sendable {
+  public let raw: UInt32
+  @inlinable public init(raw: UInt32) { self.raw = raw }
+
+  /// The operation is still there and will complete again.
+  @inlinable public var hasMore: Bool { raw & (1 << 1) != 0 }
+  /// The provided buffer that was used; nil for none.
+  @inlinable public var buffer: Int? { raw & 1 != 0 ? Int(raw >> 16) : nil }
 }

@@ -15,6 +15,10 @@ public struct UserData: Equatable, Sendable {
     case fetch
     /// One host transfer of a planned request; the slot is the tag.
     case transfer
+    /// A multishot fetch of the ublk driver's batch mode.
+    case batchFetch
+    /// A batch of results for the ublk driver; the slot is the place in the batch's storage.
+    case batchCommit
   }
 
   /// The value as the kernel keeps it.

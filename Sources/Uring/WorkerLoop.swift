@@ -6,8 +6,22 @@ public protocol CompletionHandler: AnyObject {
   /// Called for every completion of kind `fetch` and `transfer`, on the worker's thread.
   func complete(_ userData: UserData, result: Int32)
 
-  /// Asked once each turn: true ends the loop.
+  /// Called for every completion of the kinds of the batch mode, on the worker's thread.
+  func completeBatch(_ userData: UserData, result: Int32, flags: CompletionFlags)
+
+  /// Called once each turn, when its jobs have run: the last chance to queue entries before the kernel
+  /// is entered.
+  func endTurn()
+
+  /// Asked once each turn, after ``endTurn()``: true ends the loop.
   var isFinished: Bool { get }
+}
+
+extension CompletionHandler {
+  @inlinable public func completeBatch(
+    _ userData: UserData, result: Int32, flags: CompletionFlags
+  ) {}
+  @inlinable public func endTurn() {}
 }
 
 /// One thread, one ring, one loop: submits, waits, hands out completions and runs Swift jobs.
@@ -29,7 +43,9 @@ public final class WorkerLoop: @unchecked Sendable {
   /// What the loop has done.
   public let counters: LoopCounters
   /// When the kernel last handed out completions, by ``NanosecondClock``.
-  public private(set) var now: UInt64 = 0
+  @inlinable public var now: UInt64 { unsafe clock.pointee }
+  /// Behind a pointer, it is read without a check of exclusive access, of which requests make several.
+  @usableFromInline let clock: UnsafeMutablePointer<UInt64>
   /// Set by ``endSleeps()``: no sleep lasts any longer.
   var sleepsHaveEnded = false
 
@@ -53,6 +69,8 @@ public final class WorkerLoop: @unchecked Sendable {
     self.counters = counters
     ring = try Ring(entries: entries, completions: completions, counters: counters)
     executor = try WorkerExecutor()
+    unsafe clock = .allocate(capacity: 1)
+    unsafe clock.initialize(to: 0)
     unsafe wakeCounter = .allocate(capacity: 1)
     unsafe wakeCounter.initialize(to: 0)
     let context = unsafe Unmanaged.passUnretained(self).toOpaque()
@@ -61,7 +79,10 @@ public final class WorkerLoop: @unchecked Sendable {
     armWake()
   }
 
-  deinit { unsafe wakeCounter.deallocate() }
+  deinit {
+    unsafe wakeCounter.deallocate()
+    unsafe clock.deallocate()
+  }
 
   /// Takes turns until `handler` is finished.
   ///
@@ -69,6 +90,7 @@ public final class WorkerLoop: @unchecked Sendable {
   @inlinable public func run(_ handler: some CompletionHandler) {
     while true {
       executor.runReadyJobs()
+      handler.endTurn()
       if handler.isFinished { return }
       enter()
       reap(handler)
@@ -83,9 +105,11 @@ public final class WorkerLoop: @unchecked Sendable {
   }
 
   @inlinable func reap(_ handler: some CompletionHandler) {
-    ring.drain { userData, result in
+    ring.drain { userData, result, flags in
       switch userData.kind {
       case .fetch, .transfer: handler.complete(userData, result: result)
+      case .batchFetch, .batchCommit:
+        handler.completeBatch(userData, result: result, flags: flags)
       case .operation: finishOperation(userData.slot, result: result)
       case .wake: armWake()
       case .ignored: break
@@ -110,7 +134,7 @@ public final class WorkerLoop: @unchecked Sendable {
   }
 
   /// Brings ``now`` up to date, for work that takes longer than a turn should.
-  public func readClock() { now = NanosecondClock.now() }
+  public func readClock() { unsafe clock.pointee = NanosecondClock.now() }
 
   @usableFromInline func armWake() {
     var entry = unsafe SubmissionEntry.read(

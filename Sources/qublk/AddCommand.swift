@@ -52,6 +52,16 @@ struct AddCommand: ParsableCommand {
   @Option(help: "Let the kernel move the data: auto, on or off.")
   var zeroCopy = Switch.auto
 
+  @Option(help: "Move many requests with one command, where the kernel can: on or off.")
+  var batch = OnOff.off
+
+  @Option(
+    help: """
+      The I/O scheduler of the device, one of those in /sys/block/ublkbN/queue/scheduler; keep leaves \
+      the kernel's choice.
+      """)
+  var scheduler = "none"
+
   @Option(help: "Milliseconds until metadata without a flush is written back.")
   var dirtyAge = 1000
 
@@ -85,6 +95,10 @@ struct AddCommand: ParsableCommand {
     case auto, on, off
   }
 
+  enum OnOff: String, ExpressibleByArgument, CaseIterable {
+    case on, off
+  }
+
   /// What lies between the daemon and the image.
   enum HostCache: String, ExpressibleByArgument, CaseIterable {
     case none, writeback
@@ -102,6 +116,9 @@ struct AddCommand: ParsableCommand {
     if let queues { try check("--queues", queues, in: 1...Self.queueLimit) }
     try check("--depth", depth, in: 1...Self.depthLimit)
     try check("--dirty-age", dirtyAge, in: 1...3_600_000)
+    if scheduler.isEmpty || scheduler.contains(where: { $0 == "/" || $0 == "\n" }) {
+      throw ValidationError("--scheduler is \"\(scheduler)\", expected the name of a scheduler")
+    }
     if blockSize != 512, blockSize != 4096 {
       throw ValidationError("--block-size is \(blockSize), expected 512 or 4096")
     }

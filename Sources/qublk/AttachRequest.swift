@@ -21,6 +21,9 @@ struct AttachRequest {
   let isReadOnly: Bool
   let blockSize: Int
   let zeroCopy: AddCommand.Switch
+  let batches: Bool
+  /// The I/O scheduler to set; nil leaves the kernel's.
+  let scheduler: String?
   let dirtyAge: Int
   let printsJSON: Bool
   let noSpace: NoSpacePolicy
@@ -36,6 +39,8 @@ struct AttachRequest {
     isReadOnly = command.readOnly || command.snapshot != nil
     blockSize = command.blockSize
     zeroCopy = command.zeroCopy
+    batches = command.batch == .on
+    scheduler = command.scheduler == "keep" ? nil : command.scheduler
     dirtyAge = command.dirtyAge
     printsJSON = command.json
     noSpace = command.onNoSpace

@@ -5,8 +5,12 @@ import QCOW2Tools
 struct ByteSize: ExpressibleByArgument {
   let bytes: UInt64
 
+  init(bytes: UInt64) { self.bytes = bytes }
+
   init?(argument: String) {
     guard let bytes = SizeText.parse(argument) else { return nil }
     self.bytes = bytes
   }
+
+  var defaultValueDescription: String { String(bytes) }
 }

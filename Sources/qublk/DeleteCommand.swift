@@ -88,7 +88,8 @@ private struct Deletion {
     let request: ControlRequest = isForced ? .stopForced : .stop
     switch ControlClient.ask(request, socket: directory.controlSocket) {
     case .done: break
-    case .refused(let text), .failed(let text): throw .daemonRefused(device, text)
+    case .refused(let text), .failed(let text), .report(let text):
+      throw .daemonRefused(device, text)
     case nil where isForced && DeviceList.kernelIDs().contains(device.id): try deleteFromKernel()
     case nil: throw .daemonLost(device)
     }

@@ -92,7 +92,8 @@ extension DeviceFeatures {
       (.unprivileged, "UBLK_F_UNPRIVILEGED_DEV"), (.ioctlEncoding, "UBLK_F_CMD_IOCTL_ENCODE"),
       (.userCopy, "UBLK_F_USER_COPY"), (.userRecoveryFailIO, "UBLK_F_USER_RECOVERY_FAIL_IO"),
       (.updateSize, "UBLK_F_UPDATE_SIZE"), (.autoBufferRegistration, "UBLK_F_AUTO_BUF_REG"),
-      (.quiesce, "UBLK_F_QUIESCE"), (.noPartitionScan, "UBLK_F_NO_AUTO_PART_SCAN"),
+      (.quiesce, "UBLK_F_QUIESCE"), (.batch, "UBLK_F_BATCH_IO"),
+      (.noPartitionScan, "UBLK_F_NO_AUTO_PART_SCAN"),
     ]
     return known.filter { contains($0.0) }.map(\.1).joined(separator: ", ")
   }

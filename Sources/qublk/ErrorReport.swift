@@ -31,6 +31,10 @@ enum CommandError: Error {
   case untold(Errno)
   case noNode(DeviceName)
   case noDevice(DeviceName)
+  /// The kernel has the device, but no daemon of qublk serves it.
+  case noDaemon(DeviceName)
+  /// The daemon answered in a way of another version.
+  case otherVersion(DeviceName)
   case busy(DeviceName, DeviceUse)
   case foreign(DeviceName, server: Int32)
   case lastFlush(DeviceName, Errno)
@@ -68,6 +72,10 @@ extension CommandError {
       "standard output: cannot write: \(errno): the device is there, \"qublk list\" shows it"
     case .noNode(let device): "\(device.path): the node did not appear"
     case .noDevice(let device): "\(device.disk): no such device"
+    case .noDaemon(let device):
+      "\(device.disk): no daemon of qublk serves it: \"qublk list\" shows its state"
+    case .otherVersion(let device):
+      "\(device.disk): its daemon is of another version of qublk than this one"
     case .busy(let device, let use):
       "\(device.path): in use: \(use.text): stop that first, or add --force"
     case .foreign(let device, let server):

@@ -7,7 +7,8 @@ struct Qublk: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "qublk", abstract: "qcow2 images as Linux block devices.", version: version,
     subcommands: [
-      AddCommand.self, DeleteCommand.self, ListCommand.self, CreateCommand.self,
+      AddCommand.self, DeleteCommand.self, ListCommand.self, StatsCommand.self,
+      CreateCommand.self,
       InfoCommand.self, CheckCommand.self, BenchCommand.self, IOCommand.self,
     ])
 

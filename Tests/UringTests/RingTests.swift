@@ -38,7 +38,7 @@ import Testing
     var seen: Set<Int> = []
     while seen.count < 500 {
       ring.enter(waitingFor: 1)
-      ring.drain { data, result in
+      ring.drain { data, result, _ in
         #expect(result == 0)
         seen.insert(data.slot)
       }
@@ -54,7 +54,7 @@ import Testing
       ring.push(entry)
       ring.enter(waitingFor: 1)
       var count = 0
-      ring.drain { data, _ in
+      ring.drain { data, _, _ in
         count += 1
         #expect(data.slot == round)
       }
@@ -81,7 +81,7 @@ import Testing
     var outcome: Int32?
     while outcome == nil {
       ring.enter(waitingFor: 1)
-      ring.drain { _, result in outcome = result }
+      ring.drain { _, result, _ in outcome = result }
     }
     return outcome ?? 0
   }

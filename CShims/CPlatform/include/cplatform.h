@@ -59,6 +59,8 @@ int qublk_file_size(int fd, uint64_t *size);
 // What direct I/O needs of memory addresses and of file offsets: 0 if not supported,
 // -EOPNOTSUPP if the kernel or the file system does not say.
 int qublk_dio_alignment(int fd, uint32_t *memory, uint32_t *offset);
+// Writes dirty pages of the whole file out and waits; promises nothing about durability.
+int qublk_write_back(int fd);
 int qublk_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
 enum {
   QUBLK_FALLOC_KEEP_SIZE = 1,

@@ -58,6 +58,26 @@ struct ublk_io_command {
 };
 _Static_assert(sizeof(struct ublk_io_command) == 16, "ublk ABI");
 
+// One batch command to /dev/ublkcN; lies in the SQE from byte 48 on. For PREP and COMMIT, the entry's
+// address and length are those of an array of elements.
+struct ublk_batch_command {
+  uint16_t q_id;
+  uint16_t flags;  // UBLK_BATCH_F_*
+  uint16_t nr_elem;
+  uint8_t elem_bytes;
+  uint8_t reserved;
+  uint64_t reserved2;
+};
+_Static_assert(sizeof(struct ublk_batch_command) == 16, "ublk ABI");
+
+// One tag in such an array; with UBLK_BATCH_F_HAS_BUF_ADDR the address of its buffer follows.
+struct ublk_batch_element {
+  uint16_t tag;
+  uint16_t buf_index;  // for automatic registration
+  int32_t result;      // for COMMIT
+};
+_Static_assert(sizeof(struct ublk_batch_element) == 8, "ublk ABI");
+
 struct ublk_parameters_basic {
   uint32_t attrs;
   uint8_t logical_bs_shift;
@@ -148,6 +168,10 @@ static const uint32_t UBLK_CMD_TRY_STOP_DEV = _IOWR('u', 0x17, struct ublk_contr
 
 static const uint32_t UBLK_IO_FETCH = _IOWR('u', 0x20, struct ublk_io_command);
 static const uint32_t UBLK_IO_COMMIT_AND_FETCH = _IOWR('u', 0x21, struct ublk_io_command);
+static const uint32_t UBLK_IO_PREP_BATCH = _IOWR('u', 0x25, struct ublk_batch_command);
+static const uint32_t UBLK_IO_COMMIT_BATCH = _IOWR('u', 0x26, struct ublk_batch_command);
+// Multishot, into provided buffers: the result is the number of bytes of tags, two for each.
+static const uint32_t UBLK_IO_FETCH_BATCH = _IOWR('u', 0x27, struct ublk_batch_command);
 
 // MARK: Features
 
@@ -162,6 +186,7 @@ static const uint64_t UBLK_F_UPDATE_SIZE = 1ull << 10;
 static const uint64_t UBLK_F_AUTO_BUF_REG = 1ull << 11;
 static const uint64_t UBLK_F_QUIESCE = 1ull << 12;
 static const uint64_t UBLK_F_PER_IO_DAEMON = 1ull << 13;
+static const uint64_t UBLK_F_BATCH_IO = 1ull << 15;
 static const uint64_t UBLK_F_SAFE_STOP_DEV = 1ull << 17;
 static const uint64_t UBLK_F_NO_AUTO_PART_SCAN = 1ull << 18;
 
@@ -194,6 +219,9 @@ enum {
   UBLK_IO_F_NEED_REG_BUF = 1 << 17,
 
   UBLK_AUTO_BUF_REG_FALLBACK = 1 << 0,
+
+  UBLK_BATCH_F_HAS_BUF_ADDR = 1 << 1,
+  UBLK_BATCH_F_AUTO_BUF_REG_FALLBACK = 1 << 2,
 
   UBLK_MAX_QUEUE_DEPTH = 4096,
   UBLK_MAX_QUEUES = 4096,

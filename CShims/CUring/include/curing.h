@@ -53,6 +53,26 @@ static inline int qublk_ring_enter(struct io_uring *ring, unsigned wait) {
   return wait ? io_uring_submit_and_wait(ring, wait) : io_uring_submit_and_get_events(ring);
 }
 
+// Registers `entries` (a power of two) page-aligned slots of 16 bytes as the ring of provided buffers of
+// `group`; returns 0 or -errno.
+static inline int qublk_ring_add_group(
+    struct io_uring *ring, unsigned short group, void *slots, unsigned entries) {
+  struct io_uring_buf_reg reg;
+  memset(&reg, 0, sizeof reg);
+  reg.ring_addr = (uint64_t)(uintptr_t)slots;
+  reg.ring_entries = entries;
+  reg.bgid = group;
+  return io_uring_register_buf_ring(ring, &reg, 0);
+}
+
+// Gives the buffer `id` to the kernel.
+static inline void qublk_ring_provide(
+    void *slots, unsigned entries, void *buffer, unsigned bytes, unsigned short id) {
+  struct io_uring_buf_ring *group = slots;
+  io_uring_buf_ring_add(group, buffer, bytes, id, io_uring_buf_ring_mask(entries), 0);
+  io_uring_buf_ring_advance(group, 1);
+}
+
 // Sends one command in a 128-byte SQE and waits for its completion; returns its result, or the
 // -errno of the ring itself. `command` has `size` bytes, at most 80, and goes to byte 48 on.
 int qublk_ring_command(

@@ -18,6 +18,8 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   /// Writes back a round when the refcount cache is full of dirty slices.
   var makeRoom: @Sendable () async throws(ImageError) -> Void = {}
   let mutex = AsyncMutex()
+  /// The most slices of refcounts that one reservation looks through before it goes to the end.
+  private static let searchedSlices = 32
   /// No cluster below has refcount zero, as far as known.
   var cursor: UInt64 = 0
   /// Host clusters from here on were never written, and read as zeros.
@@ -51,14 +53,40 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   func reserve(upTo wanted: UInt64) async throws(ImageError) -> ClusterRun {
     await mutex.acquire()
     defer { mutex.release() }
-    while true {
+    for _ in 0..<Self.searchedSlices {
       let at = cursor
-      if let limit, at >= limit { throw .noSpace }
-      if at >= FormatLimit.hostOffset >> UInt64(geometry.clusterBits) { throw .noSpace }
-      guard try await ensureBlock(for: at) else { continue }
-      if let run = try await reserveInSlice(from: at, upTo: wanted) { return run }
-      cursor = refcounts.sliceRange(of: at).upperBound
+      if let run = try await reserve(at: at, upTo: wanted) {
+        cursor = run.end
+        return run
+      }
+      cursor = max(cursor, refcounts.sliceRange(of: at).upperBound)
     }
+    return try await reserveBeyond(upTo: wanted)
+  }
+
+  /// Reserves behind all that was ever written, so that a reservation in a large full image does not
+  /// wait until all of its refcounts have been looked at: the next one searches on from ``cursor``.
+  ///
+  /// A block device has no such place, and neither has a search that is there already.
+  private func reserveBeyond(upTo wanted: UInt64) async throws(ImageError) -> ClusterRun {
+    let hasEnd = cursor < freshFrom && freshFrom != .max
+    var at = hasEnd ? freshFrom : cursor
+    while true {
+      if let run = try await reserve(at: at, upTo: wanted) {
+        if !hasEnd { cursor = run.end }
+        return run
+      }
+      at = refcounts.sliceRange(of: at).upperBound
+      if !hasEnd { cursor = at }
+    }
+  }
+
+  /// Reserves what is free in the slice of refcounts that has `at`, from there on; nil if nothing is.
+  private func reserve(at: UInt64, upTo wanted: UInt64) async throws(ImageError) -> ClusterRun? {
+    if let limit, at >= limit { throw .noSpace }
+    if at >= FormatLimit.hostOffset >> UInt64(geometry.clusterBits) { throw .noSpace }
+    while try await !ensureBlock(for: at) {}
+    return try await reserveInSlice(from: at, upTo: wanted)
   }
 
   private func reserveInSlice(
@@ -79,7 +107,6 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     }
     if found.isEmpty { return nil }
     if let overlap = metadata.firstOverlap(found) { throw .overlapsMetadata(cluster: overlap) }
-    cursor = found.upperBound
     let isFresh = found.lowerBound >= fresh
     if isFresh {
       freshFrom = found.upperBound

@@ -56,5 +56,14 @@ final class DeferredFrees: @unchecked Sendable {  // why: `lock` guards all muta
   func restoreMature(_ runs: [ClusterRun]) { becameDurable(runs, stamp: 0) }
 
   var isEmpty: Bool { lock.withLock { pending.isEmpty && durable.isEmpty } }
+  /// The clusters in each of the first two steps.
+  var clusterCounts: (pending: UInt64, durable: UInt64) {
+    lock.withLock {
+      (
+        pending.reduce(0) { $0 &+ $1.count },
+        durable.reduce(0) { $1.runs.reduce($0) { $0 &+ $1.count } }
+      )
+    }
+  }
   var hasDurable: Bool { lock.withLock { !durable.isEmpty } }
 }

@@ -43,6 +43,7 @@ package struct DeviceFeatures: OptionSet, Hashable, Sendable {
   package static let updateSize = Self(rawValue: UBLK_F_UPDATE_SIZE)
   package static let autoBufferRegistration = Self(rawValue: UBLK_F_AUTO_BUF_REG)
   package static let quiesce = Self(rawValue: UBLK_F_QUIESCE)
+  package static let batch = Self(rawValue: UBLK_F_BATCH_IO)
   package static let noPartitionScan = Self(rawValue: UBLK_F_NO_AUTO_PART_SCAN)
 }
 

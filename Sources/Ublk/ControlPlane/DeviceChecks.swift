@@ -37,6 +37,7 @@ extension UblkDevice {
     case .reissue: wanted.formUnion([.userRecovery, .userRecoveryReissue])
     case .failIO: wanted.formUnion([.userRecovery, .userRecoveryFailIO])
     }
+    if options.batches, features.contains(.batch) { wanted.insert(.batch) }
     if options.skipsPartitionScan, features.contains(.noPartitionScan) {
       wanted.insert(.noPartitionScan)
     }

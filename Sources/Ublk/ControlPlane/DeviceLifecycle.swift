@@ -14,6 +14,8 @@ package final class UblkDevice {
   package let id: UInt32
   /// Whether requests' own pages are used; decided at creation.
   package let usesZeroCopy: Bool
+  /// Whether requests travel in batches.
+  package let usesBatches: Bool
   /// The driver's view at creation.
   package let info: DeviceInfo
   private let control: ControlDevice
@@ -45,6 +47,7 @@ package final class UblkDevice {
     self.options = options
     id = info.id
     usesZeroCopy = info.features.contains(.autoBufferRegistration)
+    usesBatches = info.features.contains(.batch)
     ends = EndSignal(workers: info.queues)
   }
 
@@ -119,6 +122,7 @@ package final class UblkDevice {
     let counters = QueueCounters()
     let setup = QueueSetup(
       queue: queue, depth: info.depth, maxIOBytes: info.maxIOBytes, usesZeroCopy: usesZeroCopy,
+      usesBatches: usesBatches,
       slowPathData: options.slowPathData,
       registeredBuffers: max(1, min(info.depth, options.registeredBuffers ?? info.depth)),
       characterDevice: files.character,

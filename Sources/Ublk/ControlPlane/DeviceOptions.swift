@@ -37,6 +37,8 @@ package struct DeviceOptions: Sendable {
   /// The most bytes of one request, a multiple of 4096.
   package var maxIOBytes = 1 << 20
   package var zeroCopy = ZeroCopyChoice.automatic
+  /// Fetch and commit many requests with one command, where the driver can.
+  package var batches = false
   package var slowPathData = SlowPathData.registered
   /// The slots of each ring's buffer table, under zero copy; nil for one per tag.
   ///

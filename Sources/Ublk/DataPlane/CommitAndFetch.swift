@@ -15,10 +15,10 @@ extension QueueWorker {
   /// reports the whole length. Other operations report 0.
   func commit(_ tag: Int, outcome failure: Int32) {
     let request = unsafe tags[tag].request
-    let counters = setup.counters
-    unsafe counters.noteEnd(request.operation, nanoseconds: loop.now &- tags[tag].arrival)
+    unsafe setup.counters.noteEnd(
+      request.operation, nanoseconds: loop.now &- tags[tag].arrival,
+      bytes: failure == 0 ? request.length : 0)
     if failure == 0 {
-      counters.noteBytes(request.operation, request.length)
       let transfers = request.operation == .read || request.operation == .write
       commit(tag, result: transfers ? Int32(truncatingIfNeeded: request.length) : 0)
     } else {
@@ -30,6 +30,7 @@ extension QueueWorker {
   /// Hands `result` and the tag to the driver; its descriptor and buffer are not ours any more.
   func commit(_ tag: Int, result: Int32) {
     if result < 0 { setup.counters.failures.add() }
+    if setup.usesBatches { return commitLater(tag, result: result) }
     send(UBLK_IO_COMMIT_AND_FETCH, tag, result: result)
   }
 

@@ -25,38 +25,28 @@ package final class QueueCounters: @unchecked Sendable {
   /// The worker's loop.
   package let loop = LoopCounters()
   @usableFromInline let latencies = LatencyHistograms(count: QueueCounters.operationCount)
-  @usableFromInline let bytes: UnsafeMutablePointer<Counter>
   private let slow: UnsafeMutablePointer<Counter>
 
   /// The number of values of ``BlockOperation``.
   private static let operationCount = Int(BlockOperation.writeZeroes.rawValue) + 1
 
   package init() {
-    unsafe bytes = .allocate(capacity: Self.operationCount)
     unsafe slow = .allocate(capacity: Self.operationCount)
     for number in 0..<Self.operationCount {
-      unsafe (bytes + number).initialize(to: Counter())
       unsafe (slow + number).initialize(to: Counter())
     }
   }
 
   deinit {
-    unsafe bytes.deallocate()
     unsafe slow.deallocate()
   }
 
   // MARK: The worker's side
 
-  /// A request has ended after so many nanoseconds.
+  /// A request has ended after so many nanoseconds; `bytes` are those of its success.
   @inlinable @inline(__always)
-  package func noteEnd(_ operation: BlockOperation, nanoseconds: UInt64) {
-    latencies.record(nanoseconds, in: Int(operation.rawValue))
-  }
-
-  /// A request has succeeded.
-  @inlinable @inline(__always)
-  package func noteBytes(_ operation: BlockOperation, _ count: UInt64) {
-    unsafe bytes[Int(operation.rawValue)].add(count)
+  package func noteEnd(_ operation: BlockOperation, nanoseconds: UInt64, bytes: UInt64) {
+    latencies.record(nanoseconds, bytes: bytes, in: Int(operation.rawValue))
   }
 
   /// The hit path could not answer a request.
@@ -73,7 +63,7 @@ package final class QueueCounters: @unchecked Sendable {
 
   /// The bytes of the requests of one kind that have succeeded.
   package func bytes(_ operation: BlockOperation) -> UInt64 {
-    unsafe bytes[Int(operation.rawValue)].current
+    latencies.bytes(of: Int(operation.rawValue))
   }
 
   /// The requests of one kind that the hit path could not answer.

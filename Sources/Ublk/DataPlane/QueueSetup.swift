@@ -6,6 +6,8 @@ struct QueueSetup: Sendable {
   let depth: Int
   let maxIOBytes: Int
   let usesZeroCopy: Bool
+  /// The device was made for batch commands, and takes no others.
+  let usesBatches: Bool
   let slowPathData: SlowPathData
   /// The slots of the ring's buffer table; at least 1.
   let registeredBuffers: Int

@@ -27,7 +27,12 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
   let plans: UnsafeMutablePointer<HostTransfer>
   let target: any BlockTarget
   let userCopy: UserCopy
-  /// Tags that the driver may still send requests for.
+  /// Results on their way to the driver, in batch mode.
+  var batch: CommandBatch
+  /// Where the driver puts the tags of requests, in batch mode.
+  let fetchBuffers: ProvidedBuffers?
+  /// Tags that the driver may still send requests for; in batch mode, tags with a request, and commands
+  /// that have not completed.
   var openTags = 0
   /// Tasks made by this worker that have not ended.
   var liveTasks = 0
@@ -57,7 +62,9 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
     memory = try QueueMemory(
       characterDevice: setup.characterDevice, queue: setup.queue, depth: setup.depth,
       bufferBytes: setup.maxIOBytes)
+    batch = CommandBatch(depth: setup.depth, hasAddresses: !setup.usesZeroCopy)
     stage = .tables
+    fetchBuffers = setup.usesBatches ? try Self.fetchBuffers(loop, depth: setup.depth) : nil
     try registerTables()
   }
 
@@ -74,7 +81,7 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
       entries: entries, completions: completions, counters: setup.counters.loop)
   }
 
-  private static func powerOfTwo(_ value: Int) -> Int {
+  static func powerOfTwo(_ value: Int) -> Int {
     1 << (Int.bitWidth - (value - 1).leadingZeroBitCount)
   }
 
@@ -91,9 +98,13 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
 
   /// Fetches all tags: on return the driver owns every tag, or `fetchFailure` says why not.
   func fetchAll() {
-    for tag in 0..<setup.depth {
-      openTags += 1
-      fetch(tag)
+    if setup.usesBatches {
+      startBatches()
+    } else {
+      for tag in 0..<setup.depth {
+        openTags += 1
+        fetch(tag)
+      }
     }
     loop.turnWithoutWaiting(self)
   }

@@ -1,51 +1,100 @@
 import BlockCore
 import DiskImages
 import Glibc
-import Synchronization
+import Ublk
 import Uring
 
-/// Runs the load of `qublk bench` on an open image, one thread per queue.
+/// What a load did, and how long it took.
+struct BenchResult {
+  /// From the first request to the last completion; threads and rings are up before.
+  var nanoseconds: UInt64
+  /// One element for each queue.
+  var queues: [QueueReport]
+
+  var total: QueueReport { QueueReport(total: queues) }
+}
+
+/// Runs the load of `qublk bench` on an open disk, one thread per queue.
 enum Bench {
   private final class Outcome: @unchecked Sendable {  // why: written before the join, read after
-    var result: BenchResult?
+    let counters = QueueCounters()
+    var time: ClosedRange<UInt64>?
     var errno: Errno?
   }
 
+  /// - Throws: The errno of the first thread or ring that could not be made.
   static func run(
     _ disk: any OpenDisk, options: BenchOptions
   ) throws(Errno) -> BenchResult {
     let outcomes = (0..<options.queues).map { _ in Outcome() }
-    let started = now()
+    let gate = StartGate(count: options.queues)
     var threads: [WorkerThread] = []
-    for worker in 0..<options.queues {
-      let share = options.count / options.queues
-      let outcome = outcomes[worker]
-      threads.append(
-        try WorkerThread(name: "bench-\(worker)") {
-          do throws(Errno) {
-            outcome.result = try BenchWorker(
-              disk, options: options, worker: worker, share: share
-            ).run()
-          } catch { outcome.errno = error }
-        })
+    var failure: Errno?
+    for (worker, outcome) in outcomes.enumerated() {
+      do throws(Errno) {
+        threads.append(
+          try WorkerThread(name: "bench-\(worker)") {
+            serve(disk, options, worker, outcome, gate)
+          })
+      } catch {
+        failure = error
+        for _ in worker..<options.queues { gate.giveUp() }
+        break
+      }
     }
     for thread in threads { thread.join() }
-    var total = BenchResult()
-    total.seconds = now() - started
-    for outcome in outcomes {
-      if let errno = outcome.errno { throw errno }
-      guard let result = outcome.result else { throw .io }
-      total.requests += result.requests
-      total.hits += result.hits
-      total.flushes += result.flushes
-      total.failures += result.failures
-    }
-    return total
+    if let failure = failure ?? outcomes.lazy.compactMap(\.errno).first { throw failure }
+    let times = outcomes.compactMap(\.time)
+    let start = times.map(\.lowerBound).min() ?? 0
+    let end = times.map(\.upperBound).max() ?? 0
+    return BenchResult(
+      nanoseconds: end - start, queues: outcomes.map { QueueReport($0.counters) })
   }
 
-  private static func now() -> Double {
-    var time = timespec()
-    unsafe clock_gettime(CLOCK_MONOTONIC, &time)
-    return Double(time.tv_sec) + Double(time.tv_nsec) / 1e9
+  private static func serve(
+    _ disk: any OpenDisk, _ options: BenchOptions, _ number: Int, _ outcome: Outcome,
+    _ gate: StartGate
+  ) {
+    do throws(Errno) {
+      let loop = try BenchWorker.makeLoop(options, outcome.counters)
+      defer {
+        loop.leaveThread()
+        loop.unregisterFiles()
+      }
+      let worker = try BenchWorker(disk, options, loop, worker: number, outcome.counters)
+      if gate.pass() {
+        outcome.time = worker.run()
+      } else {
+        worker.giveUp()
+      }
+    } catch {
+      outcome.errno = error
+      gate.giveUp()
+    }
+  }
+}
+
+/// Lets all workers through at once, when the last one is ready.
+@safe
+final class StartGate: @unchecked Sendable {  // why: `lock` guards all that changes
+  private let lock = FutexLock(.leaf)
+  private var missing: Int
+  private var isBroken = false
+
+  init(count: Int) { missing = count }
+
+  /// Waits for all others; false if one of them gave up.
+  func pass() -> Bool {
+    lock.withLock { missing -= 1 }
+    while lock.withLock({ missing > 0 }) { sched_yield() }
+    return lock.withLock { !isBroken }
+  }
+
+  /// A worker will never come.
+  func giveUp() {
+    lock.withLock {
+      missing -= 1
+      isBroken = true
+    }
   }
 }

@@ -2,10 +2,11 @@ import BlockCore
 import CPlatform
 import Glibc
 
-/// What `qublk del` asks of a daemon, over /run/qublk/ID/control: one line a connection.
+/// What `qublk del` and `qublk stats` ask of a daemon, over /run/qublk/ID/control: one line a connection.
 enum ControlRequest: String {
   case stop
   case stopForced = "stop --force"
+  case stats
 }
 
 /// What the daemon answers; then the connection ends.
@@ -16,12 +17,15 @@ enum ControlReply: Equatable {
   case refused(String)
   /// The device is gone, but something went wrong on the way: data may be lost.
   case failed(String)
+  /// What ``ControlRequest/stats`` asks for.
+  case report(String)
 
   var text: String {
     switch self {
     case .done: "done"
     case .refused(let text): "refused \(text)"
     case .failed(let text): "failed \(text)"
+    case .report(let text): "report \(text)"
     }
   }
 
@@ -32,6 +36,8 @@ enum ControlReply: Equatable {
       self = .refused(String(line.dropFirst("refused ".count)))
     } else if line.hasPrefix("failed ") {
       self = .failed(String(line.dropFirst("failed ".count)))
+    } else if line.hasPrefix("report ") {
+      self = .report(String(line.dropFirst("report ".count)))
     } else {
       return nil
     }
@@ -67,6 +73,9 @@ struct ControlConnection: ~Copyable {
 
 /// The commands' side.
 enum ControlClient {
+  /// More than all queues' histograms can take.
+  private static let replyLimit = 64 << 20
+
   /// Sends a request and waits, however long the last flush takes.
   ///
   /// - Returns: nil if the daemon could not be reached or ended without an answer.
@@ -74,7 +83,9 @@ enum ControlClient {
     let descriptor = unsafe qublk_unix_connect(socket)
     guard descriptor >= 0 else { return nil }
     defer { close(descriptor) }
-    guard writeAll(descriptor, request.rawValue + "\n"), let answer = readAll(descriptor) else {
+    guard writeAll(descriptor, request.rawValue + "\n"),
+      let answer = readAll(descriptor, limit: replyLimit)
+    else {
       return nil
     }
     return ControlReply(String(answer.dropLast()))

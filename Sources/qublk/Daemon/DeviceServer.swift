@@ -24,6 +24,7 @@ enum DeviceServer {
     try device.announce(ready, request)
     for failure in unprotected { Log.warning(failure) }
     for text in disk.warnings { Log.warning("\(request.disk.name): \(text)") }
+    for file in disk.files { file.dropPageCache() }
     try device.serve(loop)
   }
 

@@ -3,6 +3,7 @@ import CPlatform
 import DiskImages
 import Glibc
 import HostFiles
+import QCOW2Engine
 import Ublk
 
 /// A device and everything that has to go with it when it goes.
@@ -15,12 +16,15 @@ final class ServedDevice {
   /// Held as long as the process lives.
   private let stateLock: Int32
   private let name: DeviceName
+  /// The path of what is served.
+  private let path: String
 
   /// Creates the device and leaves its state; on failure neither is left, and the image is closed.
   init(
     _ disk: any OpenDisk, _ request: AttachRequest, _ loop: inout ControlLoop
   ) throws(CommandError) {
     self.disk = disk
+    path = request.path
     hold = NoSpaceHold(request.noSpace, name: request.path)
     do throws(UblkError) {
       device = try UblkDevice.create(disk.target, request.deviceOptions(disk, hold))
@@ -59,6 +63,7 @@ final class ServedDevice {
     do throws(CommandError) {
       let appeared = wait(seconds: 10) { isBlockDevice(name.path) }
       guard appeared else { throw .noNode(name) }
+      setScheduler(request)
       if !ready.isForeground { try Log.redirect(orTo: directory.log) }
       try ready.give(request.printsJSON ? description(request).text : name.path)
     } catch {
@@ -66,6 +71,18 @@ final class ServedDevice {
       directory.remove()
       throw error
     }
+  }
+
+  /// Requests gain nothing from waiting in a scheduler, and it costs more than all the rest of the way:
+  /// docs/decisions/0011.
+  private func setScheduler(_ request: AttachRequest) {
+    guard let scheduler = request.scheduler else { return }
+    let file = "/sys/block/\(name.path.dropFirst("/dev/".count))/queue/scheduler"
+    let descriptor = unsafe qublk_open_file(file, O_WRONLY, 0)
+    if descriptor < 0 || !writeAll(descriptor, scheduler) {
+      Log.warning("\(file): cannot set \(scheduler): \(Errno(errno))")
+    }
+    if descriptor >= 0 { close(descriptor) }
   }
 
   private func description(_ request: AttachRequest) -> JSONValue {
@@ -78,8 +95,20 @@ final class ServedDevice {
       .init("depth", .integer(Int64(request.depth))),
       .init("read-only", .bool(request.isReadOnly)),
       .init("zero-copy", .bool(device.usesZeroCopy)),
+      .init("batch", .bool(device.usesBatches)),
       .init("pid", .integer(Int64(getpid()))),
     ])
+  }
+}
+
+// MARK: Statistics
+
+extension ServedDevice {
+  /// What the device has done until now; reads counters only.
+  private var statistics: DeviceReport {
+    DeviceReport(
+      time: NanosecondClock.now(), image: path, queues: device.statistics.map(QueueReport.init),
+      engine: (disk as? DiskImage)?.engine.statistics.json ?? .null)
   }
 }
 
@@ -103,6 +132,8 @@ extension ServedDevice {
           "\(name.path): \(use.text): serving until that ends; signal \(number) again to insist")
       case .timeout:
         if DeviceUse.find(name) == nil { return try stopAfterSignal() }
+      case .request(let connection) where connection.request == .stats:
+        connection.reply(.report(statistics.wire.text))
       case .request(let connection):
         let isForced = connection.request == .stopForced
         guard !isForced, let use = DeviceUse.findLasting(name) else {

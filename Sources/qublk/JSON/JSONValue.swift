@@ -5,6 +5,8 @@ enum JSONValue: Equatable {
   case null
   case bool(Bool)
   case integer(Int64)
+  /// A number with a fraction, as it is printed.
+  case fraction(String)
   case string(String)
   case array([JSONValue])
   case object([Member])
@@ -51,6 +53,7 @@ extension JSONValue {
     case .null: "null"
     case .bool(let value): value ? "true" : "false"
     case .integer(let value): String(value)
+    case .fraction(let text): text
     case .string(let value): Self.quoted(value)
     case .array(let values):
       Self.block("[", values.map { $0.text(indent: indent + "    ") }, "]", indent)

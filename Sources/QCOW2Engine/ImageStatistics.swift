@@ -1,0 +1,68 @@
+import Synchronization
+
+/// What an open image has done and holds in memory, at one moment.
+///
+/// Read without any lock but that of the deferred frees, which no request's hit path takes.
+package struct ImageStatistics: Sendable, Equatable {
+  /// A cache of slices of L2 tables or of refcount blocks.
+  package struct Cache: Sendable, Equatable {
+    /// How many slices it has room for.
+    package var slots = 0
+    /// The bytes of a slice.
+    package var sliceBytes = 0
+    /// Slices that are there, those that are being loaded among them.
+    package var resident = 0
+    /// Slices that are ahead of the host file.
+    package var dirty = 0
+    /// Slices that were not there and were loaded, since the image was opened.
+    package var loads: UInt64 = 0
+    /// Clean slices that made room for others, since the image was opened.
+    package var evictions: UInt64 = 0
+
+    package init() {}
+  }
+
+  package var l2 = Cache()
+  package var refcounts = Cache()
+  /// Flush rounds completed since the image was opened.
+  package var flushRounds: UInt64 = 0
+  /// How long the oldest change has not been written back; 0 when there is none.
+  package var dirtyMilliseconds: UInt64 = 0
+  /// Clusters that lost their pointer in memory, but not durably yet.
+  package var pendingFrees: UInt64 = 0
+  /// Clusters that lost their pointer durably and wait for requests from before.
+  package var durableFrees: UInt64 = 0
+  /// Persistent bitmaps that are kept.
+  package var bitmaps = 0
+
+  package init() {}
+}
+
+extension Image {
+  /// What the image has done and holds.
+  package var statistics: ImageStatistics {
+    var statistics = ImageStatistics()
+    statistics.l2 = l2.statistics
+    statistics.refcounts = allocator.refcounts.cache.statistics
+    statistics.flushRounds = flusher.rounds.load(ordering: .relaxed)
+    let since = dirtySince.load(ordering: .relaxed)
+    let now = MonotonicClock.milliseconds()
+    statistics.dirtyMilliseconds = since == 0 || since > now ? 0 : now - since
+    (statistics.pendingFrees, statistics.durableFrees) = frees.clusterCounts
+    statistics.bitmaps = changes?.bitmaps.count ?? 0
+    return statistics
+  }
+}
+
+extension SliceCache {
+  fileprivate var statistics: ImageStatistics.Cache {
+    var cache = ImageStatistics.Cache()
+    cache.slots = slotCount
+    cache.sliceBytes = sliceSize
+    cache.resident = max(counters.resident.load(ordering: .relaxed), 0)
+    cache.dirty = max(dirtyCount, 0)
+    cache.loads = counters.loads.load(ordering: .relaxed)
+    cache.evictions = counters.evictions.load(ordering: .relaxed)
+    return cache
+  }
+}

@@ -1,0 +1,82 @@
+import BlockCore
+import Glibc
+import QCOW2Engine
+
+/// All that a daemon tells of its device, at one moment.
+struct DeviceReport: Equatable {
+  /// Changes with every change of the messages.
+  static let layout: Int64 = 1
+
+  /// When, in nanoseconds of CLOCK_MONOTONIC.
+  var time: UInt64
+  /// What is served.
+  var image: String
+  /// One element for each queue.
+  var queues: [QueueReport]
+  /// The engine's own statistics, as they are printed; null where there is no engine.
+  var engine: JSONValue
+
+  var total: QueueReport { QueueReport(total: queues) }
+
+  /// What has happened since an earlier report of the same device.
+  func since(_ earlier: DeviceReport) -> DeviceReport {
+    var difference = self
+    difference.queues = zip(queues, earlier.queues).map { $0.since($1) }
+    return difference
+  }
+}
+
+// MARK: - Between daemon and command
+
+extension DeviceReport {
+  var wire: JSONValue {
+    .object([
+      .init("layout", .integer(Self.layout)),
+      .init("time", .integer(Int64(clamping: time))),
+      .init("image", .string(image)),
+      .init("queues", .array(queues.map(\.wire))),
+      .init("engine", engine),
+    ])
+  }
+
+  /// - Returns: nil if the message is not one of this layout.
+  init?(wire: JSONValue) {
+    guard wire["layout"]?.integer == Self.layout, let time = wire["time"]?.integer, time >= 0,
+      let image = wire["image"]?.string, case .array(let queues) = wire["queues"],
+      let engine = wire["engine"]
+    else { return nil }
+    self.time = UInt64(time)
+    self.image = image
+    self.engine = engine
+    self.queues = []
+    for queue in queues {
+      guard let queue = QueueReport(wire: queue) else { return nil }
+      self.queues.append(queue)
+    }
+  }
+}
+
+// MARK: - For the user
+
+extension DeviceReport {
+  /// What `qublk stats --json` prints.
+  ///
+  /// - Parameter seconds: The length of the interval that is reported; nil for the device's whole life.
+  func json(_ name: DeviceName, seconds: Double?) -> JSONValue {
+    .object(
+      [
+        .init("device", .string(name.path)),
+        .init("id", .count(name.id)),
+        .init("image", .string(image)),
+        .init("interval", seconds.map { .decimal($0, digits: 6) } ?? .null),
+      ] + total.members + [
+        .init("engine", engine),
+        .init(
+          "queues",
+          .array(
+            queues.enumerated().map { number, queue in
+              .object([.init("queue", .count(number))] + queue.members)
+            })),
+      ])
+  }
+}

@@ -1,0 +1,126 @@
+import BlockCore
+import Ublk
+import Uring
+
+/// What was asked of one operation, and how it went.
+struct OperationReport: Equatable {
+  /// Bytes of the requests that succeeded.
+  var bytes: UInt64 = 0
+  /// Requests that the hit path could not answer.
+  var slow: UInt64 = 0
+  /// All that have ended.
+  var latency = LatencySnapshot()
+
+  var requests: UInt64 { latency.count }
+}
+
+/// The statistics of one queue, or of several together, at one moment.
+struct QueueReport: Equatable {
+  static let operations: [BlockOperation] = [.read, .write, .flush, .discard, .writeZeroes]
+
+  /// By ``BlockOperation``'s raw value.
+  var operations = Array(repeating: OperationReport(), count: QueueReport.operations.count)
+  /// The plain counters, by name, in the order in which they are printed.
+  var counts = Array(repeating: UInt64(0), count: Count.allCases.count)
+
+  /// The plain counters; the raw value is their name in the messages of a daemon.
+  enum Count: String, CaseIterable {
+    case arrivals, failures, refusals, transfers, unregistered
+    case userCopies = "user_copies"
+    case enters, turns, reads, writes, syncs, allocations
+
+    var index: Int { Self.allCases.firstIndex(of: self) ?? 0 }
+  }
+
+  init() {}
+
+  init(_ counters: QueueCounters) {
+    for operation in Self.operations {
+      operations[Int(operation.rawValue)] = OperationReport(
+        bytes: counters.bytes(operation), slow: counters.slowRequests(operation),
+        latency: counters.latency(operation))
+    }
+    counts = Count.allCases.map { Self.value($0, of: counters) }
+  }
+
+  private static func value(_ count: Count, of counters: QueueCounters) -> UInt64 {
+    switch count {
+    case .arrivals: counters.arrivals.current
+    case .failures: counters.failures.current
+    case .refusals: counters.refusals.current
+    case .transfers: counters.transfers.current
+    case .unregistered: counters.unregisteredRequests.current
+    case .userCopies: counters.userCopies.current
+    case .enters: counters.loop.enters.current
+    case .turns: counters.loop.turns.current
+    case .reads: counters.loop.reads.current
+    case .writes: counters.loop.writes.current
+    case .syncs: counters.loop.syncs.current
+    case .allocations: counters.loop.allocations.current
+    }
+  }
+
+  /// All of them as one.
+  init(total queues: [QueueReport]) {
+    for queue in queues {
+      for index in operations.indices {
+        operations[index].bytes &+= queue.operations[index].bytes
+        operations[index].slow &+= queue.operations[index].slow
+        operations[index].latency.merge(queue.operations[index].latency)
+      }
+      for index in counts.indices { counts[index] &+= queue.counts[index] }
+    }
+  }
+
+  /// What has happened since an earlier report of the same queue.
+  func since(_ earlier: QueueReport) -> QueueReport {
+    var difference = self
+    for index in operations.indices {
+      difference.operations[index].bytes &-= earlier.operations[index].bytes
+      difference.operations[index].slow &-= earlier.operations[index].slow
+      difference.operations[index].latency = operations[index].latency.since(
+        earlier.operations[index].latency)
+    }
+    for index in counts.indices { difference.counts[index] &-= earlier.counts[index] }
+    return difference
+  }
+
+  // MARK: Derived
+
+  subscript(operation: BlockOperation) -> OperationReport {
+    operations[Int(operation.rawValue)]
+  }
+  subscript(count: Count) -> UInt64 { counts[count.index] }
+
+  /// Requests that have ended, the refused ones too.
+  var requests: UInt64 { operations.reduce(self[.refusals]) { $0 &+ $1.requests } }
+  /// Requests that have not ended.
+  var inFlight: UInt64 { self[.arrivals] > requests ? self[.arrivals] - requests : 0 }
+  /// Reads and writes that the hit path could not answer.
+  var misses: UInt64 { self[.read].slow &+ self[.write].slow }
+  /// Reads and writes that the hit path answered; of those that have ended.
+  var hits: UInt64 {
+    let all = self[.read].requests &+ self[.write].requests
+    return all > misses ? all - misses : 0
+  }
+  /// Reads and writes of host files, by both paths.
+  var hostIOs: UInt64 { self[.transfers] &+ self[.reads] &+ self[.writes] }
+  /// Of all reads and writes, the share that the hit path answered; 1 if there were none.
+  var hitRatio: Double {
+    let all = hits &+ misses
+    return all == 0 ? 1 : Double(hits) / Double(all)
+  }
+}
+
+extension BlockOperation {
+  /// As in JSON.
+  var name: String {
+    switch self {
+    case .read: "read"
+    case .write: "write"
+    case .flush: "flush"
+    case .discard: "discard"
+    case .writeZeroes: "write_zeroes"
+    }
+  }
+}

@@ -1,0 +1,72 @@
+import ArgumentParser
+import BlockCore
+import Glibc
+
+/// `qublk stats`: what a device has done, from the counters that its daemon keeps anyway.
+struct StatsCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "stats", abstract: "Show what a device has done.",
+    discussion: """
+      Counts since the device was added, and latencies from the driver's request to the answer. Looking \
+      costs the device nothing. With --watch, the first report is of the device's life so far, each \
+      further one of the time since the one before.
+      """)
+
+  @Argument(help: "The device: ID, ublkbID or /dev/ublkbID.")
+  var device: DeviceName
+
+  @Flag(help: "Print a JSON object; with --watch, one a report.")
+  var json = false
+
+  @Option(help: "Report again and again, every so many seconds, until interrupted.")
+  var watch: Double?
+
+  func validate() throws {
+    if let watch, !(watch >= 0.1 && watch <= 86400) {
+      throw ValidationError("--watch is \(watch), expected 0.1 to 86400")
+    }
+  }
+
+  func run() throws {
+    let first = try ask()
+    try show(first, seconds: nil)
+    guard let watch else { return }
+    var last = first
+    while true {
+      usleep(useconds_t(watch.truncatingRemainder(dividingBy: 1) * 1e6))
+      sleep(UInt32(watch))
+      let next = try ask()
+      // Another device may have got the number.
+      let isSame = next.queues.count == last.queues.count && next.time > last.time
+      let seconds = isSame ? Double(next.time - last.time) / 1e9 : nil
+      try show(isSame ? next.since(last) : next, seconds: seconds)
+      last = next
+    }
+  }
+
+  private func ask() throws(CommandError) -> DeviceReport {
+    let directory = StateDirectory(id: device.id)
+    guard directory.hasDaemon else {
+      guard DeviceList.kernelIDs().contains(device.id) else { throw .noDevice(device) }
+      throw .noDaemon(device)
+    }
+    switch ControlClient.ask(.stats, socket: directory.controlSocket) {
+    case .report(let text):
+      guard let report = JSONParser.parse(text).flatMap(DeviceReport.init(wire:)) else {
+        throw .otherVersion(device)
+      }
+      return report
+    case .done, nil: throw .daemonLost(device)
+    case .refused(let text), .failed(let text): throw .daemonRefused(device, text)
+    }
+  }
+
+  private func show(_ report: DeviceReport, seconds: Double?) throws(CommandError) {
+    let gap = seconds == nil ? "" : "\n"
+    let text =
+      json
+      ? report.json(device, seconds: seconds).text + "\n"
+      : gap + StatsTable(device: device, report: report, seconds: seconds).text
+    guard writeAll(STDOUT_FILENO, text) else { throw .output(Errno(errno)) }
+  }
+}

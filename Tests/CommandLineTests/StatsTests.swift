@@ -1,0 +1,123 @@
+import BlockCore
+import QCOW2Engine
+import Testing
+import Ublk
+import Uring
+
+@testable import qublk
+
+@Suite struct StatsTests {
+  private func report() -> DeviceReport {
+    let counters = QueueCounters()
+    for nanoseconds: UInt64 in [100, 200, 300, 5_000_000] {
+      counters.arrivals.add()
+      counters.noteEnd(.read, nanoseconds: nanoseconds, bytes: 4096)
+    }
+    counters.arrivals.add(2)
+    counters.noteSlow(.write)
+    counters.noteEnd(.write, nanoseconds: 1 << 41, bytes: 0)
+    counters.failures.add()
+    counters.transfers.add(4)
+    counters.loop.writes.add(3)
+    counters.loop.enters.add(.max)
+    return DeviceReport(
+      time: 5_000_000_000, image: "/a b/ü.qcow2",
+      queues: [QueueReport(counters), QueueReport(QueueCounters())],
+      engine: ImageStatistics().json)
+  }
+
+  @Test func aReportSurvivesTheWayThroughTheSocket() throws {
+    let report = report()
+    let text = ControlReply.report(report.wire.text).text
+    guard case .report(let received) = ControlReply(text) else {
+      Issue.record("no report")
+      return
+    }
+    #expect(JSONParser.parse(received).flatMap(DeviceReport.init(wire:)) == report)
+  }
+
+  @Test func aReportOfAnotherLayoutIsNone() throws {
+    let whole = report().wire
+    guard case .object(let members) = whole else { return }
+    for index in members.indices {
+      var fewer = members
+      fewer.remove(at: index)
+      #expect(DeviceReport(wire: .object(fewer)) == nil)
+    }
+    for bad in ["1", "1:", "x:1", "1:x", "99999:1", "-1:1"] {
+      #expect(LatencySnapshot(parsing: bad, sum: 0, maximum: 0) == nil, "\(bad)")
+    }
+  }
+
+  @Test func whatIsCountedAddsUp() {
+    let total = report().total
+    #expect(total.requests == 5)
+    #expect(total.inFlight == 1)
+    #expect(total.hits == 4)
+    #expect(total.misses == 1)
+    #expect(total.hitRatio == 0.8)
+    #expect(total.hostIOs == 7)
+    #expect(total[.read].bytes == 16384)
+    #expect(QueueReport(QueueCounters()).hitRatio == 1)
+  }
+
+  @Test func anIntervalHasWhatCameSince() {
+    let report = report()
+    let nothing = report.since(report).total
+    #expect(nothing.requests == 0 && nothing[.read].latency.maximum == 0 && nothing[.enters] == 0)
+    let empty = DeviceReport(
+      time: 0, image: "", queues: [QueueReport(), QueueReport()], engine: .null)
+    #expect(report.since(empty).total[.read].latency.count == 4)
+  }
+
+  @Test func theKeysOfTheReportAreStable() throws {
+    guard case .object(let members) = report().json(DeviceName(id: 3), seconds: 1.5) else {
+      Issue.record("no object")
+      return
+    }
+    #expect(
+      members.map(\.name) == [
+        "device", "id", "image", "interval", "requests", "in_flight", "failures", "hits", "misses",
+        "hit_ratio", "host_ios", "host_syncs", "host_allocations", "io_uring_enters", "turns",
+        "unregistered", "user_copies", "operations", "engine", "queues",
+      ])
+    let json = JSONValue.object(members)
+    #expect(json["interval"] == .fraction("1.500000"))
+    #expect(json["io_uring_enters"] == .integer(.max))
+    let read = try #require(json["operations"]?["read"])
+    #expect(read["requests"] == .integer(4))
+    let latency = try #require(read["latency_ns"])
+    let names = ["min", "p50", "p90", "p99", "p99_9", "max", "mean"]
+    let values: [Int64] = names.compactMap { latency[$0]?.integer }
+    #expect(values == [100, 200, 5_000_000, 5_000_000, 5_000_000, 5_000_000, 1_250_150])
+    #expect(json["engine"]?["l2_cache"]?["slots"] == .integer(0))
+  }
+
+  @Test func theTableIsAsWideAsItsTexts() {
+    let text = StatsTable(device: DeviceName(id: 3), report: report(), seconds: nil).text
+    #expect(
+      text == """
+        /dev/ublkb3 (/a b/ü.qcow2)
+        OPERATION  REQUESTS   BYTES  SLOW          MEAN           P50           P90           P99         P99.9        MAX µs
+        read              4  16 KiB     0        1250.2           0.2        5000.0        5000.0        5000.0        5000.0
+        write             1     0 B     1  2199023255.6  2199023255.6  2199023255.6  2199023255.6  2199023255.6  2199023255.6
+
+        QUEUE  REQUESTS  NOW  HITS  MISSES  HIT %  HOST I/O  SYNCS                ENTERS  FAILED  COPIED
+        0             5    1     4       1   80.0         7      0  18446744073709551615       1       0
+        1             0    0     0       0  100.0         0      0                     0       0       0
+        all           5    1     4       1   80.0         7      0  18446744073709551615       1       0
+
+        L2 cache: 0 of 0 slices of 0 bytes, 0 dirty, 0 misses, 0 evictions; refcount cache: 0 of 0 slices of 0 bytes, 0 dirty, 0 misses, 0 evictions
+        flush rounds: 0, dirty for 0 ms; clusters to free: 0; bitmaps: 0
+
+        """)
+  }
+
+  @Test(.enabled(if: !hasDriver, "there is a ublk driver, and perhaps devices"))
+  func aDeviceThatIsNotThereIsAnError() throws {
+    let outcome = try qublk("stats", "7")
+    #expect(outcome.status == 1)
+    #expect(outcome.errors == "qublk: ublkb7: no such device\n")
+    #expect(try qublk("stats", "7", "--watch", "0").status == 64)
+  }
+}

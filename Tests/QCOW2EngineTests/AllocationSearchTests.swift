@@ -1,0 +1,69 @@
+import BlockCore
+import TestSupport
+import Testing
+
+@testable import QCOW2Engine
+
+/// How long an allocation looks for free space in a full image.
+@Suite struct AllocationSearchTests {
+  private static let used = 8 << 20
+
+  /// An image with 8 MiB of data in clusters of 512 bytes: more than 64 slices of refcounts.
+  private func fill(_ bench: Bench) async throws {
+    let image = try await bench.open()
+    let driver = MiniWorker(target: image, file: bench.file, worker: 0)
+    let length = 64 << 10
+    let buffer = IOBuffer(count: length)
+    for step in 0..<(Self.used / length) {
+      let sectors = (step * length / 512)..<((step + 1) * length / 512)
+      let change = bench.model.begin(sectors, isZero: false)
+      for sector in sectors {
+        SectorPattern.fill(
+          buffer.base + (sector - sectors.lowerBound) * 512, change: change, sector: sector)
+      }
+      let request = BlockRequest(
+        .write, offset: GuestOffset(UInt64(step * length)), length: UInt64(length),
+        data: buffer.data)
+      #expect(await driver.perform(request, slot: 0) == nil)
+      bench.model.end(change)
+    }
+    try await image.close()
+    withExtendedLifetime(buffer) {}
+  }
+
+  @Test("The first allocation in a full image reads few refcounts; later ones find what is free")
+  func theSearchIsSpreadOut() throws {
+    var builder = ImageBuilder()
+    builder.clusterBits = 9
+    builder.size = 10 << 20
+    let bench = Bench(builder, schedule: nil, isImmediate: true)
+    try bench.host.run {
+      try await self.fill(bench)
+      var image = try await bench.open()
+      let end = image.allocator.freshFrom
+      // A hole of 16 clusters behind slice 40.
+      let discard = BlockRequest(.discard, offset: GuestOffset(6 << 20), length: 8192)
+      let change = bench.model.begin(12288..<12304, isZero: true)
+      #expect(await image.serve(discard, worker: 0, slot: 0) == .done)
+      bench.model.end(change)
+      try await image.close()
+
+      image = try await bench.open()
+      bench.faulty.fault = nil
+      // Tables that have moved left a few free clusters at the start.
+      var taken: [ClusterRun] = []
+      while taken.last?.isFresh != true && taken.count < 8 {
+        taken.append(try await image.allocator.reserve(upTo: 8))
+        #expect(taken.last.map { $0.start < 1000 || $0.start >= end } == true, "\(taken)")
+      }
+      #expect(taken.last?.isFresh == true)
+      #expect(bench.faulty.counts[.read, default: 0] <= 36, "\(bench.faulty.counts)")
+      let hole = try await image.allocator.reserve(upTo: 16)
+      #expect(hole.end <= end && !hole.isFresh, "\(hole), end \(end)")
+      taken.append(hole)
+      for run in taken { try await image.allocator.unreserve(run) }
+      try await image.close()
+    }
+    #expect(bench.problems() == [])
+  }
+}
