@@ -79,6 +79,7 @@ def section_text(section):
     parts.append(counts_table(section) if section.name == "counts" else samples_table(section))
     if section.name.startswith("vm-"):
         parts.append(ratio_table(section, "qublk qcow2", ["qublk raw", "qublk null", "loop", "qemu-nbd"]))
+        parts.append(ratio_table(section, "qublk raw", ["qublk null", "loop"]))
     if section.name.startswith("native-"):
         parts.append(ratio_table(section, "qublk bench", ["qemu-img bench", "qemu-img bench, io_uring", "qemu-img convert"]))
         parts.append(ratio_table(section, "qublk bench, 2 queues",
