@@ -260,8 +260,10 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     let stripe = stripe(hash)
     unsafe stripe.lock.pointee.withLock {
       guard unsafe stripe.state.pointee.find(key.bytes, hash: hash) < 0 else { return }
+      let used = unsafe stripe.state.pointee.usedCount
       let slot = unsafe stripe.state.pointee.claim(key.bytes, hash: hash, hashOf: self.hash)
       if slot < 0 { return }
+      unsafe counters.noteInsertion(hasEvicted: stripe.state.pointee.usedCount == used)
       unsafe bytes(stripe, slot).initializeMemory(as: UInt8.self, repeating: 0, count: sliceSize)
       unsafe stripe.state.pointee.slots[slot].state = .resident
     }
