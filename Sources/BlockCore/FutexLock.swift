@@ -8,12 +8,16 @@ public import Synchronization
 /// sanitizer on Linux, which would then report every access that it protects.
 public struct FutexLock: ~Copyable, Sendable {
   @usableFromInline let word = Atomic<UInt32>(0)
-  #if DEBUG
+  #if DEBUG || LOCK_STATISTICS
     @usableFromInline let rank: LockRank
+  #endif
+  #if LOCK_STATISTICS
+    /// When the lock was taken; for its holder.
+    @usableFromInline let taken = Atomic<UInt64>(0)
   #endif
 
   public init(_ rank: LockRank) {
-    #if DEBUG
+    #if DEBUG || LOCK_STATISTICS
       self.rank = rank
     #endif
   }
@@ -23,9 +27,31 @@ public struct FutexLock: ~Copyable, Sendable {
     #if DEBUG
       rank.willLock()
     #endif
-    if word.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged { return }
-    lockContended()
+    #if LOCK_STATISTICS
+      lockCounted()
+    #else
+      if word.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged { return }
+      lockContended()
+    #endif
   }
+
+  #if LOCK_STATISTICS
+    @usableFromInline func lockCounted() {
+      if !word.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged {
+        let start = NanosecondClock.now()
+        lockContended()
+        LockStatistics.noteWait(rank, nanoseconds: NanosecondClock.now() &- start)
+      }
+      taken.store(NanosecondClock.now(), ordering: .relaxed)
+    }
+
+    @usableFromInline func unlockCounted() {
+      let start = taken.load(ordering: .relaxed)
+      let end = NanosecondClock.now()
+      if word.exchange(0, ordering: .releasing) == 2 { wakeOne() }
+      LockStatistics.noteHold(rank, nanoseconds: end &- start)
+    }
+  #endif
 
   @usableFromInline func lockContended() {
     for _ in 0..<100 {
@@ -45,7 +71,11 @@ public struct FutexLock: ~Copyable, Sendable {
     #if DEBUG
       rank.didUnlock()
     #endif
-    if word.exchange(0, ordering: .releasing) == 2 { wakeOne() }
+    #if LOCK_STATISTICS
+      unlockCounted()
+    #else
+      if word.exchange(0, ordering: .releasing) == 2 { wakeOne() }
+    #endif
   }
 
   @usableFromInline func wakeOne() {

@@ -8,7 +8,7 @@ package import BlockCore
 package struct BackingPolicy: Sendable, Equatable {
   package enum Rule: Sendable, Equatable {
     case any
-    /// Files in the directory from which relative names in the referring image count.
+    /// Files in the directory of the path by which the referring image was opened.
     case sameDirectory
     /// The file or directory with this real path, and everything below it.
     case below(String)

@@ -8,7 +8,7 @@ import QCOW2Format
 struct ChainLayer {
   /// What stands in the referring image; of the top image, what the user calls it.
   let name: String
-  /// Absolute, symbolic links as they are: what relative names in it count from.
+  /// Absolute, symbolic links as they are: what relative names of backing files in it count from.
   let path: String
   let file: RingHostFile
   let number: UInt8?

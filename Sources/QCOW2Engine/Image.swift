@@ -23,6 +23,7 @@ package final class Image: BlockTarget {
   let compressedGeneration = Atomic<UInt64>(0)
   /// What host transfers call the file with the guest's data; -1 keeps requests off the hit path.
   let planFile: Int
+  let hits: HitMap
   let slices: SliceGeometry
   let readahead = Readahead()
   let tables: L2Tables
@@ -66,6 +67,7 @@ package final class Image: BlockTarget {
     backing = parts.sources.backing
     planFile =
       parts.guestData.isTransformed ? -1 : parts.sources.fileNumber.map { Int($0) } ?? -1
+    hits = HitMap(rules, options, planFile: planFile)
     contexts = WorkerContexts(
       workers: options.workers + 1,
       kind: CompressionKind(rawValue: header.compressionType) ?? .zlib,

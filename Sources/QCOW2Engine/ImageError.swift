@@ -60,6 +60,8 @@ package enum ImageError: Error, Sendable {
   case refcountRange(cluster: UInt64)
   /// A cluster about to be written lies inside metadata.
   case overlapsMetadata(cluster: UInt64)
+  /// The metadata of a backing file breaks the format: nothing is wrong with this image.
+  indirect case brokenBacking(ImageError)
   /// The request reaches beyond the virtual size or is not a multiple of 512 bytes.
   case badRequest
   /// No internal snapshot is the one asked for.
@@ -81,13 +83,14 @@ package enum ImageError: Error, Sendable {
     case .cannotResize(_, .tooLarge): .fileTooBig
     case .cannotResize(_, .partialSector): .invalid
     case .cannotResize: .notSupported
+    case .brokenBacking(let error): error.errno
     case .format, .markedCorrupt, .markedDirty, .writesStopped, .refcountRange,
       .overlapsMetadata, .badCompressedData:
       .io
     }
   }
 
-  /// Whether the metadata itself is at fault, so that writing must stop.
+  /// Whether the image's own metadata is at fault, so that writing must stop.
   package var isCorruption: Bool {
     switch self {
     case .format, .refcountRange, .overlapsMetadata: true
@@ -117,6 +120,7 @@ package enum ImageError: Error, Sendable {
       "refcount of host cluster \(cluster) is out of range; marked corrupt"
     case .overlapsMetadata(let cluster):
       "host cluster \(cluster) would be written as data but holds metadata; marked corrupt"
+    case .brokenBacking(let error): "backing file: \(error.message)"
     case .badRequest: "request is outside of the disk or not a multiple of 512 bytes"
     case .noSuchSnapshot(let selector, let existing):
       "no internal snapshot has \(selector.text): " + list(existing)

@@ -16,6 +16,8 @@ package struct ImageStatistics: Sendable, Equatable {
     package var dirty = 0
     /// Slices that were not there and were loaded, since the image was opened.
     package var loads: UInt64 = 0
+    /// Slices that were loaded before a request needed them, since the image was opened.
+    package var loadsAhead: UInt64 = 0
     /// Clean slices that made room for others, since the image was opened.
     package var evictions: UInt64 = 0
 
@@ -28,6 +30,9 @@ package struct ImageStatistics: Sendable, Equatable {
   package var flushRounds: UInt64 = 0
   /// How long the oldest change has not been written back; 0 when there is none.
   package var dirtyMilliseconds: UInt64 = 0
+  /// Host clusters that were reserved, and that were given back, since the image was opened.
+  package var reservedClusters: UInt64 = 0
+  package var returnedClusters: UInt64 = 0
   /// Clusters that lost their pointer in memory, but not durably yet.
   package var pendingFrees: UInt64 = 0
   /// Clusters that lost their pointer durably and wait for requests from before.
@@ -48,6 +53,8 @@ extension Image {
     let since = dirtySince.load(ordering: .relaxed)
     let now = MonotonicClock.milliseconds()
     statistics.dirtyMilliseconds = since == 0 || since > now ? 0 : now - since
+    statistics.reservedClusters = allocator.reserved.load(ordering: .relaxed)
+    statistics.returnedClusters = allocator.returned.load(ordering: .relaxed)
     (statistics.pendingFrees, statistics.durableFrees) = frees.clusterCounts
     statistics.bitmaps = changes?.bitmaps.count ?? 0
     return statistics
@@ -62,6 +69,7 @@ extension SliceCache {
     cache.resident = max(counters.resident.load(ordering: .relaxed), 0)
     cache.dirty = max(dirtyCount, 0)
     cache.loads = counters.loads.load(ordering: .relaxed)
+    cache.loadsAhead = counters.loadsAhead.load(ordering: .relaxed)
     cache.evictions = counters.evictions.load(ordering: .relaxed)
     return cache
   }

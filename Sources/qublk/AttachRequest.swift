@@ -13,7 +13,7 @@ struct AttachRequest {
   /// The size of a null disk in bytes.
   let nullSize: UInt64
   /// How the image is opened: by its absolute path as it was given, since what it refers to counts from
-  /// there.
+  /// there; data files from the caller's directory.
   let disk: DiskImageOptions
   let id: UInt32?
   let queues: Int

@@ -55,6 +55,8 @@ struct BenchCommand: ParsableCommand {
   @Option(help: "The number of queues, each with a thread and a ring.") var queues = 1
   @Option(help: "Begin requests for so long, instead of so many.") var seconds: Double?
   @Flag(help: "Print a JSON object with everything that was counted.") var json = false
+  @Flag(help: "Report locks, too, in a build with -Xswiftc -DLOCK_STATISTICS; needs --json.")
+  var locks = false
   @OptionGroup var disk: DiskOptions
   @Argument(help: "The image.") var image: String
 
@@ -81,12 +83,15 @@ struct BenchCommand: ParsableCommand {
     do {
       try options.fit(size: disk.target.size)
       if !isQuiet && !json { announce(options) }
+      let before = BenchLocks.now()
       do throws(Errno) { result = try Bench.run(disk, options: options) } catch {
         throw CommandError.ring(error)
       }
       report = BenchReport(
         image: image, format: opening.format.rawValue, cache: opening.cache.rawValue,
-        options: options, result: result, statistics: (disk as? DiskImage)?.engine.statistics)
+        options: options, result: result,
+        locks: locks ? before.flatMap { BenchLocks.now()?.since($0) } : nil,
+        statistics: (disk as? DiskImage)?.engine.statistics)
     } catch {
       try? disk.closeBlocking()
       throw error

@@ -108,7 +108,7 @@ import Uring
         all           5    1     4       1   80.0         7      0  18446744073709551615       1       0
 
         L2 cache: 0 of 0 slices of 0 bytes, 0 dirty, 0 misses, 0 evictions; refcount cache: 0 of 0 slices of 0 bytes, 0 dirty, 0 misses, 0 evictions
-        flush rounds: 0, dirty for 0 ms; clusters to free: 0; bitmaps: 0
+        flush rounds: 0, dirty for 0 ms; clusters: 0 reserved, 0 returned, 0 to free; bitmaps: 0
 
         """)
   }

@@ -1,5 +1,6 @@
 import BlockCore
 import QCOW2Format
+import Synchronization
 
 /// Hands out host clusters and takes them back; the only writer of refcounts.
 ///
@@ -26,6 +27,9 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   var freshFrom: UInt64
   /// Clusters that a block device has room for; nil for a file that can grow.
   private(set) var limit: UInt64?
+  /// Clusters reserved and given back since the image was opened; for statistics.
+  let reserved = Atomic<UInt64>(0)
+  let returned = Atomic<UInt64>(0)
 
   init(
     refcounts: RefcountStore, storage: ImageStorage, metadata: MetadataMap,
@@ -86,7 +90,9 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     if let limit, at >= limit { throw .noSpace }
     if at >= FormatLimit.hostOffset >> UInt64(geometry.clusterBits) { throw .noSpace }
     while try await !ensureBlock(for: at) {}
-    return try await reserveInSlice(from: at, upTo: wanted)
+    let run = try await reserveInSlice(from: at, upTo: wanted)
+    if let run { reserved.wrappingAdd(run.count, ordering: .relaxed) }
+    return run
   }
 
   private func reserveInSlice(
@@ -192,6 +198,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     await mutex.acquire()
     defer { mutex.release() }
     try await decrement(run.start..<run.end)
+    returned.wrappingAdd(run.count, ordering: .relaxed)
   }
 
   /// Lowers by one the refcounts of clusters whose pointer's removal is durable and that no request
@@ -222,6 +229,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     await mutex.acquire()
     defer { mutex.release() }
     try await decrement(part)
+    returned.wrappingAdd(UInt64(part.count), ordering: .relaxed)
   }
 
   /// The runs in `part` whose refcount is exactly one: they become free next.

@@ -9,7 +9,8 @@ package protocol BackingLayer: AnyObject, Sendable {
 
   /// Fills `buffer` from `offset` on; what lies beyond ``length`` reads as zeros.
   ///
-  /// - Throws: ``ImageError/needsMemory`` if `buffer` is no memory and the data must be transformed.
+  /// - Throws: ``ImageError/needsMemory`` if `buffer` is no memory and the data must be transformed;
+  ///   never an error that speaks of the corruption of the image above.
   func read(
     into buffer: DataBuffer, at offset: GuestOffset, worker: Int
   ) async throws(ImageError)
@@ -95,9 +96,14 @@ package final class ImageLayer: BackingLayer {
     let available = available(buffer, at: offset)
     if available > 0 {
       let part = buffer.slice(0, available)
-      try await image.read(
-        BlockRequest(.read, offset: offset, length: UInt64(available), data: part),
-        worker: worker)
+      do throws(ImageError) {
+        try await image.read(
+          BlockRequest(.read, offset: offset, length: UInt64(available), data: part),
+          worker: worker)
+      } catch {
+        // Its damage must not be taken for that of the image above, which would be marked corrupt.
+        throw error.isCorruption ? .brokenBacking(error) : error
+      }
     }
     if available < buffer.count {
       try await image.storage.fillWithZeroes(buffer.slice(available, buffer.count - available))

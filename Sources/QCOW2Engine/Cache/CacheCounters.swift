@@ -19,6 +19,11 @@ struct CacheCounters: ~Copyable {
     } else {
       loads.wrappingAdd(1, ordering: .relaxed)
     }
+    noteInsertion(hasEvicted: hasEvicted)
+  }
+
+  /// A slice is there now, by a load or because its contents are known.
+  func noteInsertion(hasEvicted: Bool) {
     if hasEvicted {
       evictions.wrappingAdd(1, ordering: .relaxed)
     } else {

@@ -1,4 +1,5 @@
 import BlockCore
+import QCOW2Format
 import Glibc
 import Synchronization
 
@@ -77,12 +78,12 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
   }
 
   @inline(__always) private func hash(_ key: UInt64) -> UInt64 {
-    let mixed = (key >> sliceBits) &* 0x9e37_79b9_7f4a_7c15
-    return mixed ^ (mixed >> 32)
+    let mixed = (key &>> sliceBits) &* 0x9e37_79b9_7f4a_7c15
+    return mixed ^ (mixed &>> 32)
   }
 
   @inline(__always) private func stripe(_ hash: UInt64) -> Stripe {
-    stripes[Int(truncatingIfNeeded: (hash >> 40) & (UInt64(stripes.count) &- 1))]
+    stripes[Int(truncatingIfNeeded: (hash &>> 40) & UInt64(truncatingIfNeeded: stripes.count &- 1))]
   }
 
   @inline(__always) private func bytes(
@@ -108,6 +109,20 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     guard slot >= 0, unsafe stripe.state.pointee.slots[slot].state == .resident else { return nil }
     unsafe stripe.state.pointee.slots[slot].isReferenced = true
     return unsafe body(UnsafeRawPointer(bytes(stripe, slot)))
+  }
+
+  /// The big-endian word at a host offset, a multiple of 8; 0 if its slice is not resident.
+  @inline(__always) func residentWord(_ offset: UInt64) -> UInt64 {
+    let position = offset & UInt64(truncatingIfNeeded: sliceSize &- 1)
+    let key = offset ^ position
+    let hash = hash(key)
+    let stripe = stripe(hash)
+    unsafe stripe.lock.pointee.lock()
+    defer { unsafe stripe.lock.pointee.unlock() }
+    let slot = unsafe stripe.state.pointee.find(key, hash: hash)
+    guard slot >= 0, unsafe stripe.state.pointee.slots[slot].state == .resident else { return 0 }
+    unsafe stripe.state.pointee.slots[slot].isReferenced = true
+    return unsafe bytes(stripe, slot).be64(Int(truncatingIfNeeded: position))
   }
 
   /// Changes a resident slice under its lock; `body` returns whether it did.
@@ -245,8 +260,10 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     let stripe = stripe(hash)
     unsafe stripe.lock.pointee.withLock {
       guard unsafe stripe.state.pointee.find(key.bytes, hash: hash) < 0 else { return }
+      let used = unsafe stripe.state.pointee.usedCount
       let slot = unsafe stripe.state.pointee.claim(key.bytes, hash: hash, hashOf: self.hash)
       if slot < 0 { return }
+      unsafe counters.noteInsertion(hasEvicted: stripe.state.pointee.usedCount == used)
       unsafe bytes(stripe, slot).initializeMemory(as: UInt8.self, repeating: 0, count: sliceSize)
       unsafe stripe.state.pointee.slots[slot].state = .resident
     }

@@ -9,9 +9,32 @@ extension Image {
     into plan: UnsafeMutableBufferPointer<HostTransfer>
   ) -> PlanResult {
     let isWrite = request.operation == .write
-    guard isWrite && !request.isFUA && !request.compresses || request.operation == .read,
-      !isWrite || mayWriteInPlace, admitNow(request, worker: worker, slot: slot)
+    guard
+      isWrite
+        ? !request.isFUA && !request.compresses && hits.allowsWrites && health.allowsWrites
+        : request.operation == .read,
+      admitNow(request, worker: worker, slot: slot)
     else { return .needsService }
+    if hits.isUsable && !(isWrite && changes != nil) {
+      let host = hits.host(
+        request.offset.bytes, request.length, isWrite: isWrite, tables, metadata)
+      if host != 0 && !plan.isEmpty {
+        unsafe plan[0] = HostTransfer(
+          kind: .file, file: hits.file, length: UInt32(truncatingIfNeeded: request.length),
+          dataOffset: 0, hostOffset: HostOffset(host))
+        return .transfers(count: 1)
+      }
+    }
+    return unsafe planAnything(request, worker: worker, slot: slot, into: plan)
+  }
+
+  /// Plans a request that was admitted, whatever its clusters are like; not inlined, since it would slow
+  /// down what comes before it.
+  @inline(never) private func planAnything(
+    _ request: BlockRequest, worker: Int, slot: Int,
+    into plan: UnsafeMutableBufferPointer<HostTransfer>
+  ) -> PlanResult {
+    let isWrite = request.operation == .write
     if isWrite, let changes, !changes.covers(request.offset, request.length) {
       leave(worker: worker, slot: slot)
       return .needsService
@@ -33,10 +56,6 @@ extension Image {
     }
     leave(worker: worker, slot: slot)
     return .done
-  }
-
-  private var mayWriteInPlace: Bool {
-    health.allowsWrites && !options.readOnly && !options.compressesWrites
   }
 
   /// Whether the request is made of whole sectors inside the disk.

@@ -26,6 +26,11 @@ extension BenchCommand {
     if offset.bytes % 512 != 0 || offset.bytes > UInt64(Int64.max) {
       throw ValidationError("-o is \(offset.bytes), expected a multiple of 512")
     }
+    if locks && BenchLocks.now() == nil {
+      throw ValidationError(
+        "--locks: this build counts no locks: it needs -Xswiftc -DLOCK_STATISTICS")
+    }
+    if locks && !json { throw ValidationError("--locks needs --json") }
     if isWrite && mix != nil { throw ValidationError("-w and --mix exclude each other") }
     if flushInterval > 0 {
       if !writes { throw ValidationError("--flush-interval is only available in write tests") }

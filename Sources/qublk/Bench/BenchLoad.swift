@@ -25,6 +25,7 @@ struct BenchLoad {
   private var block = (reads: 0, all: 0)
 
   /// - Parameters:
+  ///   - options: The load of all queues.
   ///   - size: The bytes of the disk; one request fits in it at least, from `options.offset` on.
   ///   - queue: The number of the queue, below `options.queues`.
   init(_ options: BenchOptions, size: UInt64, queue: Int) {
@@ -98,7 +99,9 @@ struct BenchLoad {
 struct BenchRandom {
   private var state: UInt64
 
-  /// - Parameter stream: Other streams of the same seed have other numbers.
+  /// - Parameters:
+  ///   - seed: Any number.
+  ///   - stream: Other streams of the same seed have other numbers.
   init(_ seed: UInt64, stream: UInt64) {
     state = seed
     state = next() &+ stream &* 0xd1b5_4a32_d192_ed03

@@ -10,6 +10,8 @@ struct BenchReport {
   let cache: String
   let options: BenchOptions
   let result: BenchResult
+  /// What locks were taken; nil if nobody wants to know.
+  let locks: BenchLocks?
   /// The engine's own, before the image was closed; nil where there is no engine.
   let statistics: ImageStatistics?
 
@@ -35,15 +37,16 @@ struct BenchReport {
     ]
     let known = Set(front.map(\.name))
     return .object(
-      front + total.members.filter { !known.contains($0.name) } + [
-        .init("engine", statistics?.json ?? .null),
-        .init(
-          "queues",
-          .array(
-            result.queues.enumerated().map { number, queue in
-              .object([.init("queue", .count(number))] + queue.members)
-            })),
-      ])
+      front + total.members.filter { !known.contains($0.name) }
+        + (locks.map { [.init("locks", $0.json)] } ?? []) + [
+          .init("engine", statistics?.json ?? .null),
+          .init(
+            "queues",
+            .array(
+              result.queues.enumerated().map { number, queue in
+                .object([.init("queue", .count(number))] + queue.members)
+              })),
+        ])
   }
 
   private var optionsJSON: JSONValue {

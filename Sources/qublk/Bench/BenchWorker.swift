@@ -53,9 +53,12 @@ final class BenchWorker: CompletionHandler, @unchecked Sendable {  // why: confi
   }
 
   /// - Parameters:
+  ///   - disk: What the load goes to.
+  ///   - options: The load of all queues.
   ///   - loop: From ``makeLoop(_:_:)``, on this thread.
   ///   - worker: The number of the queue.
   ///   - counters: Where everything is counted; of this worker alone.
+  /// - Throws: The errno with which the ring does not take the files.
   init(
     _ disk: any OpenDisk, _ options: BenchOptions, _ loop: WorkerLoop, worker: Int,
     _ counters: QueueCounters

@@ -61,7 +61,10 @@ extension DeviceReport {
 extension DeviceReport {
   /// What `qublk stats --json` prints.
   ///
-  /// - Parameter seconds: The length of the interval that is reported; nil for the device's whole life.
+  /// - Parameters:
+  ///   - name: The device.
+  ///   - seconds: The length of the interval that is reported; nil for the device's whole life.
+  /// - Returns: An object.
   func json(_ name: DeviceName, seconds: Double?) -> JSONValue {
     .object(
       [

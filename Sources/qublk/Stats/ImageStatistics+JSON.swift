@@ -9,6 +9,8 @@ extension ImageStatistics {
       .init("refcount_cache", refcounts.json),
       .init("flush_rounds", .count(flushRounds)),
       .init("dirty_ms", .count(dirtyMilliseconds)),
+      .init("clusters_reserved", .count(reservedClusters)),
+      .init("clusters_returned", .count(returnedClusters)),
       .init("pending_frees", .count(pendingFrees)),
       .init("durable_frees", .count(durableFrees)),
       .init("bitmaps", .count(bitmaps)),
@@ -24,6 +26,7 @@ extension ImageStatistics.Cache {
       .init("resident", .count(resident)),
       .init("dirty", .count(dirty)),
       .init("misses", .count(loads)),
+      .init("read_ahead", .count(loadsAhead)),
       .init("evictions", .count(evictions)),
     ])
   }

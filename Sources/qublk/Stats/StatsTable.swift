@@ -66,8 +66,8 @@ struct StatsTable {
     else { return "" }
     func number(_ name: String) -> Int64 { report.engine[name]?.integer ?? 0 }
     return "\nL2 cache: \(cache(l2)); refcount cache: \(cache(refcounts))\n"
-      + "flush rounds: \(number("flush_rounds")), dirty for \(number("dirty_ms")) ms; clusters to free: "
-      + "\(number("pending_frees") + number("durable_frees")); bitmaps: \(number("bitmaps"))\n"
+      + "flush rounds: \(number("flush_rounds")), dirty for \(number("dirty_ms")) ms; clusters: "
+      + "\(number("clusters_reserved")) reserved, \(number("clusters_returned")) returned, \(number("pending_frees") + number("durable_frees")) to free; bitmaps: \(number("bitmaps"))\n"
   }
 
   private func cache(_ cache: JSONValue) -> String {
