@@ -128,7 +128,7 @@ package final class DiskImage: OpenDisk {
   /// The backing images have together what the image itself has: each has one cache for all workers.
   ///
   /// A long chain takes no more memory than a short one, down to 16 slices of 4 KiB each.
-  private static func cacheBytes(forEachOf images: Int, _ options: ImageOptions) -> Int? {
+  static func cacheBytes(forEachOf images: Int, _ options: ImageOptions) -> Int? {
     if images < 2 { return options.cacheBytes }
     return max((options.cacheBytes ?? ImageOptions.standardCacheBytes) / images, 64 << 10)
   }

@@ -11,7 +11,10 @@ import Testing
     var size: UInt64
     var step: UInt64
     var depth: Int
-    var testDescription: String { "clusters 2^\(clusterBits), \(step) bytes, depth \(depth)" }
+    var operation = BlockOperation.read
+    var testDescription: String {
+      "\(operation)s, clusters 2^\(clusterBits), \(step) bytes, depth \(depth)"
+    }
   }
 
   private static let streams = [
@@ -21,12 +24,14 @@ import Testing
     Stream(clusterBits: 12, size: 128 << 20, step: 4096, depth: 1),
     Stream(clusterBits: 12, size: 128 << 20, step: 4096, depth: 32),
     Stream(clusterBits: 9, size: 8 << 20, step: 4096, depth: 1),
+    Stream(clusterBits: 16, size: 8 << 30, step: 1 << 20, depth: 1, operation: .write),
+    Stream(clusterBits: 12, size: 128 << 20, step: 4096, depth: 32, operation: .write),
   ]
 
-  private func open(_ file: SyntheticImage) async throws -> Image {
+  private func open(_ file: SyntheticImage, readOnly: Bool = true) async throws -> Image {
     file.fillsData = false
     var options = ImageOptions()
-    options.readOnly = true
+    options.readOnly = readOnly
     return try await Image.open(file, options: options)
   }
 
@@ -36,7 +41,7 @@ import Testing
     let file = SyntheticImage(size: stream.size, clusterBits: stream.clusterBits, host: host)
     let served = Box(0)
     try host.run {
-      let image = try await self.open(file)
+      let image = try await self.open(file, readOnly: stream.operation == .read)
       let buffer = IOBuffer(count: Int(stream.step))
       let next = Box(UInt64(0))
       await withTaskGroup(of: Void.self) { group in
@@ -67,11 +72,15 @@ import Testing
     defer { plan.deallocate() }
     while next.value < stream.size {
       let request = BlockRequest(
-        .read, offset: GuestOffset(next.value), length: stream.step, data: buffer.data)
+        stream.operation, offset: GuestOffset(next.value), length: stream.step, data: buffer.data)
       next.value += stream.step
       if case .transfers(let count) = image.plan(request, worker: 0, slot: slot, into: plan) {
         #expect(count == 1, "contiguous clusters are one transfer")
-        try? await file.read(into: buffer.data, at: plan[0].hostOffset)
+        if stream.operation == .read {
+          try? await file.read(into: buffer.data, at: plan[0].hostOffset)
+        } else {
+          try? await file.write(from: buffer.data, at: plan[0].hostOffset)
+        }
         _ = image.finish(worker: 0, slot: slot, failed: false)
       } else {
         served.value += 1

@@ -1,6 +1,6 @@
 package import BlockCore
 
-/// An image far larger than memory, whose bytes are computed when they are read; never written.
+/// An image far larger than memory, whose bytes are computed when they are read; data is written nowhere.
 ///
 /// Every guest cluster is mapped, in tables one after another. Counts what is read of it.
 package final class SyntheticImage: HostFile, @unchecked Sendable {  // why: one thread, or `lock`
@@ -138,7 +138,8 @@ package final class SyntheticImage: HostFile, @unchecked Sendable {  // why: one
   }
 
   package func write(from buffer: DataBuffer, at offset: HostOffset) async throws(Errno) {
-    throw .notSupported
+    guard area(offset.bytes) == .data else { throw .notSupported }
+    if let host { await host.complete("write at \(offset.bytes)+\(buffer.count)") }
   }
   package func writeZeroes(at offset: HostOffset, length: UInt64) async throws(Errno) {
     throw .notSupported

@@ -10,18 +10,9 @@ extension Image {
     if options.copyOnRead && backing != nil {
       return try await readKeeping(request, worker: worker)
     }
-    let ahead = slicesAhead(of: request)
-    if ahead.isEmpty || !ReadBatch.mayRunTasks {
-      return try await readExtents(request, worker: worker)
+    try await withSlicesAhead(of: request) { () async throws(ImageError) in
+      try await self.readExtents(request, worker: worker)
     }
-    let failure = await withTaskGroup(of: Void.self) { group in
-      for slice in ahead { group.addTask { await self.loadAhead(slice) } }
-      do throws(ImageError) { try await self.readExtents(request, worker: worker) } catch {
-        return error as ImageError?
-      }
-      return nil
-    }
-    if let failure { throw failure }
   }
 
   private func readExtents(_ request: BlockRequest, worker: Int) async throws(ImageError) {

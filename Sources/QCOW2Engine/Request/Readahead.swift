@@ -50,7 +50,24 @@ extension Image {
   /// How many slices are loaded ahead of a stream.
   private var aheadWindow: UInt64 { min(max(Self.aheadBytes / slices.bytesPerSlice, 2), 16) }
 
-  /// The slices to load while a READ runs that the hit path could not answer: those that it needs
+  /// Runs `body`, which carries out a READ or WRITE that the hit path could not, and loads beside it the
+  /// slices that it and its stream will need.
+  ///
+  /// Returns when all of that has ended: nothing is loaded under no request's stamp.
+  func withSlicesAhead(
+    of request: BlockRequest, _ body: () async throws(ImageError) -> Void
+  ) async throws(ImageError) {
+    let ahead = slicesAhead(of: request)
+    if ahead.isEmpty || !ReadBatch.mayRunTasks { return try await body() }
+    let failure = await withTaskGroup(of: Void.self) { group in
+      for slice in ahead { group.addTask { await self.loadAhead(slice) } }
+      do throws(ImageError) { try await body() } catch { return error as ImageError? }
+      return nil
+    }
+    if let failure { throw failure }
+  }
+
+  /// The slices to load while a request runs that the hit path could not answer: those that it needs
   /// itself beyond its first one, and what its stream will need next.
   ///
   /// Takes no more than a window of slices, and none that the cache has or that is being loaded. A

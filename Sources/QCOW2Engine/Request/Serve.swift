@@ -47,7 +47,10 @@ extension Image {
     }
     switch request.operation {
     case .read: try await read(request, worker: worker)
-    case .write: try await write(request, worker: worker)
+    case .write:
+      try await withSlicesAhead(of: request) { () async throws(ImageError) in
+        try await self.write(request, worker: worker)
+      }
     case .discard: try await discard(request, worker: worker)
     case .writeZeroes: try await zero(request, worker: worker)
     case .flush: break
