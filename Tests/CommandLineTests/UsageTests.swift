@@ -20,6 +20,10 @@ import Testing
   @Test(arguments: [
     (["add"], "qublk: Missing expected argument '<image>'"),
     (["add", "x", "--depth", "0"], "qublk: --depth is 0, expected 1 to 4096"),
+    (
+      ["add", "x", "--zero-copy-slots", "0"],
+      "qublk: --zero-copy-slots is 0, expected 1 to 4096"
+    ),
     (["add", "x", "--queues", "65"], "qublk: --queues is 65, expected 1 to 64"),
     (["add", "x", "-n", "1048576"], "qublk: --id is 1048576, expected 0 to 1048575"),
     (["add", "x", "--dirty-age", "0"], "qublk: --dirty-age is 0, expected 1 to 3600000"),
