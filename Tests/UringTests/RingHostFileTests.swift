@@ -1,9 +1,9 @@
 import BlockCore
 import CPlatform
 import Glibc
-import HostFiles
 import Testing
 
+@testable import HostFiles
 @testable import Uring
 
 /// Every test runs twice: blocking on a plain thread, and on a worker's ring.
@@ -197,5 +197,40 @@ import Testing
     if file.isDirect { #expect(file.traits.offsetAlignment <= 512) }
     let picky = try RingHostFile.open(temporary.path, readOnly: false, granularity: 1)
     #expect(!picky.isDirect && picky.traits.offsetAlignment == 1)
+  }
+
+  @Test(arguments: cases)
+  func `a reservation changes nothing that the file holds`(
+    _ place: Place, _ mode: HostFileMode
+  ) async throws {
+    let temporary = try TemporaryFile()
+    let file = try RingHostFile.open(temporary.path, readOnly: false, mode: mode)
+    try await run(place) {
+      let ones = IOBuffer(count: 1 << 20)
+      memset(ones.base, 1, ones.count)
+      try await file.write(from: ones.data, at: HostOffset(0))
+      // Across the end of the file, then wholly inside of it, then wholly behind it.
+      for (start, end) in [(1 << 19, 3 << 19), (1 << 18, 1 << 19), (2 << 20, 3 << 20)] {
+        try await file.reserve(at: HostOffset(UInt64(start)), length: UInt64(end - start))
+        #expect(try await file.length() == max(end, 3 << 19))
+        let copy = IOBuffer(count: max(end, 3 << 19))
+        try await file.read(into: copy.data, at: HostOffset(0))
+        let bytes = UnsafeRawBufferPointer(start: copy.base, count: copy.count)
+        #expect(bytes[..<(1 << 20)].allSatisfy { $0 == 1 })
+        #expect(bytes[(1 << 20)...].allSatisfy { $0 == 0 })
+      }
+    }
+  }
+
+  @Test func `a reservation on a block device does nothing`() async throws {
+    let temporary = try TemporaryFile()
+    let file = RingHostFile(
+      descriptor: dup(temporary.descriptor),
+      traits: HostFileTraits(isBlockDevice: true, offsetAlignment: 512), isDirect: true,
+      memoryAlignment: 512)
+    try await file.reserve(at: HostOffset(0), length: 1 << 20)
+    try await file.reserve(at: HostOffset(1 << 20), length: 1 << 20)
+    #expect(try await file.length() == 0)
+    #expect(Self.blocks(file.descriptor) == 0)
   }
 }
