@@ -233,4 +233,28 @@ import Testing
     #expect(try await file.length() == 0)
     #expect(Self.blocks(file.descriptor) == 0)
   }
+
+  @Test func `a closed file has no descriptor left, whatever was in the page cache`() throws {
+    let temporary = try TemporaryFile()
+    for _ in 0..<3 {
+      // Dirty pages, so that emptying the cache takes a while.
+      var bytes = [UInt8](repeating: 7, count: 1 << 20)
+      for part in 0..<32 { pwrite(temporary.descriptor, &bytes, bytes.count, off_t(part << 20)) }
+      let file = try RingHostFile.open(temporary.path, readOnly: false)
+      file.dropPageCache()
+      file.dropPageCache()
+      file.closeDescriptor()
+      #expect(Self.descriptors(of: temporary.path) == 1)
+    }
+  }
+
+  /// The descriptors that this process has of a file.
+  private static func descriptors(of path: String) -> Int {
+    (0..<1024).count { number in
+      var target = [CChar](repeating: 0, count: 4096)
+      let count = readlink("/proc/self/fd/\(number)", &target, target.count)
+      return count > 0
+        && String(decoding: target[..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self) == path
+    }
+  }
 }
