@@ -169,7 +169,8 @@ import Uring
         UserData(.batchFetch), result: 7, flags: CompletionFlags(raw: 1 | 1 << 1))
       #expect(worker.tags[0].phase == .idle)
       #expect(worker.tags[1].phase != .fetching || worker.batch.current >= 0)
-      #expect(worker.setup.counters.refusals.current == 1)  // of nothing but zeros: a read of 0 bytes
+      // A descriptor of nothing but zeros is a read of 0 bytes.
+      #expect(worker.setup.counters.refusals.current == 1)
       #expect(worker.tags[2].phase == .fetching)
       #expect(losses.seen.isEmpty)
     }
@@ -226,7 +227,7 @@ private struct Fixture {
   private static func setup(_ driver: Int32, _ batches: Bool, _ losses: Losses) -> QueueSetup {
     QueueSetup(
       queue: 0, depth: 8, maxIOBytes: 65536, usesZeroCopy: false, usesBatches: batches,
-      slowPathData: .memory, registeredBuffers: 8, characterDevice: driver,
+      pollLimit: 0, slowPathData: .memory, registeredBuffers: 8, characterDevice: driver,
       fileDescriptors: [driver], retryNoSpace: nil, zeroDescriptor: -1, affinity: nil,
       target: NoTarget(), counters: QueueCounters(), onLoss: { losses.add($0) },
       maintenance: nil)
