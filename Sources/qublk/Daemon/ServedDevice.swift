@@ -18,6 +18,8 @@ final class ServedDevice {
   private let name: DeviceName
   /// The path of what is served.
   private let path: String
+  /// When counting began.
+  private let start = NanosecondClock.now()
 
   /// Creates the device and leaves its state; on failure neither is left, and the image is closed.
   init(
@@ -107,7 +109,8 @@ extension ServedDevice {
   /// What the device has done until now; reads counters only.
   private var statistics: DeviceReport {
     DeviceReport(
-      time: NanosecondClock.now(), image: path, queues: device.statistics.map(QueueReport.init),
+      time: NanosecondClock.now(), start: start, image: path,
+      queues: device.statistics.map(QueueReport.init),
       engine: (disk as? DiskImage)?.engine.statistics.json ?? .null)
   }
 }
