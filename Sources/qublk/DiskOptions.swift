@@ -24,7 +24,8 @@ struct DiskOptions: ParsableArguments {
 
   @Option(
     help: """
-      Memory for the mapping of the image, taken as it is used; all backing files together get as much       again; with suffix k, M or G. (default: what the disk needs, at most 32M)
+      Memory for the mapping of the image, taken as it is used; all backing files together get as much \
+      again; with suffix k, M or G. (default: what the disk needs, at most 32M)
       """)
   var cacheSize: ByteSize?
 
