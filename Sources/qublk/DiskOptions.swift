@@ -40,8 +40,8 @@ struct DiskOptions: ParsableArguments {
     }
   }
 
-  /// Puts what was given into `options`; nothing then depends on the current directory any more, and
-  /// every secret is read.
+  /// Puts what was given into `options`; nothing then depends on the current directory any more,
+  /// and every secret is read.
   func apply(to options: inout DiskImageOptions) throws {
     options.backingFormats = backingFormat
     options.engine.cacheBytes = cacheSize.map { Int(clamping: $0.bytes) }

@@ -40,7 +40,8 @@ import Testing
         $0.stepSize = 300 << 10
         $0.offset = 4096
       })
-    // Positions go on modulo the size; one from which a request would cross the end starts anew at 0.
+    // Positions go on modulo the size; one from which a request would cross the end starts anew at
+    // 0.
     let step: UInt64 = 300 << 10
     let disk: UInt64 = 1 << 20
     let places: [UInt64] = [0, step, 2 * step, 3 * step, 4 * step - disk, 5 * step - disk]

@@ -76,8 +76,8 @@ private func transform(_ cipher: LUKSCipher) {
   }
 }
 
-/// The first byte chooses the library and the cluster size; the rest is read as a compressed cluster,
-/// and is compressed as the start of a plain one.
+/// The first byte chooses the library and the cluster size; the rest is read as a compressed
+/// cluster, and is compressed as the start of a plain one.
 func fuzzPayload(_ input: [UInt8]) {
   guard let control = input.first, input.count > 1 else { return }
   let kind: CompressionKind = control & 1 == 0 ? .zlib : .zstd

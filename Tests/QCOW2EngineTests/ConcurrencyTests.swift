@@ -160,9 +160,9 @@ import Testing
 
 /// One client with sectors of its own.
 ///
-/// They are every 16th of the first half of the disk, so that clusters are shared; and whole clusters
-/// in the second half, where it also discards. On a disk that grows, halves are of each run of 32
-/// clusters.
+/// They are every 16th of the first half of the disk, so that clusters are shared; and whole
+/// clusters in the second half, where it also discards. On a disk that grows, halves are of each
+/// run of 32 clusters.
 final class ThreadClient: @unchecked Sendable {  // why: used by one task, then by the test
   private let image: Image
   private let driver: MiniWorker

@@ -2,7 +2,8 @@ import BlockCore
 import CPlatform
 import Glibc
 
-/// What `qublk del` and `qublk stats` ask of a daemon, over /run/qublk/ID/control: one line a connection.
+/// What `qublk del` and `qublk stats` ask of a daemon, over /run/qublk/ID/control: one line a
+/// connection.
 enum ControlRequest: String {
   case stop
   case stopForced = "stop --force"

@@ -75,8 +75,8 @@ final class ServedDevice {
     }
   }
 
-  /// Requests gain nothing from waiting in a scheduler, and it costs more than all the rest of the way:
-  /// docs/decisions/0011.
+  /// Requests gain nothing from waiting in a scheduler, and it costs more than all the rest of the
+  /// way: docs/decisions/0011.
   private func setScheduler(_ request: AttachRequest) {
     guard let scheduler = request.scheduler else { return }
     let file = "/sys/block/\(name.path.dropFirst("/dev/".count))/queue/scheduler"

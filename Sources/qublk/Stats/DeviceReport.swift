@@ -20,8 +20,8 @@ struct DeviceReport: Equatable {
 
   var total: QueueReport { QueueReport(total: queues) }
 
-  /// What has happened since an earlier report; nil if that was of another daemon, which may have had
-  /// the same number.
+  /// What has happened since an earlier report; nil if that was of another daemon, which may have
+  /// had the same number.
   func since(_ earlier: DeviceReport) -> DeviceReport? {
     guard start == earlier.start, queues.count == earlier.queues.count, time > earlier.time
     else { return nil }
