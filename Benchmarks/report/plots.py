@@ -11,6 +11,7 @@ COLOURS = {
     "raw": "#bbbbbb", "loop": "#888888", "qublk null": "#9ecae1", "qublk raw": "#4292c6", "qublk qcow2": "#08519c",
     "qublk qcow2, copying": "#6baed6", "qemu-nbd": "#e6550d", "qublk bench": "#08519c", "qublk bench, 2 queues": "#4292c6",
     "qemu-img bench": "#e6550d", "qemu-img bench, io_uring": "#fdae6b", "qemu-img convert": "#a63603",
+    "fio": "#bbbbbb",
 }
 
 

@@ -21,9 +21,13 @@ NOTES = {
                     "100003 blocks modulo the image, the same for both, for qemu-img bench has no other way to jump. qemu-img bench runs "
                     "with its default engine and with `-i io_uring`; the targets count against the better of both. It takes no "
                     "passphrase: beside LUKS reads stands `qemu-img convert` of the whole image to nothing (16 requests of 2 MiB). "
-                    "Decompression uses a pool of threads in qemu-img.",
-    "native-disk": "The same on disk; the disk drifts, the runs are interleaved.",
-    "scaling": "Page cache on tmpfs; each queue has a thread. With only two cores the kernel's own work competes.",
+                    "Decompression uses a pool of threads in qemu-img. Beside direct reads stands fio on the file itself: what the "
+                    "storage gives to anybody.",
+    "native-disk": "The same on disk; the disk drifts, the runs are interleaved. Direct reads are bounded by the disk: see fio's.",
+    "scaling": "Each queue has a thread. \"Page cache\" is a file on the disk's file system that is in memory as a whole: its reads "
+               "end within the system call. On tmpfs the kernel never does that (its files cannot be asked not to wait), so a read goes "
+               "to a thread of the kernel: one queue keeps both of this machine's cores busy, and a second one has none to gain. "
+               "Decision 0012.",
     "open": "From exec to exit of a bench of one read in the middle of the image, after its page cache was dropped.",
     "counts": "Differences of two runs of 10000 and 110000 requests of 4 KiB at depth 64, for each request: callgrind and strace on "
               "`qublk bench`, and its own counters. `scripts/counts` holds these in CI.",
@@ -81,7 +85,7 @@ def section_text(section):
         parts.append(ratio_table(section, "qublk qcow2", ["qublk raw", "qublk null", "loop", "qemu-nbd"]))
         parts.append(ratio_table(section, "qublk raw", ["qublk null", "loop"]))
     if section.name.startswith("native-"):
-        parts.append(ratio_table(section, "qublk bench", ["qemu-img bench", "qemu-img bench, io_uring", "qemu-img convert"]))
+        parts.append(ratio_table(section, "qublk bench", ["qemu-img bench", "qemu-img bench, io_uring", "qemu-img convert", "fio"]))
         parts.append(ratio_table(section, "qublk bench, 2 queues",
                                  ["qublk bench", "qemu-img bench", "qemu-img bench, io_uring", "qemu-img convert"]))
     if section.name == "scaling":

@@ -2,10 +2,14 @@
 
 
 class Target:
-    """One row. `find` returns the measured value from the results, or None if it was not measured."""
+    """One row. `find` returns the measured value from the results, or None if it was not measured.
 
-    def __init__(self, group, what, limit, find, sign="≥", unit="×"):
+    `beside` is a name and a second value to state with it: what bounds the first one.
+    """
+
+    def __init__(self, group, what, limit, find, sign="≥", unit="×", beside=None):
         self.group, self.what, self.limit, self.find, self.sign, self.unit = group, what, limit, find, sign, unit
+        self.beside = beside
 
     def verdict(self, results):
         value = self.find(results)
@@ -19,7 +23,11 @@ class Target:
 
     def measured(self, results):
         value = self.find(results)
-        return "–" if value is None else f"{value:.{3 if value < 0.1 else 2}f} {self.unit}".rstrip()
+        if value is None:
+            return "–"
+        name, other = (self.beside[0], self.beside[1](results)) if self.beside else ("", None)
+        beside = "" if other is None else f" ({name}: {other:.2f})"
+        return f"{value:.{3 if value < 0.1 else 2}f} {self.unit}".rstrip() + beside
 
 
 def ratio(section, *words):
@@ -87,14 +95,15 @@ def native_targets():
         yield Target(group, "4k random reads: qublk bench / qemu-img bench", 1.3,
                      best_of_theirs(section, "qublk bench", "4k random reads"))
         yield Target(group, "4k random reads, O_DIRECT: qublk bench / qemu-img bench", 1.3,
-                     best_of_theirs(section, "qublk bench", "4k random reads, O_DIRECT"))
+                     best_of_theirs(section, "qublk bench", "4k random reads, O_DIRECT"),
+                     beside=("of what fio gets from the file", ratio(section, "qublk bench", "fio", "4k random reads, O_DIRECT")))
         yield Target(group, "4k writes into new clusters: qublk bench / qemu-img bench", 2,
                      best_of_theirs(section, "qublk bench", "4k writes into new clusters"))
         for work in ("64k reads, zlib", "64k reads, zstd", "2M reads, LUKS"):
             yield Target(group, f"{work}: qublk bench, 2 queues / qemu-img", 2,
                          best_of_theirs(section, "qublk bench, 2 queues", work))
-    yield Target("Native, tmpfs", "4k random reads, warm: two queues / one", 1.8,
-                 ratio("scaling", "2 queues", "1 queue", "4k random reads"))
+    yield Target("Native, page cache", "4k random reads, warm: two queues / one", 1.8,
+                 ratio("scaling", "2 queues", "1 queue", "4k random reads, page cache"))
     yield Target("Counts", "a stripe is held: no longer than all of a warm 4k read, at 1 ns an instruction", 1, read_time, "≤", "µs")
     for image in ("1 TiB", "64 TiB"):
         yield Target("Native, disk", f"cold open of {image}", 50, median("open", "qublk, milliseconds", image), "<", "ms")
