@@ -37,6 +37,8 @@ let package = Package(
 
     .systemLibrary(
       name: "CZlib", path: "CShims/CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
+    // Looks for libdeflate at run time; links nothing.
+    .target(name: "CLibdeflate", path: "CShims/CLibdeflate", cSettings: cSettings),
     .systemLibrary(
       name: "CZstd", path: "CShims/CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
     .systemLibrary(
@@ -46,7 +48,7 @@ let package = Package(
     .target(name: "BlockCore", dependencies: ["CPlatform"], swiftSettings: settings),
     .target(name: "QCOW2Format", dependencies: ["BlockCore"], swiftSettings: settings),
     .target(
-      name: "QCOW2Codec", dependencies: ["BlockCore", "CPlatform", "CZlib", "CZstd", "CCrypto"],
+      name: "QCOW2Codec", dependencies: ["BlockCore", "CPlatform", "CZlib", "CLibdeflate", "CZstd", "CCrypto"],
       swiftSettings: settings),
     .target(
       name: "QCOW2Engine", dependencies: ["BlockCore", "QCOW2Format", "QCOW2Codec"],

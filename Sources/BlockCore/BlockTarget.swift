@@ -78,7 +78,8 @@ public protocol BlockTarget: AnyObject, Sendable {
 
   /// Hit path: maps `request` without allocation, I/O or waiting.
   ///
-  /// On `.transfers` the request counts as in flight until ``finish(worker:slot:failed:)``; the
+  /// `plan` has room for one transfer at least; a request that needs more than there is room for needs
+  /// service. On `.transfers` the request counts as in flight until ``finish(worker:slot:failed:)``; the
   /// caller carries out all transfers (in any order, whole) in between.
   func plan(
     _ request: BlockRequest, worker: Int, slot: Int,

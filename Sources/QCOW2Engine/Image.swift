@@ -67,7 +67,6 @@ package final class Image: BlockTarget {
     backing = parts.sources.backing
     planFile =
       parts.guestData.isTransformed ? -1 : parts.sources.fileNumber.map { Int($0) } ?? -1
-    hits = HitMap(rules, options, planFile: planFile)
     contexts = WorkerContexts(
       workers: options.workers + 1,
       kind: CompressionKind(rawValue: header.compressionType) ?? .zlib,
@@ -100,6 +99,10 @@ package final class Image: BlockTarget {
       lazy: parts.hasLazyRefcounts ? LazyRefcounts(editor: parts.headerEditor) : nil)
     changes = parts.bitmaps.isEmpty ? nil : ChangeTracker(parts.bitmaps, parts, flusher)
     bitmaps = parts.bitmapReport
+    hits = HitMap(
+      rules, planFile: planFile,
+      allowsWrites: !options.readOnly && !options.compressesWrites && parts.bitmaps.isEmpty,
+      tables: tables, metadata: metadata)
     let flusher = self.flusher
     allocator.makeRoom = { () async throws(ImageError) in try await flusher.flush() }
   }

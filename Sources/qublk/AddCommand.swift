@@ -52,6 +52,13 @@ struct AddCommand: ParsableCommand {
   @Option(help: "Let the kernel move the data: auto, on or off.")
   var zeroCopy = Switch.auto
 
+  @Option(
+    help: """
+      Requests per queue that zero copy has room for in the kernel's table of buffers, by their tags: \
+      the data of the others is copied. (default: the depth)
+      """)
+  var zeroCopySlots: Int?
+
   @Option(help: "Move many requests with one command, where the kernel can: on or off.")
   var batch = OnOff.off
 
@@ -115,6 +122,7 @@ struct AddCommand: ParsableCommand {
     }
     if let queues { try check("--queues", queues, in: 1...Self.queueLimit) }
     try check("--depth", depth, in: 1...Self.depthLimit)
+    if let zeroCopySlots { try check("--zero-copy-slots", zeroCopySlots, in: 1...Self.depthLimit) }
     try check("--dirty-age", dirtyAge, in: 1...3_600_000)
     if scheduler.isEmpty || scheduler.contains(where: { $0 == "/" || $0 == "\n" }) {
       throw ValidationError("--scheduler is \"\(scheduler)\", expected the name of a scheduler")

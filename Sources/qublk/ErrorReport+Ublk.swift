@@ -21,6 +21,7 @@ extension UblkError {
     case .lacks(let features): "ublk driver lacks \(features.names)"
     case .noCharacterDevice(let id, let errno): "/dev/ublkc\(id): cannot open: \(errno)"
     case .worker(let queue, let stage, let errno): "queue \(queue): \(stage.text): \(errno)"
+    case .lost(let queue, let errno): "queue \(queue): the driver refuses its commands: \(errno)"
     }
   }
 

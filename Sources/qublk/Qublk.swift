@@ -1,11 +1,13 @@
 import ArgumentParser
+import QCOW2Codec
 
 @main
 struct Qublk: ParsableCommand {
   static let version = "0.1.0"
 
   static let configuration = CommandConfiguration(
-    commandName: "qublk", abstract: "qcow2 images as Linux block devices.", version: version,
+    commandName: "qublk", abstract: "qcow2 images as Linux block devices.",
+    version: "\(version)\nzlib clusters are read by \(InflateLibrary.best)",
     subcommands: [
       AddCommand.self, DeleteCommand.self, ListCommand.self, StatsCommand.self,
       CreateCommand.self,

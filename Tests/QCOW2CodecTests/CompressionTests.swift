@@ -2,7 +2,7 @@ import QCOW2Codec
 import Testing
 
 @Suite struct CompressionTests {
-  static let kinds: [CompressionKind] = [.zlib, .zstd]
+  static let kinds: [CodecUnderTest] = CodecUnderTest.all
 
   /// Half noise, half repetition.
   static func mixed(_ count: Int, seed: UInt64) -> [UInt8] {
@@ -11,8 +11,8 @@ import Testing
   }
 
   @Test(arguments: kinds, [9, 12, 16, 21])
-  func aClusterComesBackAsItWas(kind: CompressionKind, bits: Int) throws {
-    let codec = ClusterCodec(kind, clusterSize: 1 << bits)
+  func aClusterComesBackAsItWas(kind: CodecUnderTest, bits: Int) throws {
+    let codec = kind.codec(1 << bits)
     for seed in 1...3 as ClosedRange<UInt64> {
       let cluster = Self.mixed(1 << bits, seed: seed)
       let packed = try #require(codec.compressed(cluster))
@@ -22,16 +22,16 @@ import Testing
   }
 
   @Test(arguments: kinds)
-  func noiseIsNotCompressed(kind: CompressionKind) {
+  func noiseIsNotCompressed(kind: CodecUnderTest) {
     var random = Random(seed: 5)
-    let codec = ClusterCodec(kind, clusterSize: 65536)
+    let codec = kind.codec(65536)
     #expect(codec.compressed(random.bytes(65536)) == nil)
   }
 
   @Test(arguments: kinds)
-  func aResultThatDoesNotFitTheTargetIsNone(kind: CompressionKind) throws {
+  func aResultThatDoesNotFitTheTargetIsNone(kind: CodecUnderTest) throws {
     let cluster = Self.mixed(65536, seed: 9)
-    let codec = ClusterCodec(kind, clusterSize: 65536)
+    let codec = kind.codec(65536)
     let size = try #require(codec.compressed(cluster)).count
     for (room, fits) in [(size + 512, true), (size - 1, false), (1, false), (0, false)] {
       var target = [UInt8](repeating: 0, count: room)
@@ -43,9 +43,9 @@ import Testing
   }
 
   @Test(arguments: kinds)
-  func whatFollowsTheStreamIsIgnored(kind: CompressionKind) throws {
+  func whatFollowsTheStreamIsIgnored(kind: CodecUnderTest) throws {
     let cluster = Self.mixed(65536, seed: 2)
-    let codec = ClusterCodec(kind, clusterSize: 65536)
+    let codec = kind.codec(65536)
     let packed = try #require(codec.compressed(cluster))
     var random = Random(seed: 3)
     for tail in [[UInt8](repeating: 0, count: 511), random.bytes(300), packed] {
@@ -54,9 +54,9 @@ import Testing
   }
 
   @Test(arguments: kinds)
-  func aStreamThatStopsEarlyIsRefusedAtEveryLength(kind: CompressionKind) throws {
+  func aStreamThatStopsEarlyIsRefusedAtEveryLength(kind: CodecUnderTest) throws {
     let cluster = Self.mixed(4096, seed: 4)
-    let codec = ClusterCodec(kind, clusterSize: 4096)
+    let codec = kind.codec(4096)
     let packed = try #require(codec.compressed(cluster))
     // The last bytes of a deflate stream may hold no data any more.
     for length in 0..<(packed.count - 8) {
@@ -66,19 +66,20 @@ import Testing
   }
 
   @Test(arguments: kinds)
-  func aStreamOfTooLittleIsRefused(kind: CompressionKind) throws {
-    let small = ClusterCodec(kind, clusterSize: 4096)
-    let large = ClusterCodec(kind, clusterSize: 8192)
+  func aStreamOfTooLittleIsRefused(kind: CodecUnderTest) throws {
+    let small = kind.codec(4096)
+    let large = kind.codec(8192)
     let packed = try #require(small.compressed(Self.mixed(4096, seed: 6)))
-    #expect(throws: CodecError.shortOutput(kind, produced: 4096, expected: 8192)) {
+    #expect(throws: CodecError.shortOutput(kind.kind, produced: 4096, expected: 8192)) {
       try large.decompressed(packed)
     }
   }
 
-  @Test func aDeflateStreamOfTooMuchFillsTheCluster() throws {
+  @Test(arguments: CodecUnderTest.deflate)
+  func aDeflateStreamOfTooMuchFillsTheCluster(kind: CodecUnderTest) throws {
     let cluster = Self.mixed(8192, seed: 7)
-    let packed = try #require(ClusterCodec(.zlib, clusterSize: 8192).compressed(cluster))
-    let small = ClusterCodec(.zlib, clusterSize: 4096)
+    let packed = try #require(kind.codec(8192).compressed(cluster))
+    let small = kind.codec(4096)
     #expect(try small.decompressed(packed) == Array(cluster.prefix(4096)))
   }
 
@@ -102,7 +103,8 @@ import Testing
     #expect(try whole.decompressed(frames) == one + two)
   }
 
-  @Test func deflateStreamsMayLookBack32KiB() throws {
+  @Test(arguments: CodecUnderTest.deflate)
+  func deflateStreamsMayLookBack32KiB(kind: CodecUnderTest) throws {
     var random = Random(seed: 8)
     let data = random.bytes(65536 - 258)
     var writer = DeflateWriter()
@@ -111,26 +113,27 @@ import Testing
     writer.farthestMatch()
     let start = 65536 - 258 - 32768
     #expect(
-      try ClusterCodec(.zlib, clusterSize: 65536).decompressed(writer.bytes)
+      try kind.codec(65536).decompressed(writer.bytes)
         == data + data[start..<(start + 258)])
   }
 
-  @Test func aDeflateMatchBeforeTheClusterIsRefused() throws {
+  @Test(arguments: CodecUnderTest.deflate)
+  func aDeflateMatchBeforeTheClusterIsRefused(kind: CodecUnderTest) throws {
     var writer = DeflateWriter()
     writer.stored([UInt8](repeating: 1, count: 4096 - 258), isLast: false)
     writer.farthestMatch()
-    let codec = ClusterCodec(.zlib, clusterSize: 4096)
+    let codec = kind.codec(4096)
     #expect(throws: CodecError.corruptStream(.zlib, detail: "invalid distance too far back")) {
       try codec.decompressed(writer.bytes)
     }
   }
 
   @Test(arguments: kinds)
-  func mutatedAndRandomStreamsNeverDoHarm(kind: CompressionKind) throws {
+  func mutatedAndRandomStreamsNeverDoHarm(kind: CodecUnderTest) throws {
     let seed: UInt64 = .random(in: 1...999_999)
     print("mutatedAndRandomStreams: seed \(seed)")
     var random = Random(seed: seed)
-    let codec = ClusterCodec(kind, clusterSize: 16384)
+    let codec = kind.codec(16384)
     let cluster = Self.mixed(16384, seed: seed)
     let packed = try #require(codec.compressed(cluster))
     for _ in 0..<3000 {

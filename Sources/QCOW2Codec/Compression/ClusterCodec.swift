@@ -10,14 +10,18 @@ package final class ClusterCodec {
   package let kind: CompressionKind
   /// In bytes.
   package let clusterSize: Int
-  private let inflater = Inflater()
+  private let inflater: Inflater
   private let deflater = Deflater()
   private let zstdReader = ZstdReader()
   private let zstdWriter = ZstdWriter()
 
-  package init(_ kind: CompressionKind, clusterSize: Int) {
+  /// What `inflate` names is asked first; zlib decides whatever it does not call a whole cluster.
+  package init(
+    _ kind: CompressionKind, clusterSize: Int, inflate: InflateLibrary = .best
+  ) {
     self.kind = kind
     self.clusterSize = clusterSize
+    inflater = Inflater(inflate)
   }
 
   /// Fills `target` with what `source` decompresses to.

@@ -1,3 +1,4 @@
+import CLibdeflate
 import CZlib
 
 /// A zlib state at a fixed address, as zlib's own pointer back to it needs.
@@ -35,19 +36,48 @@ import CZlib
 }
 
 /// Reads raw deflate streams of any window size.
-final class Inflater {
+///
+/// What is a stream, and what is not, is zlib's to say: libdeflate is asked first, for it is twice as
+/// fast, and whatever it does not call a whole stream of exactly a cluster goes to zlib.
+@safe final class Inflater {
   private let stream = ZlibStream()
   private var isReady = false
+  private var libdeflate: UnsafeMutableRawPointer?
+  private var mayUseLibdeflate: Bool
   /// 32 KiB, the largest there is; negative: no zlib header and no checksum.
   private static let windowBits: Int32 = -15
 
+  init(_ library: InflateLibrary) { mayUseLibdeflate = library == .libdeflate }
+
   deinit {
+    if let libdeflate = unsafe libdeflate { unsafe qublk_libdeflate_free(libdeflate) }
     if isReady { unsafe inflateEnd(stream.pointer) }
     unsafe stream.pointer.deallocate()
   }
 
   /// See ``ClusterCodec/decompress(_:into:)``.
   func decompress(
+    _ source: UnsafeRawBufferPointer, into target: UnsafeMutableRawBufferPointer
+  ) throws(CodecError) {
+    if unsafe mayUseLibdeflate && fill(target, from: source) { return }
+    try unsafe decompressByZlib(source, into: target)
+  }
+
+  /// Whether libdeflate has filled the target; all else is left to zlib.
+  private func fill(
+    _ target: UnsafeMutableRawBufferPointer, from source: UnsafeRawBufferPointer
+  ) -> Bool {
+    if unsafe libdeflate == nil {
+      unsafe libdeflate = qublk_libdeflate_make()
+      mayUseLibdeflate = unsafe libdeflate != nil
+    }
+    guard let libdeflate = unsafe libdeflate, let from = source.baseAddress,
+      let to = target.baseAddress
+    else { return false }
+    return unsafe qublk_libdeflate_fill(libdeflate, from, source.count, to, target.count) != 0
+  }
+
+  private func decompressByZlib(
     _ source: UnsafeRawBufferPointer, into target: UnsafeMutableRawBufferPointer
   ) throws(CodecError) {
     try reset()

@@ -15,12 +15,15 @@ import Synchronization
 @safe
 final class ActiveL1: @unchecked Sendable {  // why: an atomic pointer; `lock` guards `kept`
   private let current: Atomic<UnsafeMutableRawPointer>
+  /// Where the entries of that table are, for ``load(_:)``.
+  private let entries: Atomic<UInt>
   private let lock = FutexLock(.leaf)
   private var kept: [DiskTable]
 
   init(_ table: DiskTable) {
     kept = [table]
     unsafe current = unsafe Atomic(Unmanaged.passUnretained(table).toOpaque())
+    entries = Atomic(table.address)
   }
 
   @inline(__always) private var reference: Unmanaged<DiskTable> {
@@ -31,7 +34,7 @@ final class ActiveL1: @unchecked Sendable {  // why: an atomic pointer; `lock` g
   var table: DiskTable { unsafe reference.takeUnretainedValue() }
 
   @inline(__always) func load(_ index: Int) -> UInt64 {
-    unsafe reference._withUnsafeGuaranteedRef { $0.load(index) }
+    unsafe DiskTable.load(index, at: entries.load(ordering: .acquiring))
   }
 
   /// Changes an entry and marks its sector dirty, in that order.
@@ -43,5 +46,6 @@ final class ActiveL1: @unchecked Sendable {  // why: an atomic pointer; `lock` g
   func replace(with table: DiskTable) {
     lock.withLock { kept.append(table) }
     unsafe current.store(Unmanaged.passUnretained(table).toOpaque(), ordering: .releasing)
+    entries.store(table.address, ordering: .releasing)
   }
 }

@@ -33,7 +33,7 @@ extension ClusterAllocator {
       guard start + count <= end else { throw .noSpace }
       // A new block, or a larger table, takes clusters from `at` on: they show in what is read
       // next.
-      guard try await ensureBlock(for: at) else { continue }
+      try await ensureBlock(for: at)
       let part = at..<min(refcounts.sliceRange(of: at).upperBound, start + count)
       if let used = try await lastUsed(part) {
         start = used + 1

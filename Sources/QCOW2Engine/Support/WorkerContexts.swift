@@ -15,10 +15,10 @@ final class WorkerContext {
   private let inputBytes: Int
   private static let inputLimit = 32
 
-  init(_ kind: CompressionKind, clusterSize: Int) {
+  init(_ kind: CompressionKind, clusterSize: Int, inflate: InflateLibrary) {
     // What most compressed clusters need at most; longer ones, which the format permits, are rare.
     inputBytes = clusterSize + 8192
-    codec = ClusterCodec(kind, clusterSize: clusterSize)
+    codec = ClusterCodec(kind, clusterSize: clusterSize, inflate: inflate)
     decompressed = DecompressedClusters(clusterSize: clusterSize)
   }
 
@@ -43,10 +43,13 @@ final class WorkerContexts: @unchecked Sendable {  // why: a context is one thre
   private let workers: Int
   private let kind: CompressionKind
   private let clusterSize: Int
+  private let inflate: InflateLibrary
 
   init(workers: Int, kind: CompressionKind, clusterSize: Int) {
     self.workers = workers
     self.kind = kind
+    // Looked for when the image is opened, not when its first compressed cluster is read.
+    inflate = kind == .zlib ? .best : .zlib
     self.clusterSize = clusterSize
     unsafe contexts = .allocate(capacity: workers)
     unsafe contexts.initialize(repeating: nil, count: workers)
@@ -61,7 +64,7 @@ final class WorkerContexts: @unchecked Sendable {  // why: a context is one thre
     // A backing layer is asked with its overlay's worker numbers and must have as many.
     precondition(worker < workers, "worker \(worker) of \(workers)")
     if let context = unsafe contexts[worker] { return context }
-    let context = WorkerContext(kind, clusterSize: clusterSize)
+    let context = WorkerContext(kind, clusterSize: clusterSize, inflate: inflate)
     unsafe contexts[worker] = context
     return context
   }

@@ -68,6 +68,7 @@ final class ServedDevice {
       setScheduler(request)
       if !ready.isForeground { try Log.redirect(orTo: directory.log) }
       try ready.give(request.printsJSON ? description(request).text : name.path)
+      for warning in device.warnings { Log.warning("\(name.path): \(warning.text)") }
     } catch {
       _ = stop()
       directory.remove()
@@ -126,7 +127,9 @@ extension ServedDevice {
     var isLeaving = false
     while true {
       switch loop.next(ended: device.endedDescriptor, milliseconds: isLeaving ? 200 : -1) {
-      case .ended: return try stopAfterSignal()
+      case .ended:
+        if let loss = device.loss { return try stopAfterLoss(loss) }
+        return try stopAfterSignal()
       case .signal(let number):
         guard let use = DeviceUse.findLasting(name) else { return try stopAfterSignal() }
         if isLeaving { return try stopAfterSignal(isForced: true) }
@@ -151,6 +154,15 @@ extension ServedDevice {
     let errors = stop(isForced: isForced)
     directory.remove(keepingLog: !errors.isEmpty)
     if !errors.isEmpty { throw .notStopped(errors) }
+  }
+
+  /// Requests of a lost queue wait in the driver, and so do those who sent them: nothing is gained by
+  /// waiting for its users.
+  private func stopAfterLoss(_ loss: UblkError) throws(CommandError) {
+    Log.error("\(name.path): \(loss.text): stopping the device")
+    let errors = stop(isForced: true)
+    directory.remove(keepingLog: true)
+    throw .notStopped(errors + [.lost(name, loss)])
   }
 
   private func stopAfterRequest(isForced: Bool) -> ControlReply {
