@@ -5,7 +5,7 @@ import QCOW2Engine
 /// All that a daemon tells of its device, at one moment.
 struct DeviceReport: Equatable {
   /// Changes with every change of the messages.
-  static let layout: Int64 = 2
+  static let layout: Int64 = 3
 
   /// When, in nanoseconds of CLOCK_MONOTONIC.
   var time: UInt64
