@@ -1,4 +1,5 @@
 import BlockCore
+import QCOW2Codec
 import TestSupport
 import Testing
 

@@ -4,6 +4,7 @@ import QCOW2Codec
 /// What one worker keeps for transforming data: a codec, and clusters it has decompressed lately.
 ///
 /// Touched by its own worker's thread only, in sections without a suspension.
+@safe
 final class WorkerContext {
   let codec: ClusterCodec
   let decompressed: DecompressedClusters
@@ -16,7 +17,7 @@ final class WorkerContext {
   private static let inputLimit = 32
   /// Bytes of the buffers that are out, and those who wait for some to come back.
   private var bytesOut = 0
-  @safe private var waiters: [UnsafeContinuation<Void, Never>] = unsafe []
+  private var waiters: [UnsafeContinuation<Void, Never>] = unsafe []
   /// 128 requests for clusters of 64 KiB never wait; some for clusters of 2 MiB do.
   private static let bytesOutLimit = 32 << 20
 
@@ -33,7 +34,9 @@ final class WorkerContext {
   func takeInput(_ count: Int) async -> IOBuffer {
     let size = max(count, inputBytes)
     while bytesOut > 0 && bytesOut + size > Self.bytesOutLimit {
-      unsafe await withUnsafeContinuation { unsafe waiters.append($0) }
+      unsafe await withUnsafeContinuation { continuation in
+        unsafe waiters.append(continuation)
+      }
     }
     bytesOut += size
     if size > inputBytes { return IOBuffer(unfilled: size) }
