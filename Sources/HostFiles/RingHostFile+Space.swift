@@ -92,30 +92,37 @@ extension RingHostFile {
     try await zeroByWriting(length - count, count)
   }
 
-  /// Allocates the range on the host file, if it is written to directly.
-  ///
-  /// Best as zeros that a command of the device writes without moving data: then the first write to
-  /// a block costs the file system no more than later ones.
+  /// Makes a regular file reach over the range, and allocates it there if the file is written to
+  /// directly.
   ///
   /// A direct write into a hole cannot be done without waiting, so the kernel hands it to a thread,
   /// and takes the file's lock for itself. Through the page cache a hole costs nothing of the kind,
   /// and in memory (tmpfs) storage is never prepared.
+  ///
+  /// - Throws: only what keeps the file from reaching so far. That there is no storage in advance is no
+  ///   failure, whatever the reason: what is written in the end may find room all the same.
   package func reserve(at offset: HostOffset, length: UInt64) async throws(Errno) {
-    if length == 0 { return }
-    if isDirect && !isInMemory {
-      do throws(Errno) {
-        if try await allocate(
-          .writtenZeroes, QUBLK_FALLOC_WRITE_ZEROES, offset.bytes, length)
-        {
-          return
-        }
-        if try await allocate(.reserve, 0, offset.bytes, length) { return }
-      } catch {
-        // Full, or nearly: what is written in the end may still find room.
-        guard error == .noSpace else { throw error }
-      }
-    }
+    if length == 0 || traits.isBlockDevice { return }
+    if isDirect, !isInMemory, await hasReserved(offset.bytes, length) { return }
     try await extend(to: offset.bytes + length)
+  }
+
+  /// Tries to give the range storage, the file growing as needed.
+  ///
+  /// Best as zeros that a command of the device writes without moving data: then the first write to
+  /// a block costs the file system no more than later ones. Only behind the end of the file, where
+  /// there is nothing that zeros could take the place of; a plain allocation changes no contents.
+  private func hasReserved(_ offset: UInt64, _ length: UInt64) async -> Bool {
+    do throws(Errno) {
+      if try await self.length() <= offset,
+        try await allocate(.writtenZeroes, QUBLK_FALLOC_WRITE_ZEROES, offset, length)
+      {
+        return true
+      }
+      return try await allocate(.reserve, 0, offset, length)
+    } catch {
+      return false
+    }
   }
 
   private func zeroByWriting(_ offset: UInt64, _ length: UInt64) async throws(Errno) {

@@ -22,6 +22,8 @@ package final class RingHostFile: HostFile {
   /// Ways to write zeros and to free space that the host refused once; bits of ``Refusal``.
   let refusals = Atomic<UInt8>(0)
   private let isOpen = Atomic<Bool>(true)
+  /// The thread that empties the page cache, until someone waits for it.
+  let cacheDrop = Mutex<WorkerThread?>(nil)
 
   /// Takes `descriptor` over.
   init(descriptor: Int32, traits: HostFileTraits, isDirect: Bool, memoryAlignment: Int) {
@@ -34,9 +36,11 @@ package final class RingHostFile: HostFile {
 
   deinit { closeDescriptor() }
 
-  /// Closes the descriptor; no transfer may be in flight or come later.
+  /// Closes the descriptor, the last that this object has; no transfer may be in flight or come later.
   package func closeDescriptor() {
-    if isOpen.exchange(false, ordering: .relaxed) { close(descriptor) }
+    guard isOpen.exchange(false, ordering: .relaxed) else { return }
+    endCacheDrop()
+    close(descriptor)
   }
 
   package func sync() async throws(Errno) {

@@ -4,7 +4,7 @@ import Glibc
 @safe package final class ThreadExecutor: TaskExecutor, @unchecked Sendable {  // why: `mutex`
   private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
   private let condition = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
-  private var jobs: [UnownedJob] = []
+  private var jobs: [(UnownedJob, executor: UnownedTaskExecutor)] = []
   private var isStopping = false
   private var thread = pthread_t()
 
@@ -30,9 +30,13 @@ import Glibc
   }
 
   package func enqueue(_ job: consuming ExecutorJob) {
-    let job = UnownedJob(job)
+    run(UnownedJob(job), for: asUnownedTaskExecutor())
+  }
+
+  /// Runs a job of another executor, to which this thread belongs.
+  package func run(_ job: UnownedJob, for executor: UnownedTaskExecutor) {
     pthread_mutex_lock(mutex)
-    jobs.append(job)
+    jobs.append((job, executor))
     pthread_cond_signal(condition)
     pthread_mutex_unlock(mutex)
   }
@@ -47,10 +51,10 @@ import Glibc
   }
 
   private func loop() {
-    while let job = next() { job.runSynchronously(on: asUnownedTaskExecutor()) }
+    while let (job, executor) = next() { job.runSynchronously(on: executor) }
   }
 
-  private func next() -> UnownedJob? {
+  private func next() -> (UnownedJob, executor: UnownedTaskExecutor)? {
     pthread_mutex_lock(mutex)
     defer { pthread_mutex_unlock(mutex) }
     while jobs.isEmpty {

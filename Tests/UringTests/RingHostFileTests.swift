@@ -1,9 +1,9 @@
 import BlockCore
 import CPlatform
 import Glibc
-import HostFiles
 import Testing
 
+@testable import HostFiles
 @testable import Uring
 
 /// Every test runs twice: blocking on a plain thread, and on a worker's ring.
@@ -197,5 +197,64 @@ import Testing
     if file.isDirect { #expect(file.traits.offsetAlignment <= 512) }
     let picky = try RingHostFile.open(temporary.path, readOnly: false, granularity: 1)
     #expect(!picky.isDirect && picky.traits.offsetAlignment == 1)
+  }
+
+  @Test(arguments: cases)
+  func `a reservation changes nothing that the file holds`(
+    _ place: Place, _ mode: HostFileMode
+  ) async throws {
+    let temporary = try TemporaryFile()
+    let file = try RingHostFile.open(temporary.path, readOnly: false, mode: mode)
+    try await run(place) {
+      let ones = IOBuffer(count: 1 << 20)
+      memset(ones.base, 1, ones.count)
+      try await file.write(from: ones.data, at: HostOffset(0))
+      // Across the end of the file, then wholly inside of it, then wholly behind it.
+      for (start, end) in [(1 << 19, 3 << 19), (1 << 18, 1 << 19), (2 << 20, 3 << 20)] {
+        try await file.reserve(at: HostOffset(UInt64(start)), length: UInt64(end - start))
+        #expect(try await file.length() == max(end, 3 << 19))
+        let copy = IOBuffer(count: max(end, 3 << 19))
+        try await file.read(into: copy.data, at: HostOffset(0))
+        let bytes = UnsafeRawBufferPointer(start: copy.base, count: copy.count)
+        #expect(bytes[..<(1 << 20)].allSatisfy { $0 == 1 })
+        #expect(bytes[(1 << 20)...].allSatisfy { $0 == 0 })
+      }
+    }
+  }
+
+  @Test func `a reservation on a block device does nothing`() async throws {
+    let temporary = try TemporaryFile()
+    let file = RingHostFile(
+      descriptor: dup(temporary.descriptor),
+      traits: HostFileTraits(isBlockDevice: true, offsetAlignment: 512), isDirect: true,
+      memoryAlignment: 512)
+    try await file.reserve(at: HostOffset(0), length: 1 << 20)
+    try await file.reserve(at: HostOffset(1 << 20), length: 1 << 20)
+    #expect(try await file.length() == 0)
+    #expect(Self.blocks(file.descriptor) == 0)
+  }
+
+  @Test func `a closed file has no descriptor left, whatever was in the page cache`() throws {
+    let temporary = try TemporaryFile()
+    for _ in 0..<3 {
+      // Dirty pages, so that emptying the cache takes a while.
+      var bytes = [UInt8](repeating: 7, count: 1 << 20)
+      for part in 0..<32 { pwrite(temporary.descriptor, &bytes, bytes.count, off_t(part << 20)) }
+      let file = try RingHostFile.open(temporary.path, readOnly: false)
+      file.dropPageCache()
+      file.dropPageCache()
+      file.closeDescriptor()
+      #expect(Self.descriptors(of: temporary.path) == 1)
+    }
+  }
+
+  /// The descriptors that this process has of a file.
+  private static func descriptors(of path: String) -> Int {
+    (0..<1024).count { number in
+      var target = [CChar](repeating: 0, count: 4096)
+      let count = readlink("/proc/self/fd/\(number)", &target, target.count)
+      return count > 0
+        && String(decoding: target[..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self) == path
+    }
   }
 }

@@ -7,17 +7,19 @@ extension ClusterAllocator {
   /// Makes sure that a refcount block covers `cluster`; call with `mutex` held.
   ///
   /// A new block describes itself: it takes the first cluster that it covers, all of which were
-  /// free. The table entry is written after the block, by the flush order.
-  ///
-  /// - Returns: false if the cursor was moved and the caller must look again.
-  func ensureBlock(for cluster: UInt64) async throws(ImageError) -> Bool {
-    let table = refcounts.table
+  /// free. The table entry is written after the block, by the flush order. A table that does not reach
+  /// there grows first, once: clusters from `cluster` on may be taken then, for the table itself.
+  func ensureBlock(for cluster: UInt64) async throws(ImageError) {
     let index = refcounts.tableIndex(of: cluster)
-    guard index < UInt64(table.count) else {
-      try await growTable(toCover: index)
-      return false
-    }
-    if try refcounts.sliceKey(of: cluster) != nil { return true }
+    if index >= UInt64(refcounts.table.count) { try await growTable(toCover: index) }
+    if try refcounts.sliceKey(of: cluster) == nil { try await addBlock(index) }
+  }
+
+  /// Makes the refcount block for an entry of the table that has none.
+  private func addBlock(_ index: UInt64) async throws(ImageError) {
+    let table = refcounts.table
+    // A table that did not grow as far as it was asked to is a bug; better no space than a wild store.
+    guard index < UInt64(table.count) else { throw .noSpace }
     let block = index << UInt64(geometry.refcountBlockBits)
     if let limit, block >= limit { throw .noSpace }
     if let overlap = metadata.firstOverlap(block..<(block + 1)) {
@@ -45,7 +47,6 @@ extension ClusterAllocator {
     }
     metadata.tables.insert(block)
     table.store(RefcountTableEntry(block: offset).raw, at: Int(index))
-    return true
   }
 
   /// Moves the refcount table to a larger place; call with `mutex` held.

@@ -89,7 +89,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   private func reserve(at: UInt64, upTo wanted: UInt64) async throws(ImageError) -> ClusterRun? {
     if let limit, at >= limit { throw .noSpace }
     if at >= FormatLimit.hostOffset >> UInt64(geometry.clusterBits) { throw .noSpace }
-    while try await !ensureBlock(for: at) {}
+    try await ensureBlock(for: at)
     let run = try await reserveInSlice(from: at, upTo: wanted)
     if let run { reserved.wrappingAdd(run.count, ordering: .relaxed) }
     return run

@@ -33,8 +33,9 @@ struct CacheSlot: BitwiseCopyable {
 /// numbers plus one. Nothing here allocates after `init`.
 @safe
 struct CacheStripe: ~Copyable {
-  /// The stripe's first slot in the cache-wide arena.
-  let firstSlot: Int
+  /// The bytes of the stripe's slots.
+  private let memory: UnsafeMutableRawPointer
+  private let sliceSize: Int
   let slotCount: Int
   let slots: UnsafeMutablePointer<CacheSlot>
   private let index: UnsafeMutablePointer<UInt32>
@@ -46,8 +47,13 @@ struct CacheStripe: ~Copyable {
   private(set) var usedCount = 0
   var waiters = WaitList()
 
-  init(firstSlot: Int, slotCount: Int) {
-    self.firstSlot = firstSlot
+  /// - Parameters:
+  ///   - memory: `slotCount` times `sliceSize` bytes, which outlive the stripe.
+  ///   - sliceSize: the bytes of a slice.
+  ///   - slotCount: the number of slots.
+  init(memory: UnsafeMutableRawPointer, sliceSize: Int, slotCount: Int) {
+    unsafe self.memory = memory
+    self.sliceSize = sliceSize
     self.slotCount = slotCount
     unsafe slots = Self.zeroed(slotCount)
     var size = 4
@@ -67,6 +73,11 @@ struct CacheStripe: ~Copyable {
       fatalError("no memory for a cache of \(count) slices")
     }
     return unsafe memory.bindMemory(to: T.self, capacity: count)
+  }
+
+  /// The slice in a slot, valid while the slot keeps its key.
+  @inline(__always) func bytes(_ slot: Int) -> UnsafeMutableRawPointer {
+    unsafe memory + slot &* sliceSize
   }
 
   /// The slot that holds `key`, loading or resident; -1 if there is none.

@@ -1,17 +1,20 @@
 import BlockCore
+import Synchronization
 
 /// Copies of dirty slices, on their way to the host file.
 ///
 /// Copying is what makes a cut: what the copy holds is what the round may rely on, whatever changes
 /// meanwhile. The staging memory is bounded; a round takes as many batches as it needs.
-final class WriteBackBatch: @unchecked Sendable {  // why: owned by the one running flush round
+final class WriteBackBatch: @unchecked Sendable {
+  // why: owned by the one running flush round, whose lanes only read it and share `nextRun`.
+
   /// The slices copied at once.
   static let capacity = 512
   private let cache: SliceCache
   private let staging: IOBuffer
   private var slices: [DirtySlice] = []
-  /// The first slice that no lane has taken for writing.
-  private var next = 0
+  /// The first of ``runs`` that no lane has taken for writing.
+  private let nextRun = Atomic<Int>(0)
 
   init(cache: SliceCache) {
     self.cache = cache
@@ -43,55 +46,59 @@ final class WriteBackBatch: @unchecked Sendable {  // why: owned by the one runn
   static let lanes = 8
 
   /// Writes the copies, neighbours in one transfer and several transfers at once, and marks each clean
-  /// that has not changed since.
+  /// that has not changed since; empty afterwards.
   ///
   /// - Throws: the first failure, after all transfers have ended; what was not written stays dirty.
   func write(to storage: ImageStorage) async throws(ImageError) {
-    next = 0
+    defer { slices.removeAll(keepingCapacity: true) }
+    let runs = runs
+    nextRun.store(0, ordering: .relaxed)
     // A lane is a task: not worth it for a few transfers, each of which suspends the caller anyway.
-    if runCount < 4 || !ReadBatch.mayRunTasks {
-      try await writeRuns(to: storage)
-    } else {
-      let lanes = min(Self.lanes, runCount / 2)
-      let failure = await withTaskGroup(of: ImageError?.self) { group in
-        for _ in 1..<lanes { group.addTask { await self.lane(storage) } }
-        var failure = await self.lane(storage)
-        for await other in group where failure == nil { failure = other }
-        return failure
-      }
-      if let failure { throw failure }
+    if runs.count < 4 || !ReadBatch.mayRunTasks {
+      return try await write(runs, to: storage)
     }
-    slices.removeAll(keepingCapacity: true)
+    let lanes = min(Self.lanes, runs.count / 2)
+    let failure = await withTaskGroup(of: ImageError?.self) { group in
+      for _ in 1..<lanes { group.addTask { await self.lane(runs, storage) } }
+      var failure = await self.lane(runs, storage)
+      for await other in group where failure == nil { failure = other }
+      return failure
+    }
+    if let failure { throw failure }
   }
 
-  private func lane(_ storage: ImageStorage) async -> ImageError? {
-    do throws(ImageError) { try await writeRuns(to: storage) } catch { return error }
+  private func lane(_ runs: [Range<Int>], _ storage: ImageStorage) async -> ImageError? {
+    do throws(ImageError) { try await write(runs, to: storage) } catch { return error }
     return nil
   }
 
   /// Writes one run after the other that nobody else has taken; ends at the first failure.
-  private func writeRuns(to storage: ImageStorage) async throws(ImageError) {
-    while next < slices.count {
-      let start = next
-      let end = endOfRun(from: start)
-      // All lanes run on one thread: between two suspensions nobody else takes a run.
-      next = end
+  ///
+  /// Any number of tasks may do this at once, on any threads.
+  private func write(_ runs: [Range<Int>], to storage: ImageStorage) async throws(ImageError) {
+    while true {
+      let number = nextRun.wrappingAdd(1, ordering: .relaxed).oldValue
+      guard number < runs.count else { return }
+      let run = runs[number]
       try unsafe await storage.write(
         from: DataBuffer(
-          memory: staging.base + start * cache.sliceSize, count: (end - start) * cache.sliceSize),
-        at: HostOffset(slices[start].key))
-      cache.markWritten(slices[start..<end])
+          memory: staging.base + run.lowerBound * cache.sliceSize,
+          count: run.count * cache.sliceSize),
+        at: HostOffset(slices[run.lowerBound].key))
+      cache.markWritten(slices[run])
     }
   }
 
-  private var runCount: Int {
-    var count = 0
+  /// The slices, by their places, that one transfer each can write.
+  private var runs: [Range<Int>] {
+    var runs: [Range<Int>] = []
     var start = 0
     while start < slices.count {
-      start = endOfRun(from: start)
-      count += 1
+      let end = endOfRun(from: start)
+      runs.append(start..<end)
+      start = end
     }
-    return count
+    return runs
   }
 
   private func endOfRun(from start: Int) -> Int {

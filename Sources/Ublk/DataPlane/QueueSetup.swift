@@ -22,5 +22,7 @@ struct QueueSetup: Sendable {
   let affinity: [UInt8]?
   let target: any BlockTarget
   let counters: QueueCounters
+  /// Called once, on the worker, if the driver takes no more commands of the queue while it serves.
+  let onLoss: @Sendable (Errno) -> Void
   let maintenance: (@Sendable () async -> Void)?
 }

@@ -19,6 +19,7 @@ extension AttachRequest {
       case .on: .required
       case .off: .off
       }
+    options.registeredBuffers = zeroCopySlots
     options.batches = batches
     // What is encrypted goes through memory in any case.
     if disk.isEncrypted { options.slowPathData = .memory }

@@ -19,6 +19,7 @@ extension QueueReport {
       .init("turns", .count(self[.turns])),
       .init("unregistered", .count(self[.unregistered])),
       .init("user_copies", .count(self[.userCopies])),
+      .init("driver_errors", .count(self[.driverErrors])),
       .init(
         "operations",
         .object(Self.operations.map { .init($0.name, self[$0].json) })),
