@@ -126,7 +126,11 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
   }
 
   /// Gives back what keeps the character device busy.
+  ///
+  /// Linux before 6.13 would wait here for commands that the driver has and never ends: then the end of
+  /// the ring takes them back, and the tables with them.
   func release() {
+    guard !isDraining else { return loop.leaveThread() }
     if setup.usesZeroCopy { loop.ring.unregisterBuffers() }
     loop.unregisterFiles()
     loop.leaveThread()
