@@ -10,14 +10,33 @@ public final class IOBuffer: @unchecked Sendable {  // why: immutable address; u
   /// The number of bytes.
   public let count: Int
 
-  public init(count: Int) {
-    let rounded = max(count, 1)
-    unsafe base = .allocate(byteCount: rounded, alignment: 4096)
-    unsafe memset(base, 0, rounded)
+  /// For sizes that no image or user chooses freely: without memory the program ends.
+  public convenience init(count: Int) {
+    guard let base = unsafe Self.allocate(count) else { fatalError("no memory for \(count) bytes") }
+    unsafe self.init(base, count)
+  }
+
+  /// Nil if there is no memory for it.
+  public convenience init?(ifPossible count: Int) {
+    guard let base = unsafe Self.allocate(count) else { return nil }
+    unsafe self.init(base, count)
+  }
+
+  private init(_ base: UnsafeMutableRawPointer, _ count: Int) {
+    unsafe self.base = unsafe base
     self.count = count
   }
 
-  deinit { unsafe base.deallocate() }
+  private static func allocate(_ count: Int) -> UnsafeMutableRawPointer? {
+    var memory: UnsafeMutableRawPointer?
+    let rounded = max(count, 1)
+    guard unsafe posix_memalign(&memory, 4096, rounded) == 0, let memory = unsafe memory else {
+      return nil
+    }
+    return unsafe memset(memory, 0, rounded)
+  }
+
+  deinit { unsafe free(base) }
 
   /// The whole buffer, as the target or source of a transfer.
   public var data: DataBuffer { unsafe DataBuffer(memory: base, count: count) }

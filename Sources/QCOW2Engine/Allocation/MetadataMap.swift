@@ -22,11 +22,11 @@ final class MetadataMap: @unchecked Sendable {  // why: constants, atomics and a
   init(
     fixed: [Range<UInt64>], refcountTable: Range<UInt64>, l1Table: Range<UInt64>,
     expectedTables: Int
-  ) {
+  ) throws(ImageError) {
     self.fixed = fixed
     self.refcountTable = MovingArea(refcountTable)
     self.l1Table = MovingArea(l1Table)
-    tables = ClusterSet(minimumCapacity: expectedTables)
+    tables = try ClusterSet(minimumCapacity: expectedTables)
   }
 
   /// Whether the host cluster holds metadata.

@@ -28,48 +28,29 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
 
   /// - Parameters:
   ///   - sliceSize: a power of two, 512 or more.
-  ///   - slots: the number of slices held, at least 1.
-  init(sliceSize: Int, slots: Int) {
+  ///   - slots: the number of slices wanted, at least 1.
+  /// - Throws: ``ImageError/noMemory(bytes:)`` if there is none for the smallest cache: one is only as
+  ///   large as it can be.
+  init(sliceSize: Int, slots: Int) throws(ImageError) {
     self.sliceSize = sliceSize
     sliceBits = UInt64(sliceSize.trailingZeroBitCount)
     var count = 1
     while count < 64 && slots / (count * 2) >= 8 { count *= 2 }
     stripeBits = UInt64(count.trailingZeroBitCount)
-    var perStripe = max(slots / count, 1)
-    let reserved = unsafe Self.reserve(&perStripe, stripes: count, sliceSize: sliceSize)
-    unsafe arena = unsafe reserved
-    slotCount = perStripe * count
-    let slotsOfStripe = perStripe
-    stripes = LockedStripes(count: count, rank: .slice) { number in
-      CacheStripe(firstSlot: number * slotsOfStripe, slotCount: slotsOfStripe)
-    }
+    let wanted = min(max(slots / count, 1), Self.mostPerStripe)
+    let memory = try CacheMemory.allocate(
+      stripes: count, perStripe: wanted, sliceSize: sliceSize)
+    unsafe arena = unsafe memory.arena
+    stripes = memory.stripes
+    slotCount = memory.perStripe * count
   }
+
+  /// Slots are numbered by 31 bits.
+  private static let mostPerStripe = 1 << 30
 
   deinit {
     stripes.deallocate()
     unsafe munmap(arena, slotCount * sliceSize)
-  }
-
-  /// Reserves addresses for all slots, in small pages: what is never used never takes memory.
-  ///
-  /// A size that the system refuses is halved: a cache is only as large as it can be.
-  private static func reserve(
-    _ perStripe: inout Int, stripes: Int, sliceSize: Int
-  ) -> UnsafeMutableRawPointer {
-    while true {
-      let (bytes, isTooLarge) = (stripes * sliceSize).multipliedReportingOverflow(by: perStripe)
-      if !isTooLarge, let memory = unsafe map(bytes) { return unsafe memory }
-      precondition(perStripe > 1, "no memory for a cache of \(stripes) slices")
-      perStripe /= 2
-    }
-  }
-
-  private static func map(_ bytes: Int) -> UnsafeMutableRawPointer? {
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
-    let memory = unsafe mmap(nil, bytes, PROT_READ | PROT_WRITE, flags, -1, 0)
-    guard let memory = unsafe memory, unsafe memory != MAP_FAILED else { return nil }
-    unsafe madvise(memory, bytes, 15)  // MADV_NOHUGEPAGE; a kernel without huge pages says EINVAL
-    return unsafe memory
   }
 
   /// The slice that holds the byte at `offset`.
