@@ -20,6 +20,15 @@ public struct BlockRequest: Sendable {
   /// The data of a read or write, `length` bytes; ``DataBuffer/none`` otherwise.
   public var data: DataBuffer
 
+  /// The operation of a request with no flag set; nil for others.
+  ///
+  /// Costs one load, which the fields by themselves do not.
+  @inlinable public var plainOperation: BlockOperation? {
+    let word = unsafe withUnsafeBytes(of: self) { unsafe $0.loadUnaligned(as: UInt32.self) }
+    let number = UInt32(littleEndian: word)
+    return number < 256 ? BlockOperation(rawValue: UInt8(truncatingIfNeeded: number)) : nil
+  }
+
   @inlinable public init(
     _ operation: BlockOperation, offset: GuestOffset = GuestOffset(0), length: UInt64 = 0,
     data: DataBuffer = .none, isFUA: Bool = false, keepsAllocation: Bool = false

@@ -7,6 +7,7 @@ public struct Errno: Error, Hashable, Sendable {
   public static let noEntry = Errno(2)
   public static let interrupted = Errno(4)
   public static let io = Errno(5)
+  public static let tooBig = Errno(7)
   public static let again = Errno(11)
   public static let noMemory = Errno(12)
   public static let accessDenied = Errno(13)

@@ -2,7 +2,8 @@ import Glibc
 
 /// Page-aligned memory with an owner, for transfers that must satisfy O_DIRECT.
 ///
-/// The bytes are zero at first, so nothing that was not filled can reach a guest or a disk.
+/// The bytes are zero at first, so nothing that was not filled can reach a guest or a disk; but for
+/// ``init(unfilled:)``.
 @safe
 public final class IOBuffer: @unchecked Sendable {  // why: immutable address; users order access
   /// The first byte; aligned to 4096.
@@ -12,7 +13,7 @@ public final class IOBuffer: @unchecked Sendable {  // why: immutable address; u
 
   /// For sizes that no image or user chooses freely: without memory the program ends.
   public convenience init(count: Int) {
-    guard let base = unsafe Self.allocate(count) else { fatalError("no memory for \(count) bytes") }
+    guard let base = unsafe Self.allocate(count) else { Self.fail(count) }
     unsafe self.init(base, count)
   }
 
@@ -27,13 +28,24 @@ public final class IOBuffer: @unchecked Sendable {  // why: immutable address; u
     self.count = count
   }
 
-  private static func allocate(_ count: Int) -> UnsafeMutableRawPointer? {
+  /// Memory with any contents, untouched as yet: for bytes that never go further as they are.
+  ///
+  /// - Parameter count: The number of bytes.
+  public convenience init(unfilled count: Int) {
+    guard let base = unsafe Self.allocateUnfilled(count) else { Self.fail(count) }
+    unsafe self.init(base, count)
+  }
+
+  private static func fail(_ count: Int) -> Never { fatalError("no memory for \(count) bytes") }
+
+  private static func allocateUnfilled(_ count: Int) -> UnsafeMutableRawPointer? {
     var memory: UnsafeMutableRawPointer?
-    let rounded = max(count, 1)
-    guard unsafe posix_memalign(&memory, 4096, rounded) == 0, let memory = unsafe memory else {
-      return nil
-    }
-    return unsafe memset(memory, 0, rounded)
+    return unsafe posix_memalign(&memory, 4096, max(count, 1)) == 0 ? memory : nil
+  }
+
+  private static func allocate(_ count: Int) -> UnsafeMutableRawPointer? {
+    guard let memory = unsafe allocateUnfilled(count) else { return nil }
+    return unsafe memset(memory, 0, max(count, 1))
   }
 
   deinit { unsafe free(base) }

@@ -52,8 +52,22 @@ struct AddCommand: ParsableCommand {
   @Option(help: "Let the kernel move the data: auto, on or off.")
   var zeroCopy = Switch.auto
 
+  @Option(
+    help: """
+      Requests per queue that zero copy has room for in the kernel's table of buffers, by their tags: \
+      the data of the others is copied. (default: the depth)
+      """)
+  var zeroCopySlots: Int?
+
   @Option(help: "Move many requests with one command, where the kernel can: on or off.")
   var batch = OnOff.off
+
+  @Option(
+    help: """
+      The most microseconds for which a queue's thread looks for work before it sleeps, which costs \
+      processor time and can save latency; 0 never looks.
+      """)
+  var pollMaxUs = 0
 
   @Option(
     help: """
@@ -105,6 +119,8 @@ struct AddCommand: ParsableCommand {
   }
 
   static let queueLimit = 64
+  /// In microseconds: a thread that looks is at the disposal of nothing else.
+  static let pollLimit = 1000
   /// `UBLK_MAX_QUEUE_DEPTH`.
   static let depthLimit = 4096
 
@@ -115,6 +131,8 @@ struct AddCommand: ParsableCommand {
     }
     if let queues { try check("--queues", queues, in: 1...Self.queueLimit) }
     try check("--depth", depth, in: 1...Self.depthLimit)
+    if let zeroCopySlots { try check("--zero-copy-slots", zeroCopySlots, in: 1...Self.depthLimit) }
+    try check("--poll-max-us", pollMaxUs, in: 0...Self.pollLimit)
     try check("--dirty-age", dirtyAge, in: 1...3_600_000)
     if scheduler.isEmpty || scheduler.contains(where: { $0 == "/" || $0 == "\n" }) {
       throw ValidationError("--scheduler is \"\(scheduler)\", expected the name of a scheduler")
@@ -129,10 +147,11 @@ struct AddCommand: ParsableCommand {
       if image == nil { throw ValidationError("Missing expected argument '<image>'") }
       if image == "" { throw ValidationError("the image's path is empty") }
       if size != nil { throw ValidationError("--size is for --format null only") }
-      if format == .raw { try checkRaw() }
+      if format == .raw { try checkForQCOW2() }
       return
     }
     if image != nil { throw ValidationError("--format null takes no image") }
+    try checkForQCOW2()
     guard let bytes = size?.bytes, bytes > 0, bytes % UInt64(blockSize) == 0, bytes <= 1 << 62
     else {
       throw ValidationError(
@@ -141,9 +160,14 @@ struct AddCommand: ParsableCommand {
     }
   }
 
-  private func checkRaw() throws {
+  /// What only an image of the format has; a device without what was asked for would be a surprise.
+  private func checkForQCOW2() throws {
     let given = [
       ("--snapshot", snapshot != nil), ("--copy-on-read", copyOnRead), ("--compress", compress),
+      ("--backing-format", !disk.backingFormat.isEmpty),
+      ("--backing-policy", !disk.backingPolicy.isEmpty), ("--data-file", disk.dataFile != nil),
+      ("--cache-size", disk.cacheSize != nil),
+      ("a passphrase", !disk.secrets.sources.isEmpty),
     ]
     for (name, isGiven) in given where isGiven {
       throw ValidationError("\(name) needs --format qcow2")

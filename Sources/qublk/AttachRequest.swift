@@ -12,8 +12,8 @@ struct AttachRequest {
   let format: DiskFormat
   /// The size of a null disk in bytes.
   let nullSize: UInt64
-  /// How the image is opened: by its absolute path as it was given, since what it refers to counts from
-  /// there; data files from the caller's directory.
+  /// How the image is opened: by its absolute path as it was given, since what it refers to counts
+  /// from there; data files from the caller's directory.
   let disk: DiskImageOptions
   let id: UInt32?
   let queues: Int
@@ -21,7 +21,11 @@ struct AttachRequest {
   let isReadOnly: Bool
   let blockSize: Int
   let zeroCopy: AddCommand.Switch
+  /// The slots of each queue's table of registered buffers; nil for one per tag.
+  let zeroCopySlots: Int?
   let batches: Bool
+  /// The most nanoseconds for which a queue's thread looks for work before it sleeps.
+  let pollLimit: UInt64
   /// The I/O scheduler to set; nil leaves the kernel's.
   let scheduler: String?
   let dirtyAge: Int
@@ -39,7 +43,9 @@ struct AttachRequest {
     isReadOnly = command.readOnly || command.snapshot != nil
     blockSize = command.blockSize
     zeroCopy = command.zeroCopy
+    zeroCopySlots = command.zeroCopySlots
     batches = command.batch == .on
+    pollLimit = UInt64(command.pollMaxUs) * 1000
     scheduler = command.scheduler == "keep" ? nil : command.scheduler
     dirtyAge = command.dirtyAge
     printsJSON = command.json

@@ -21,6 +21,7 @@ extension UblkError {
     case .lacks(let features): "ublk driver lacks \(features.names)"
     case .noCharacterDevice(let id, let errno): "/dev/ublkc\(id): cannot open: \(errno)"
     case .worker(let queue, let stage, let errno): "queue \(queue): \(stage.text): \(errno)"
+    case .lost(let queue, let errno): "queue \(queue): the driver refuses its commands: \(errno)"
     }
   }
 
@@ -69,6 +70,7 @@ extension ControlCommand {
 extension ParameterError {
   fileprivate var text: String {
     switch self {
+    case .sizeNotWholeBlocks(0, _): "size is 0 bytes, expected one sector at least"
     case .sizeNotWholeBlocks(let bytes, let block):
       "size is \(bytes) bytes, expected a multiple of the \(block)-byte block: "
         + "add it with --block-size 512"

@@ -42,6 +42,8 @@ enum CommandError: Error {
   case daemonLost(DeviceName)
   case leftBehind(DeviceName)
   case notStopped([CommandError])
+  /// A queue was lost, and the device with it.
+  case lost(DeviceName, UblkError)
 
   enum HygieneStep { case signals, mountNamespace, flusher }
 }
@@ -85,6 +87,8 @@ extension CommandError {
     case .daemonRefused(let device, let text): "\(device.disk): \(text)"
     case .daemonLost(let device): "\(device.disk): the daemon ended without an answer"
     case .leftBehind(let device): "\(device.disk): the device is still there after it was deleted"
+    case .lost(let device, let error):
+      "\(device.path): \(error.text): the device was stopped, and requests have failed"
     case .notStopped(let errors): errors.map(\.text).joined(separator: "\nqublk: ")
     }
   }

@@ -22,6 +22,11 @@ import Testing
   @Test(arguments: [
     (["add"], "qublk: Missing expected argument '<image>'"),
     (["add", "x", "--depth", "0"], "qublk: --depth is 0, expected 1 to 4096"),
+    (
+      ["add", "x", "--zero-copy-slots", "0"],
+      "qublk: --zero-copy-slots is 0, expected 1 to 4096"
+    ),
+    (["add", "x", "--poll-max-us", "1001"], "qublk: --poll-max-us is 1001, expected 0 to 1000"),
     (["add", "x", "--queues", "65"], "qublk: --queues is 65, expected 1 to 64"),
     (["add", "x", "-n", "1048576"], "qublk: --id is 1048576, expected 0 to 1048575"),
     (["add", "x", "--dirty-age", "0"], "qublk: --dirty-age is 0, expected 1 to 3600000"),
@@ -36,6 +41,16 @@ import Testing
         + "Please provide one of 'auto', 'on' or 'off'."
     ),
     (["add", ""], "qublk: the image's path is empty"),
+    (
+      ["add", "-f", "null", "--size", "1G", "--snapshot", "a"],
+      "qublk: --snapshot needs --format qcow2"
+    ),
+    (
+      ["add", "-f", "null", "--size", "1G", "--secret-fd", "0"],
+      "qublk: a passphrase needs --format qcow2"
+    ),
+    (["add", "-f", "raw", "--data-file", "x", "y"], "qublk: --data-file needs --format qcow2"),
+    (["add", "-f", "raw", "--cache-size", "1M", "y"], "qublk: --cache-size needs --format qcow2"),
     (["del"], "qublk: name a device, or add --all"),
     (["del", "--all", "3"], "qublk: --all and named devices exclude each other"),
     (["del", "sda"], "qublk: The value 'sda' is invalid for '<devices>'"),

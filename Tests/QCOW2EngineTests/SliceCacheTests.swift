@@ -114,7 +114,9 @@ import Testing
     var random = SeededGenerator(seed: testSeed("index"))
     // Few home positions, so that probe sequences overlap.
     let hashOf = { (key: UInt64) -> UInt64 in key / 512 % 3 }
-    var stripe = try CacheStripe(firstSlot: 0, slotCount: 8)
+    let memory = IOBuffer(count: 8 * 512)
+    defer { withExtendedLifetime(memory) {} }
+    var stripe = try CacheStripe(memory: memory.base, sliceSize: 512, slotCount: 8)
     var model: [UInt64: Int] = [:]
     for _ in 0..<5000 {
       let key = UInt64(random.below(20)) * 512

@@ -18,7 +18,8 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
   private static let empty: UInt64 = 0
   private static let tombstone: UInt64 = UInt64.max
   private let lock = FutexLock(.leaf)
-  private let current: Atomic<UnsafeMutableRawPointer>
+  /// The address of the table in force; a number, since a pointer is tested for nil at each load.
+  private let current: Atomic<UInt>
   private var tables: [UnsafeMutablePointer<Table>] = unsafe []
   private var used = 0
 
@@ -26,7 +27,7 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
   init(minimumCapacity: Int) throws(ImageError) {
     let first = try unsafe Self.makeTable(minimumCapacity * 2)
     unsafe tables.append(first)
-    unsafe current = unsafe Atomic(UnsafeMutableRawPointer(first))
+    current = Atomic(UInt(bitPattern: first))
   }
 
   deinit {
@@ -51,7 +52,8 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
   }
 
   @inline(__always) private var table: Table {
-    unsafe current.load(ordering: .acquiring).assumingMemoryBound(to: Table.self).pointee
+    unsafe UnsafePointer<Table>(bitPattern: current.load(ordering: .acquiring))
+      .unsafelyUnwrapped.pointee
   }
 
   /// Whether `cluster`, a host cluster index above 0, is in the set.
@@ -60,8 +62,8 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
     var position = Self.home(cluster) & table.mask
     while true {
       let value = unsafe table.slots[position].load(ordering: .relaxed)
-      if value == cluster { return true }
       if value == Self.empty { return false }
+      if value == cluster { return true }
       position = (position &+ 1) & table.mask
     }
   }
@@ -112,6 +114,6 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
       if value != Self.empty && value != Self.tombstone { unsafe place(value, in: bigger.pointee) }
     }
     unsafe tables.append(bigger)
-    unsafe current.store(UnsafeMutableRawPointer(bigger), ordering: .releasing)
+    current.store(UInt(bitPattern: bigger), ordering: .releasing)
   }
 }

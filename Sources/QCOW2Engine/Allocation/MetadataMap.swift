@@ -10,6 +10,10 @@ final class MetadataMap: @unchecked Sendable {  // why: constants, atomics and a
   private let fixed: [Range<UInt64>]
   private let refcountTable: MovingArea
   private let l1Table: MovingArea
+  /// All of these lie below, and most data above, which one comparison says.
+  ///
+  /// Only ever grows.
+  private let endOfAreas: Atomic<UInt64>
   let tables: ClusterSet
 
   /// The end of the highest cluster that a table entry maps, in host clusters.
@@ -26,6 +30,8 @@ final class MetadataMap: @unchecked Sendable {  // why: constants, atomics and a
     self.fixed = fixed
     self.refcountTable = MovingArea(refcountTable)
     self.l1Table = MovingArea(l1Table)
+    endOfAreas = Atomic(
+      max(fixed.map(\.upperBound).max() ?? 0, refcountTable.upperBound, l1Table.upperBound))
     tables = try ClusterSet(minimumCapacity: expectedTables)
   }
 
@@ -36,6 +42,11 @@ final class MetadataMap: @unchecked Sendable {  // why: constants, atomics and a
 
   /// Whether the host cluster belongs to an area that the header points at, or to the header.
   @inline(__always) func fixedContains(_ cluster: UInt64) -> Bool {
+    if cluster >= endOfAreas.load(ordering: .acquiring) { return false }
+    return isInArea(cluster)
+  }
+
+  @inline(never) private func isInArea(_ cluster: UInt64) -> Bool {
     for range in fixed where range.contains(cluster) { return true }
     return refcountTable.contains(cluster) || l1Table.contains(cluster)
   }
@@ -50,9 +61,14 @@ final class MetadataMap: @unchecked Sendable {  // why: constants, atomics and a
     return nil
   }
 
-  func moveRefcountTable(to clusters: Range<UInt64>) { refcountTable.move(to: clusters) }
+  func moveRefcountTable(to clusters: Range<UInt64>) { move(refcountTable, to: clusters) }
 
-  func moveL1Table(to clusters: Range<UInt64>) { l1Table.move(to: clusters) }
+  func moveL1Table(to clusters: Range<UInt64>) { move(l1Table, to: clusters) }
+
+  private func move(_ area: borrowing MovingArea, to clusters: Range<UInt64>) {
+    endOfAreas.max(clusters.upperBound, ordering: .acquiringAndReleasing)
+    area.move(to: clusters)
+  }
 }
 
 /// Consecutive host clusters that hold a table which moves when it grows.

@@ -31,7 +31,9 @@ struct CacheMemory {
     let arena = try unsafe Self.map(bytes)
     do throws(ImageError) {
       stripes = try LockedStripes(count: count, rank: .slice) { (number) throws(ImageError) in
-        try CacheStripe(firstSlot: number * perStripe, slotCount: perStripe)
+        try unsafe CacheStripe(
+          memory: arena + number * perStripe * sliceSize, sliceSize: sliceSize,
+          slotCount: perStripe)
       }
     } catch {
       unsafe munmap(arena, bytes)

@@ -33,8 +33,9 @@ struct CacheSlot: BitwiseCopyable {
 /// numbers plus one. Nothing here allocates after `init`.
 @safe
 struct CacheStripe: ~Copyable {
-  /// The stripe's first slot in the cache-wide arena.
-  let firstSlot: Int
+  /// The bytes of the stripe's slots.
+  private let memory: UnsafeMutableRawPointer
+  private let sliceSize: Int
   let slotCount: Int
   let slots: UnsafeMutablePointer<CacheSlot>
   private let index: UnsafeMutablePointer<UInt32>
@@ -46,8 +47,12 @@ struct CacheStripe: ~Copyable {
   private(set) var usedCount = 0
   var waiters = WaitList()
 
+  /// - Parameters:
+  ///   - memory: `slotCount` times `sliceSize` bytes, which outlive the stripe.
+  ///   - sliceSize: the bytes of a slice.
+  ///   - slotCount: the number of slots.
   /// - Throws: ``ImageError/noMemory(bytes:)``.
-  init(firstSlot: Int, slotCount: Int) throws(ImageError) {
+  init(memory: UnsafeMutableRawPointer, sliceSize: Int, slotCount: Int) throws(ImageError) {
     var size = 4
     while size < slotCount * 2 { size *= 2 }
     let slots: UnsafeMutablePointer<CacheSlot> = try unsafe ZeroedMemory.allocate(slotCount)
@@ -58,7 +63,8 @@ struct CacheStripe: ~Copyable {
       throw error
     }
     unsafe self.slots = unsafe slots
-    self.firstSlot = firstSlot
+    unsafe self.memory = unsafe memory
+    self.sliceSize = sliceSize
     self.slotCount = slotCount
     indexMask = size - 1
   }
@@ -66,6 +72,11 @@ struct CacheStripe: ~Copyable {
   deinit {
     unsafe free(slots)
     unsafe free(index)
+  }
+
+  /// The slice in a slot, valid while the slot keeps its key.
+  @inline(__always) func bytes(_ slot: Int) -> UnsafeMutableRawPointer {
+    unsafe memory + slot &* sliceSize
   }
 
   /// The slot that holds `key`, loading or resident; -1 if there is none.

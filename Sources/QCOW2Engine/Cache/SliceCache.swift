@@ -14,10 +14,12 @@ import Synchronization
 final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable state
   /// The bytes of a slice: a power of two, at most a cluster.
   let sliceSize: Int
+  /// The bits of an offset that are a place in a slice.
+  private let positionMask: UInt64
   private let sliceBits: UInt64
   private typealias Stripe = LockedStripe<CacheStripe>
   private let stripes: LockedStripes<CacheStripe>
-  private let stripeBits: UInt64
+  private let stripeMask: UInt64
   /// The bytes of all slots; memory only where a slot has been used.
   let arena: UnsafeMutableRawPointer
   /// Slices that are dirty now; read without a lock to see whether a round is due.
@@ -33,10 +35,11 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
   ///   large as it can be.
   init(sliceSize: Int, slots: Int) throws(ImageError) {
     self.sliceSize = sliceSize
+    positionMask = UInt64(sliceSize - 1)
     sliceBits = UInt64(sliceSize.trailingZeroBitCount)
     var count = 1
     while count < 64 && slots / (count * 2) >= 8 { count *= 2 }
-    stripeBits = UInt64(count.trailingZeroBitCount)
+    stripeMask = UInt64(count - 1)
     let wanted = min(max(slots / count, 1), Self.mostPerStripe)
     let memory = try CacheMemory.allocate(
       stripes: count, perStripe: wanted, sliceSize: sliceSize)
@@ -55,22 +58,22 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
 
   /// The slice that holds the byte at `offset`.
   @inline(__always) func key(of offset: HostOffset) -> HostOffset {
-    HostOffset(offset.bytes & ~(UInt64(sliceSize) &- 1))
+    HostOffset(offset.bytes & ~positionMask)
   }
 
+  /// The highest bits choose the stripe, the lower ones the place in its index: see ``stripe(_:)``.
   @inline(__always) private func hash(_ key: UInt64) -> UInt64 {
-    let mixed = (key &>> sliceBits) &* 0x9e37_79b9_7f4a_7c15
-    return mixed ^ (mixed &>> 32)
+    ((key &>> sliceBits) &* 0x9e37_79b9_7f4a_7c15) &>> 24
   }
 
   @inline(__always) private func stripe(_ hash: UInt64) -> Stripe {
-    stripes[Int(truncatingIfNeeded: (hash &>> 40) & UInt64(truncatingIfNeeded: stripes.count &- 1))]
+    stripes[Int(truncatingIfNeeded: (hash &>> 34) & stripeMask)]
   }
 
   @inline(__always) private func bytes(
     _ stripe: Stripe, _ slot: Int
   ) -> UnsafeMutableRawPointer {
-    unsafe arena + (stripe.state.pointee.firstSlot &+ slot) &* sliceSize
+    unsafe stripe.state.pointee.bytes(slot)
   }
 
   /// The number of dirty slices at some recent moment.
@@ -94,7 +97,7 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
 
   /// The big-endian word at a host offset, a multiple of 8; 0 if its slice is not resident.
   @inline(__always) func residentWord(_ offset: UInt64) -> UInt64 {
-    let position = offset & UInt64(truncatingIfNeeded: sliceSize &- 1)
+    let position = offset & positionMask
     let key = offset ^ position
     let hash = hash(key)
     let stripe = stripe(hash)

@@ -3,23 +3,27 @@ import Synchronization
 
 /// The L1 table in force: replaced as a whole when it grows.
 ///
-/// Reading takes no lock and no reference count. A table that was replaced stays in memory until the
-/// image goes away, so a reader that still has it reads old entries, never freed memory.
+/// Reading takes no lock and no reference count. A table that was replaced stays in memory until
+/// the image goes away, so a reader that still has it reads old entries, never freed memory.
 ///
-/// An old entry would still be wrong to act on, and a change stored into an old table would be lost.
-/// So ``replace(with:)`` is called only by ``Image/exclusively(_:)``, when no request is in flight,
-/// and after a flush, when no entry of the old table is dirty. Requests that come later see the new
-/// table, since letting them in is ordered after the replacement. A flush round may run at any time:
-/// it looks at ``table`` once, and whichever it finds, the old one has nothing left to write.
+/// An old entry would still be wrong to act on, and a change stored into an old table would be
+/// lost. So ``replace(with:)`` is called only by ``Image/exclusively(_:)``, when no request is in
+/// flight, and after a flush, when no entry of the old table is dirty. Requests that come later see
+/// the new table, since letting them in is ordered after the replacement. A flush round may run at
+/// any time: it looks at ``table`` once, and whichever it finds, the old one has nothing left to
+/// write.
 @safe
 final class ActiveL1: @unchecked Sendable {  // why: an atomic pointer; `lock` guards `kept`
   private let current: Atomic<UnsafeMutableRawPointer>
+  /// Where the entries of that table are, for ``load(_:)``.
+  private let entries: Atomic<UInt>
   private let lock = FutexLock(.leaf)
   private var kept: [DiskTable]
 
   init(_ table: DiskTable) {
     kept = [table]
     unsafe current = unsafe Atomic(Unmanaged.passUnretained(table).toOpaque())
+    entries = Atomic(table.address)
   }
 
   @inline(__always) private var reference: Unmanaged<DiskTable> {
@@ -30,7 +34,7 @@ final class ActiveL1: @unchecked Sendable {  // why: an atomic pointer; `lock` g
   var table: DiskTable { unsafe reference.takeUnretainedValue() }
 
   @inline(__always) func load(_ index: Int) -> UInt64 {
-    unsafe reference._withUnsafeGuaranteedRef { $0.load(index) }
+    unsafe DiskTable.load(index, at: entries.load(ordering: .acquiring))
   }
 
   /// Changes an entry and marks its sector dirty, in that order.
@@ -42,5 +46,6 @@ final class ActiveL1: @unchecked Sendable {  // why: an atomic pointer; `lock` g
   func replace(with table: DiskTable) {
     lock.withLock { kept.append(table) }
     unsafe current.store(Unmanaged.passUnretained(table).toOpaque(), ordering: .releasing)
+    entries.store(table.address, ordering: .releasing)
   }
 }

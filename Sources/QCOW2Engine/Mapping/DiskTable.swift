@@ -57,6 +57,15 @@ final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
     unsafe entries[index].load(ordering: .acquiring)
   }
 
+  /// The address of the entries, for ``load(_:at:)``; valid as long as the table is.
+  var address: UInt { unsafe UInt(bitPattern: entries) }
+
+  /// The entry at `index` of the table with an ``address``, without touching the object.
+  @unsafe @inline(__always) static func load(_ index: Int, at address: UInt) -> UInt64 {
+    unsafe UnsafePointer<Atomic<UInt64>>(bitPattern: address).unsafelyUnwrapped[index].load(
+      ordering: .acquiring)
+  }
+
   /// The number of entries that are not zero.
   func countUsed() -> Int {
     var used = 0

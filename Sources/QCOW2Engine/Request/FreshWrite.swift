@@ -143,30 +143,32 @@ extension Image {
 @safe
 final class FreshWrites: @unchecked Sendable {  // why: each is one request's
   private let writes: UnsafeMutablePointer<FreshWrite>
+  /// Of each write, whether it is pending: a byte, for every request that ends is asked.
+  private let pending: UnsafeMutablePointer<Bool>
   private let slotsPerWorker: Int
-  private let count: Int
 
   init(workers: Int, slotsPerWorker: Int) {
     self.slotsPerWorker = slotsPerWorker
-    count = workers * slotsPerWorker
+    let count = workers * slotsPerWorker
     unsafe writes = .allocate(capacity: count)
     unsafe writes.initialize(repeating: FreshWrite(), count: count)
+    unsafe pending = .allocate(capacity: count)
+    unsafe pending.initialize(repeating: false, count: count)
   }
 
-  deinit { unsafe writes.deallocate() }
-
-  @inline(__always) private func element(
-    _ worker: Int, _ slot: Int
-  ) -> UnsafeMutablePointer<FreshWrite> {
-    unsafe writes + (worker &* slotsPerWorker &+ slot)
+  deinit {
+    unsafe writes.deallocate()
+    unsafe pending.deallocate()
   }
 
-  @inline(__always) func isPending(_ worker: Int, _ slot: Int) -> Bool {
-    unsafe element(worker, slot).pointee.isPending
-  }
+  /// Whether there is a write for a slot, by its number among all: see ``RequestStamps/index(worker:slot:)``.
+  @inline(__always) func isPending(_ index: Int) -> Bool { unsafe pending[index] }
 
-  @inline(__always) subscript(worker: Int, slot: Int) -> FreshWrite {
-    get { unsafe element(worker, slot).pointee }
-    set { unsafe element(worker, slot).pointee = newValue }
+  subscript(worker: Int, slot: Int) -> FreshWrite {
+    get { unsafe writes[worker &* slotsPerWorker &+ slot] }
+    set {
+      unsafe writes[worker &* slotsPerWorker &+ slot] = newValue
+      unsafe pending[worker &* slotsPerWorker &+ slot] = newValue.isPending
+    }
   }
 }

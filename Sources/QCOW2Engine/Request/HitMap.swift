@@ -5,54 +5,67 @@ import QCOW2Format
 ///
 /// Most requests are such. Whatever is not, in whatever way, is left to ``Image/plan(_:worker:slot:into:)``'s
 /// general part, which says the same of them, only slower.
-struct HitMap {
-  /// Standard entries, in a file that transfers can name.
-  let isUsable: Bool
-  /// Writes may go in place, as far as it is known at opening.
-  let allowsWrites: Bool
+///
+/// A class, so that each constant is loaded where it is used: as a struct they were all loaded first,
+/// and most of them spilled.
+final class HitMap: Sendable {
+  /// Reads of plain clusters are mapped here: standard entries, in a file that transfers can name.
+  let plansReads: Bool
+  /// The same for writes in place, which no bitmap has to be told of.
+  let plansWrites: Bool
   let file: UInt8
   private let clusterBits: UInt64
   private let clusterMask: UInt64
   private let l1Shift: UInt64
   private let indexMask: UInt64
-  /// The bits of an entry of L1 or L2 that hold an aligned offset.
-  private let offsetMask: UInt64
+  /// The bits of an entry of L1 or L2 that an aligned offset leaves clear.
+  private let flagMask: UInt64
   private static let copied: UInt64 = 1 << 63
+  private let l1: ActiveL1
+  private let cache: SliceCache
+  private let metadata: MetadataMap
 
-  init(_ rules: EntryRules, _ options: ImageOptions, planFile: Int) {
+  init(
+    _ rules: EntryRules, planFile: Int, allowsWrites: Bool, tables: L2Tables, metadata: MetadataMap
+  ) {
     let geometry = rules.geometry
-    allowsWrites = !options.readOnly && !options.compressesWrites
-    isUsable = !rules.isExtended && !rules.hasDataFile && (0..<256).contains(planFile)
+    plansReads = !rules.isExtended && !rules.hasDataFile && (0..<256).contains(planFile)
+    plansWrites = plansReads && allowsWrites
     file = UInt8(truncatingIfNeeded: planFile)
     clusterBits = UInt64(geometry.clusterBits)
     clusterMask = geometry.clusterMask
     l1Shift = UInt64(geometry.clusterBits + geometry.l2Bits)
     indexMask = geometry.l2Entries - 1
-    offsetMask = 0x00ff_ffff_ffff_fe00 & ~geometry.clusterMask
+    flagMask = ~0x00ff_ffff_ffff_fe00 | geometry.clusterMask
+    l1 = tables.l1
+    cache = tables.cache
+    self.metadata = metadata
   }
 
-  /// Where the host file has the guest bytes; 0 if the general part must say.
+  /// Where the host file has the guest bytes; 0 if the general part must say, out of bounds included.
   ///
   /// For a write, only if they may be written in place: COPIED at both levels, and no metadata there.
   @inline(__always) func host(
-    _ offset: UInt64, _ length: UInt64, isWrite: Bool, _ tables: L2Tables, _ metadata: MetadataMap
+    _ offset: UInt64, _ length: UInt64, isWrite: Bool, size: UInt64
   ) -> UInt64 {
     let inCluster = offset & clusterMask
-    // Length 0 wraps, and is too long then.
-    guard length &- 1 <= clusterMask &- inCluster else { return 0 }
-    let needed = isWrite ? Self.copied : 0
-    let table = tables.l1.load(Int(truncatingIfNeeded: offset &>> l1Shift))
-    guard isPlain(table), table & needed == needed else { return 0 }
+    // Length 0 wraps, and is too long then. What fits into a cluster ends at 2^64 at most, and so
+    // does not wrap below the size.
+    guard length &- 1 <= clusterMask &- inCluster, offset &+ length &- 1 < size,
+      (offset | length) & 511 == 0
+    else { return 0 }
+    let table = place(l1.load(Int(truncatingIfNeeded: offset &>> l1Shift)), mustBeCopied: isWrite)
+    guard table & flagMask == 0 else { return 0 }
     let index = (offset &>> clusterBits & indexMask) &<< 3
-    let entry = tables.cache.residentWord((table & offsetMask) &+ index)
-    guard isPlain(entry), entry & needed == needed else { return 0 }
-    let host = entry & offsetMask
+    // No table lies at offset 0, so no slice of it is resident, and 0 is what is found there.
+    let host = place(cache.residentWord(table &+ index), mustBeCopied: isWrite)
+    guard host & flagMask == 0, host != 0 else { return 0 }
     if isWrite && metadata.contains(host &>> clusterBits) { return 0 }
     return host | inCluster
   }
 
-  /// An aligned offset that is not 0, and no other flag than COPIED.
-  @inline(__always) private func isPlain(_ entry: UInt64) -> Bool {
-    entry & ~(offsetMask | Self.copied) == 0 && entry & offsetMask != 0
+  /// The offset of an entry whose COPIED is as it may be or must be; with a bit of `flagMask` if not.
+  @inline(__always) private func place(_ entry: UInt64, mustBeCopied: Bool) -> UInt64 {
+    mustBeCopied ? entry ^ Self.copied : entry & ~Self.copied
   }
 }

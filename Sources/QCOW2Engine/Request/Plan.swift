@@ -8,33 +8,57 @@ extension Image {
     _ request: BlockRequest, worker: Int, slot: Int,
     into plan: UnsafeMutableBufferPointer<HostTransfer>
   ) -> PlanResult {
-    let isWrite = request.operation == .write
-    guard
-      isWrite
-        ? !request.isFUA && !request.compresses && hits.allowsWrites && health.allowsWrites
-        : request.operation == .read,
-      admitNow(request, worker: worker, slot: slot)
-    else { return .needsService }
-    if hits.isUsable && !(isWrite && changes != nil) {
-      let host = hits.host(
-        request.offset.bytes, request.length, isWrite: isWrite, tables, metadata)
-      if host != 0 && !plan.isEmpty {
-        unsafe plan[0] = HostTransfer(
-          kind: .file, file: hits.file, length: UInt32(truncatingIfNeeded: request.length),
-          dataOffset: 0, hostOffset: HostOffset(host))
+    assert(!plan.isEmpty)
+    switch request.plainOperation {
+    case .read where hits.plansReads:
+      if unsafe planHit(request, worker: worker, slot: slot, isWrite: false, into: plan) {
         return .transfers(count: 1)
       }
+    case .write where hits.plansWrites && health.allowsWrites:
+      if unsafe planHit(request, worker: worker, slot: slot, isWrite: true, into: plan) {
+        return .transfers(count: 1)
+      }
+    default: break
     }
+    // Stamps the request anew if it was stamped above: what was looked at for nothing is forgotten.
     return unsafe planAnything(request, worker: worker, slot: slot, into: plan)
   }
 
-  /// Plans a request that was admitted, whatever its clusters are like; not inlined, since it would slow
-  /// down what comes before it.
+  /// Stamps a request and plans it, if it lies in one plain cluster; inlined twice, since each kind
+  /// then knows what it looks for.
+  ///
+  /// - Returns: whether it did; if not, the stamp stays.
+  @inline(__always) private func planHit(
+    _ request: BlockRequest, worker: Int, slot: Int, isWrite: Bool,
+    into plan: UnsafeMutableBufferPointer<HostTransfer>
+  ) -> Bool {
+    stamps.enter(worker: worker, slot: slot)
+    guard gate.isOpen else { return false }
+    let host = hits.host(request.offset.bytes, request.length, isWrite: isWrite, size: size)
+    guard host != 0 else { return false }
+    unsafe plan[0] = HostTransfer(
+      kind: .file, file: hits.file, length: UInt32(truncatingIfNeeded: request.length),
+      dataOffset: 0, hostOffset: HostOffset(host))
+    return true
+  }
+
+  /// Plans a request whatever it and its clusters are like; not inlined, since it would slow down what
+  /// comes before it.
   @inline(never) private func planAnything(
     _ request: BlockRequest, worker: Int, slot: Int,
     into plan: UnsafeMutableBufferPointer<HostTransfer>
   ) -> PlanResult {
     let isWrite = request.operation == .write
+    let isPlannable =
+      isWrite
+      ? !request.isFUA && !request.compresses && !options.readOnly && !options.compressesWrites
+        && health.allowsWrites
+      : request.operation == .read
+    guard admitNow(request, worker: worker, slot: slot) else { return .needsService }
+    if !isPlannable {
+      leave(worker: worker, slot: slot)
+      return .needsService
+    }
     if isWrite, let changes, !changes.covers(request.offset, request.length) {
       leave(worker: worker, slot: slot)
       return .needsService
@@ -51,10 +75,24 @@ extension Image {
   }
 
   package func finish(worker: Int, slot: Int, failed: Bool) -> FinishResult {
-    if fresh.isPending(worker, slot) && !endFresh(worker: worker, slot: slot, failed: failed) {
-      return .needsService
+    let index = stamps.index(worker: worker, slot: slot)
+    if fresh.isPending(index) {
+      return finishFresh(worker: worker, slot: slot, failed: failed)
     }
+    stamps.exit(index)
+    return gate.isOpen ? .done : finishAtShutGate()
+  }
+
+  // What is rare lies in functions of its own, so that `finish` needs no stack.
+
+  @inline(never) private func finishFresh(worker: Int, slot: Int, failed: Bool) -> FinishResult {
+    guard endFresh(worker: worker, slot: slot, failed: failed) else { return .needsService }
     leave(worker: worker, slot: slot)
+    return .done
+  }
+
+  @inline(never) private func finishAtShutGate() -> FinishResult {
+    gate.noteExit()
     return .done
   }
 

@@ -6,7 +6,7 @@ import QCOW2Format
 extension Image {
   package func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult {
     do throws(ImageError) {
-      if fresh.isPending(worker, slot) {
+      if fresh.isPending(stamps.index(worker: worker, slot: slot)) {
         try await serveFresh(worker: worker, slot: slot)
         return .done
       }

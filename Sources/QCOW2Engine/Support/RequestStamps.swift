@@ -26,20 +26,26 @@ final class RequestStamps: @unchecked Sendable {  // why: atomics in stable stor
     unsafe stamps.deallocate()
   }
 
+  /// The number of a worker's slot among all slots.
+  @inline(__always) func index(worker: Int, slot: Int) -> Int { worker &* slotsPerWorker &+ slot }
+
   /// Marks the request in flight; call before looking at any mapping.
   ///
-  /// Sequentially consistent: the store must not linger in a store buffer while the mapping is read,
-  /// or ``oldest()`` on another thread would miss a request that has seen the old pointer.
+  /// Sequentially consistent: the store must not linger in a store buffer while the mapping is
+  /// read, or ``oldest()`` on another thread would miss a request that has seen the old pointer.
   @inline(__always) func enter(worker: Int, slot: Int) {
-    unsafe stamps[worker &* slotsPerWorker &+ slot].store(
+    unsafe stamps[index(worker: worker, slot: slot)].store(
       clock.load(ordering: .relaxed), ordering: .sequentiallyConsistent)
   }
 
   /// Marks the request done; call after its last transfer.
   ///
   /// Sequentially consistent: the look at the ``RequestGate`` that follows must not come first.
-  @inline(__always) func exit(worker: Int, slot: Int) {
-    unsafe stamps[worker &* slotsPerWorker &+ slot].store(0, ordering: .sequentiallyConsistent)
+  @inline(__always) func exit(worker: Int, slot: Int) { exit(index(worker: worker, slot: slot)) }
+
+  /// The same by the slot's number among all.
+  @inline(__always) func exit(_ index: Int) {
+    unsafe stamps[index].store(0, ordering: .sequentiallyConsistent)
   }
 
   /// Advances the clock; call after the pointers were removed.

@@ -28,10 +28,16 @@ package final class UblkDevice {
   package var blockDevicePath: String { "/dev/ublkb\(id)" }
   package var characterDevicePath: String { "/dev/ublkc\(id)" }
 
-  /// An eventfd that becomes readable when all workers have ended.
+  /// An eventfd that becomes readable when all workers have ended, or one has lost its queue.
   ///
-  /// They do when anyone stops the device; ``stop(deadline:)`` is still needed then, to delete it.
+  /// They end when anyone stops the device; ``stop(deadline:waitsForUsers:)`` is still needed then, to
+  /// delete it.
   package var endedDescriptor: Int32 { ends.descriptor }
+
+  /// Why the device cannot go on, ``UblkError/lost(queue:_:)``; nil while it can.
+  ///
+  /// Requests wait in the driver from then on, until ``stop(deadline:waitsForUsers:)``.
+  package var loss: UblkError? { ends.loss }
 
   /// What is not as it should be, though the device serves.
   package var warnings: [DeviceWarning] { threads.flatMap(\.warnings) }
@@ -122,13 +128,14 @@ package final class UblkDevice {
     let counters = QueueCounters()
     let setup = QueueSetup(
       queue: queue, depth: info.depth, maxIOBytes: info.maxIOBytes, usesZeroCopy: usesZeroCopy,
-      usesBatches: usesBatches,
-      slowPathData: options.slowPathData,
+      usesBatches: usesBatches, pollLimit: options.pollLimit, slowPathData: options.slowPathData,
       registeredBuffers: max(1, min(info.depth, options.registeredBuffers ?? info.depth)),
       characterDevice: files.character,
       fileDescriptors: options.fileDescriptors, retryNoSpace: options.retryNoSpace,
       zeroDescriptor: files.zero, affinity: affinity,
-      target: target, counters: counters, maintenance: queue == 0 ? options.maintenance : nil)
+      target: target, counters: counters,
+      onLoss: { [ends] error in ends.workerLost(queue, error) },
+      maintenance: queue == 0 ? options.maintenance : nil)
     threads.append(try QueueThread(setup) { [ends] in ends.workerEnded() })
     self.counters.append(counters)
   }
@@ -137,7 +144,8 @@ package final class UblkDevice {
 
   /// Stops and deletes the device; requests in flight are finished first.
   ///
-  /// A device that another process has stopped or deleted meanwhile is no error.
+  /// A device that another process has stopped or deleted meanwhile is no error. One that has lost a
+  /// queue is stopped by the driver, once it is let go: it fails the requests that it still had.
   ///
   /// - Parameters:
   ///   - deadline: The milliseconds that stopping may take; nil for the usual ones.
@@ -145,12 +153,22 @@ package final class UblkDevice {
   ///     nodes vanish at once, and the driver forgets the device when its last user has left.
   /// - Throws: On ``UblkError/timedOut(_:milliseconds:)`` of the stop, the device still serves.
   package func stop(deadline: Int? = nil, waitsForUsers: Bool = true) throws(UblkError) {
-    try unlessGone { () throws(UblkError) in try control.stop(id, deadline: deadline) }
+    do throws(UblkError) {
+      if loss == nil {
+        try unlessGone { () throws(UblkError) in try control.stop(id, deadline: deadline) }
+      }
+    } catch {
+      // The loss of a queue may be what kept the driver from answering.
+      if loss == nil { throw error }
+    }
+    let isLost = loss != nil
+    if isLost { for thread in threads { thread.abandon() } }
     for thread in threads { thread.join() }
     threads = []
     files.close()
+    if isLost { try unlessGone { () throws(UblkError) in try control.stop(id) } }
     try unlessGone { () throws(UblkError) in
-      try control.delete(id, asynchronously: !waitsForUsers)
+      try control.delete(id, asynchronously: !waitsForUsers || isLost)
     }
   }
 
@@ -162,7 +180,7 @@ package final class UblkDevice {
 
   /// The way back from a failed creation: nothing of the device stays.
   private func tearDown() {
-    try? control.stop(id)
+    if loss == nil { try? control.stop(id) }
     for thread in threads { thread.abandon() }
     for thread in threads { thread.join() }
     threads = []
@@ -201,10 +219,11 @@ private struct DeviceFiles {
   }
 }
 
-/// Says when the last worker has ended.
+/// Says when the last worker has ended, or one cannot go on.
 private final class EndSignal: Sendable {
   let descriptor: Int32
   private let running: Atomic<Int>
+  private let firstLoss = Mutex<UblkError?>(nil)
 
   init(workers: Int) {
     descriptor = qublk_eventfd()
@@ -213,8 +232,19 @@ private final class EndSignal: Sendable {
 
   deinit { if descriptor >= 0 { close(descriptor) } }
 
+  var loss: UblkError? { firstLoss.withLock { $0 } }
+
   func workerEnded() {
     guard running.subtract(1, ordering: .acquiringAndReleasing).newValue == 0 else { return }
+    signal()
+  }
+
+  func workerLost(_ queue: Int, _ error: Errno) {
+    firstLoss.withLock { if $0 == nil { $0 = .lost(queue: queue, error) } }
+    signal()
+  }
+
+  private func signal() {
     var one: UInt64 = 1
     _ = unsafe write(descriptor, &one, 8)
   }

@@ -22,6 +22,8 @@ package enum UblkError: Error, Equatable {
   case noCharacterDevice(id: UInt32, Errno)
   /// A worker did not get as far as serving.
   case worker(queue: Int, WorkerStage, Errno)
+  /// The driver takes no more commands of a queue that serves.
+  case lost(queue: Int, Errno)
 }
 
 /// How far a worker came; for reports.

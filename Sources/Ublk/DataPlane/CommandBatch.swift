@@ -34,10 +34,13 @@ struct CommandBatch: ~Copyable {
   deinit { arrays.forEach { unsafe $0.elements.deallocate() } }
 
   /// Adds one tag; its result is meaningless in a batch that prepares tags.
-  mutating func append(_ tag: Int, result: Int32, address: UInt64) {
+  ///
+  /// - Returns: Whether there was room. There is for every tag once: false means that the driver has
+  ///   handed out a tag before it was given back.
+  mutating func append(_ tag: Int, result: Int32, address: UInt64) -> Bool {
     if current < 0 { current = takeArray() }
     let count = arrays[current].count
-    precondition(count < capacity, "a tag is committed twice")
+    guard count < capacity else { return false }
     let place = unsafe arrays[current].elements + count * elementBytes
     let element = ublk_batch_element(
       tag: UInt16(truncatingIfNeeded: tag), buf_index: UInt16(truncatingIfNeeded: tag),
@@ -45,6 +48,7 @@ struct CommandBatch: ~Copyable {
     unsafe place.storeBytes(of: element, as: ublk_batch_element.self)
     if elementBytes == 16 { unsafe place.storeBytes(of: address, toByteOffset: 8, as: UInt64.self) }
     arrays[current].count = count + 1
+    return true
   }
 
   private mutating func takeArray() -> Int {

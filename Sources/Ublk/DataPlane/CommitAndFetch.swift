@@ -31,7 +31,13 @@ extension QueueWorker {
   func commit(_ tag: Int, result: Int32) {
     if result < 0 { setup.counters.failures.add() }
     if setup.usesBatches { return commitLater(tag, result: result) }
+    unsafe tags[tag].result = result
     send(UBLK_IO_COMMIT_AND_FETCH, tag, result: result)
+  }
+
+  /// Sends the last result of `tag` once more.
+  func commitAgain(_ tag: Int) {
+    unsafe send(UBLK_IO_COMMIT_AND_FETCH, tag, result: tags[tag].result)
   }
 
   private func send(_ opcode: UInt32, _ tag: Int, result: Int32) {

@@ -16,6 +16,8 @@ package final class QueueCounters: @unchecked Sendable {
   package let failures = Counter()
   /// Requests refused as malformed.
   package let refusals = Counter()
+  /// Commands that the driver refused, those that were sent again with success too.
+  package let driverErrors = Counter()
   /// Transfers with host files that the hit path started.
   package let transfers = Counter()
   /// Requests whose pages were not registered, under zero copy.

@@ -8,6 +8,7 @@ struct QueueSetup: Sendable {
   let usesZeroCopy: Bool
   /// The device was made for batch commands, and takes no others.
   let usesBatches: Bool
+  let pollLimit: UInt64
   let slowPathData: SlowPathData
   /// The slots of the ring's buffer table; at least 1.
   let registeredBuffers: Int
@@ -22,5 +23,7 @@ struct QueueSetup: Sendable {
   let affinity: [UInt8]?
   let target: any BlockTarget
   let counters: QueueCounters
+  /// Called once, on the worker, if the driver takes no more commands of the queue while it serves.
+  let onLoss: @Sendable (Errno) -> Void
   let maintenance: (@Sendable () async -> Void)?
 }

@@ -50,7 +50,7 @@ extension QueueWorker {
     let address =
       setup.usesZeroCopy
       ? 0 : unsafe UInt64(UInt(bitPattern: memory.buffers + tag * memory.bufferBytes))
-    batch.append(tag, result: result, address: address)
+    if !batch.append(tag, result: result, address: address) { lose(.tooBig) }
   }
 
   func endTurn() {
@@ -88,24 +88,35 @@ extension QueueWorker {
   private func prepared(_ index: Int, _ result: Int32) {
     openTags -= 1
     batch.release(index)
-    if result < 0 { fetchFailure = fetchFailure ?? Errno(-result) }
+    if result < 0 { lose(Errno(-result)) }
   }
 
-  /// Requests have come, or the command has ended: for good, or for want of buffers.
+  /// Requests have come, or the command has ended: for good with ENODEV, else to be sent again.
+  ///
+  /// What it did not bring stays in the driver for the next one.
   private func fetched(_ result: Int32, _ flags: CompletionFlags) {
     if !flags.hasMore { openTags -= 1 }
-    if result > 0, let id = flags.buffer {
-      start(id, bytes: Int(result))
+    if let id = flags.buffer {
+      if result > 0 {
+        refusedSince = 0
+        start(id, bytes: Int(result))
+      }
       fetchBuffers?.giveBack(id)
-    } else if result < 0, result != -Errno.noDevice.code, result != -Errno.noBuffers.code {
-      fetchFailure = fetchFailure ?? Errno(-result)
-      return
     }
-    if !flags.hasMore, result != -Errno.noDevice.code { armFetch() }
+    guard !flags.hasMore, result != -Errno.noDevice.code else { return }
+    if result >= 0 { return armFetch() }
+    let error = Errno(-result)
+    if error == .noBuffers, refusedSince == 0 {
+      // Each buffer was given back when its completion was reaped: there are some now.
+      refusedSince = max(loop.now, 1)
+      armFetch()
+    } else {
+      retry(error) { $0.armFetch() }
+    }
   }
 
   private func start(_ id: Int, bytes: Int) {
-    guard let buffer = unsafe fetchBuffers?.buffer(id) else { return }
+    guard let buffer = unsafe fetchBuffers?.buffer(id), !isDraining else { return }
     for place in stride(from: 0, to: min(bytes, buffer.count) & ~1, by: 2) {
       let tag = Int(unsafe buffer.loadUnaligned(fromByteOffset: place, as: UInt16.self))
       guard tag < setup.depth, unsafe tags[tag].phase == .fetching else { continue }
@@ -114,19 +125,34 @@ extension QueueWorker {
     }
   }
 
-  /// The driver has taken `result` bytes of a batch, or none of it.
-  ///
-  /// It stops at the first element that it does not like, which is then left out: the rest is sent again.
+  /// The driver has answered to a batch.
   private func committed(_ index: Int, _ result: Int32) {
     openTags -= 1
     let count = batch.count(index)
-    let taken = result < 0 ? 0 : Int(result) / batch.elementBytes
-    if taken < count {
-      setup.counters.failures.add()
-      for place in taken + 1..<max(count, taken + 1) {
-        let element = batch.element(index, place)
-        append(element.tag, result: element.result)
-      }
+    switch CommitAnswer(result: result, count: count, elementBytes: batch.elementBytes) {
+    case .whole:
+      refusedSince = 0
+      batch.release(index)
+    case .partial(let taken):
+      refusedSince = 0
+      setup.counters.driverErrors.add()
+      commitAgain(index, from: taken)
+    case .notOurs:
+      setup.counters.driverErrors.add()
+      commitAgain(index, from: 1)
+    case .later(let error):
+      retry(error) { $0.commitAgain(index, from: 0) }
+    case .refused(let error):
+      setup.counters.driverErrors.add()
+      batch.release(index)
+      lose(error)
+    }
+  }
+
+  private func commitAgain(_ index: Int, from start: Int) {
+    for place in start..<batch.count(index) {
+      let element = batch.element(index, place)
+      append(element.tag, result: element.result)
     }
     batch.release(index)
   }

@@ -38,10 +38,16 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
   var liveTasks = 0
   /// The driver has taken all tags back; tasks are on their way out.
   var isEnding = false
-  /// Leave, whatever the driver still holds.
+  /// Leave, whatever the driver still holds; requests that the worker has are finished first.
   let abandoned: AbandonFlag
-  /// The first fetch that failed otherwise than by the device's end.
+  /// What the driver has refused for good: the queue is lost, or was never there.
   var fetchFailure: Errno?
+  /// The driver had all tags once.
+  private(set) var isServing = false
+  /// Requests that come are left to the driver: the worker leaves once those that it has are done.
+  private(set) var isDraining = false
+  /// When the driver began to refuse every command, by the loop's clock; 0 if the last one succeeded.
+  var refusedSince: UInt64 = 0
 
   init(
     _ setup: QueueSetup, _ abandoned: AbandonFlag, _ stage: inout WorkerStage
@@ -78,7 +84,8 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
     let entries = max(256, powerOfTwo(depth * 2))
     let completions = min(65536, powerOfTwo(depth * (planCapacity + 2) + 1024))
     return try WorkerLoop(
-      entries: entries, completions: completions, counters: setup.counters.loop)
+      entries: entries, completions: completions, counters: setup.counters.loop,
+      pollLimit: setup.pollLimit)
   }
 
   static func powerOfTwo(_ value: Int) -> Int {
@@ -111,8 +118,11 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
 
   /// Serves until the driver has taken all tags back and all tasks have ended.
   func serve() {
+    isServing = true
     if let maintenance = setup.maintenance { spawn { await maintenance() } }
     loop.run(self)
+    // The last results, if the driver still has tags.
+    if isDraining { loop.ring.enter(waitingFor: 0) }
   }
 
   /// Gives back what keeps the character device busy.
@@ -123,7 +133,11 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
   }
 
   var isFinished: Bool {
-    if openTags > 0 && !abandoned.isSet { return false }
+    if openTags > 0 {
+      guard abandoned.isSet else { return false }
+      isDraining = true
+      guard isDrained else { return false }
+    }
     if !isEnding { beginEnding() }
     return liveTasks == 0
   }
@@ -159,12 +173,9 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
 
   /// The driver has handed over the request in `tag`, or taken the tag back.
   private func arrive(_ tag: Int, result: Int32) {
-    guard result == 0 else {
-      unsafe tags[tag].phase = .idle
-      openTags -= 1
-      if result != -Errno.noDevice.code, fetchFailure == nil { fetchFailure = Errno(-result) }
-      return
-    }
+    guard result == 0 else { return refused(tag, Errno(-result)) }
+    if isDraining { return }
+    refusedSince = 0
     setup.counters.arrivals.add()
     unsafe tags[tag].arrival = loop.now
     unsafe dispatch(tag, IODescriptor(memory.descriptors[tag]))

@@ -26,6 +26,8 @@ struct TagState {
   var hasTask = false
   /// The registered buffer is missing: data goes through user copy.
   var needsUserCopy = false
+  /// What the driver was told last.
+  var result: Int32 = 0
   /// When the request arrived, by the loop's clock.
   var arrival: UInt64 = 0
   /// The request, from arrival to commit.

@@ -18,6 +18,8 @@ final class ServedDevice {
   private let name: DeviceName
   /// The path of what is served.
   private let path: String
+  /// When counting began.
+  private let start = NanosecondClock.now()
 
   /// Creates the device and leaves its state; on failure neither is left, and the image is closed.
   init(
@@ -66,6 +68,7 @@ final class ServedDevice {
       setScheduler(request)
       if !ready.isForeground { try Log.redirect(orTo: directory.log) }
       try ready.give(request.printsJSON ? description(request).text : name.path)
+      for warning in device.warnings { Log.warning("\(name.path): \(warning.text)") }
     } catch {
       _ = stop()
       directory.remove()
@@ -73,8 +76,8 @@ final class ServedDevice {
     }
   }
 
-  /// Requests gain nothing from waiting in a scheduler, and it costs more than all the rest of the way:
-  /// docs/decisions/0011.
+  /// Requests gain nothing from waiting in a scheduler, and it costs more than all the rest of the
+  /// way: docs/decisions/0011.
   private func setScheduler(_ request: AttachRequest) {
     guard let scheduler = request.scheduler else { return }
     let file = "/sys/block/\(name.path.dropFirst("/dev/".count))/queue/scheduler"
@@ -107,7 +110,8 @@ extension ServedDevice {
   /// What the device has done until now; reads counters only.
   private var statistics: DeviceReport {
     DeviceReport(
-      time: NanosecondClock.now(), image: path, queues: device.statistics.map(QueueReport.init),
+      time: NanosecondClock.now(), start: start, image: path,
+      queues: device.statistics.map(QueueReport.init),
       engine: (disk as? DiskImage)?.engine.statistics.json ?? .null)
   }
 }
@@ -123,7 +127,9 @@ extension ServedDevice {
     var isLeaving = false
     while true {
       switch loop.next(ended: device.endedDescriptor, milliseconds: isLeaving ? 200 : -1) {
-      case .ended: return try stopAfterSignal()
+      case .ended:
+        if let loss = device.loss { return try stopAfterLoss(loss) }
+        return try stopAfterSignal()
       case .signal(let number):
         guard let use = DeviceUse.findLasting(name) else { return try stopAfterSignal() }
         if isLeaving { return try stopAfterSignal(isForced: true) }
@@ -148,6 +154,15 @@ extension ServedDevice {
     let errors = stop(isForced: isForced)
     directory.remove(keepingLog: !errors.isEmpty)
     if !errors.isEmpty { throw .notStopped(errors) }
+  }
+
+  /// Requests of a lost queue wait in the driver, and so do those who sent them: nothing is gained by
+  /// waiting for its users.
+  private func stopAfterLoss(_ loss: UblkError) throws(CommandError) {
+    Log.error("\(name.path): \(loss.text): stopping the device")
+    let errors = stop(isForced: true)
+    directory.remove(keepingLog: true)
+    throw .notStopped(errors + [.lost(name, loss)])
   }
 
   private func stopAfterRequest(isForced: Bool) -> ControlReply {

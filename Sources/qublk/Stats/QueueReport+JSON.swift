@@ -17,8 +17,12 @@ extension QueueReport {
       .init("host_allocations", .count(self[.allocations])),
       .init("io_uring_enters", .count(self[.enters])),
       .init("turns", .count(self[.turns])),
+      .init("polls_found", .count(self[.pollsFound])),
+      .init("polls_missed", .count(self[.pollsMissed])),
+      .init("poll_ns", .count(self[.pollTime])),
       .init("unregistered", .count(self[.unregistered])),
       .init("user_copies", .count(self[.userCopies])),
+      .init("driver_errors", .count(self[.driverErrors])),
       .init(
         "operations",
         .object(Self.operations.map { .init($0.name, self[$0].json) })),

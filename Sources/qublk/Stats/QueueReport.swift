@@ -27,6 +27,10 @@ struct QueueReport: Equatable {
   enum Count: String, CaseIterable {
     case arrivals, failures, refusals, transfers, unregistered
     case userCopies = "user_copies"
+    case driverErrors = "driver_errors"
+    case pollsFound = "polls_found"
+    case pollsMissed = "polls_missed"
+    case pollTime = "poll_ns"
     case enters, turns, reads, writes, syncs, allocations
 
     var index: Int { Self.allCases.firstIndex(of: self) ?? 0 }
@@ -51,6 +55,10 @@ struct QueueReport: Equatable {
     case .transfers: counters.transfers.current
     case .unregistered: counters.unregisteredRequests.current
     case .userCopies: counters.userCopies.current
+    case .driverErrors: counters.driverErrors.current
+    case .pollsFound: counters.loop.pollsFound.current
+    case .pollsMissed: counters.loop.pollsMissed.current
+    case .pollTime: counters.loop.pollNanoseconds.current
     case .enters: counters.loop.enters.current
     case .turns: counters.loop.turns.current
     case .reads: counters.loop.reads.current
