@@ -107,15 +107,7 @@ int qublk_unix_connect(const char *path) {
   return fd;
 }
 
-int qublk_unix_accept(int fd, int timeout_seconds) {
-  int connection = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
-  if (connection < 0) return -1;
-  struct timeval limit = {.tv_sec = timeout_seconds};
-  if (setsockopt(connection, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) < 0 ||
-      setsockopt(connection, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) < 0)
-    return closed_with_errno(connection);
-  return connection;
-}
+int qublk_unix_accept(int fd) { return accept4(fd, NULL, NULL, SOCK_CLOEXEC); }
 
 int qublk_pidfd_open(pid_t pid) { return (int)syscall(SYS_pidfd_open, pid, 0); }
 

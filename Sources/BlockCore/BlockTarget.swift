@@ -9,7 +9,8 @@ public struct HostTransfer: Sendable {
   }
 
   public var kind: Kind
-  /// Which host file: 0 for the image, else what the target numbers it as; meaningless for ``Kind/zeroes``.
+  /// Which host file: 0 for the image, else what the target numbers it as; meaningless for
+  /// ``Kind/zeroes``.
   public var file: UInt8
   /// The number of bytes.
   public var length: UInt32
@@ -52,8 +53,8 @@ public enum ServiceResult: Sendable, Equatable {
   case done
   /// Not done, or only in part; the errno is for the guest.
   case failed(Errno)
-  /// Nothing is lost or half done, but the data must be decrypted or decompressed: call `serve` again
-  /// with plain memory in place of the registered buffer.
+  /// Nothing is lost or half done, but the data must be decrypted or decompressed: call `serve`
+  /// again with plain memory in place of the registered buffer.
   case needsMemory
 
   /// Nil when done in full.

@@ -1,7 +1,8 @@
 import CPlatform
 public import Synchronization
 
-/// A small mutual-exclusion lock that can live in raw memory: one 32-bit word, no owner, no fairness.
+/// A small mutual-exclusion lock that can live in raw memory: one 32-bit word, no owner, no
+/// fairness.
 ///
 /// Word values: 0 free, 1 held, 2 held with possible sleepers. Written here instead of using
 /// `Synchronization.Mutex` because the standard library's lock is not instrumented by the thread

@@ -40,7 +40,8 @@ public protocol HostFile: AnyObject, Sendable {
   /// error, and afterwards the contents of the range are undefined.
   func punchHole(at offset: HostOffset, length: UInt64) async throws(Errno)
 
-  /// The barrier: every write that completed before the call is durable when it returns (fdatasync).
+  /// The barrier: every write that completed before the call is durable when it returns
+  /// (fdatasync).
   func sync() async throws(Errno)
 
   /// The current length in bytes; of a block device, its size.
@@ -54,8 +55,8 @@ public protocol HostFile: AnyObject, Sendable {
   /// Never shortens it, whatever extends the file at the same time.
   func extend(to length: UInt64) async throws(Errno)
 
-  /// Makes a regular file reach over the range, which was never written, and asks the host for storage
-  /// there, so that writes into it need not; it reads as zeros.
+  /// Makes a regular file reach over the range, which was never written, and asks the host for
+  /// storage there, so that writes into it need not; it reads as zeros.
   ///
   /// The storage is a hint: a file without it holds the same, as long as there is room.
   func reserve(at offset: HostOffset, length: UInt64) async throws(Errno)

@@ -2,7 +2,8 @@ import Glibc
 
 /// Page-aligned memory with an owner, for transfers that must satisfy O_DIRECT.
 ///
-/// The bytes are zero at first, so nothing that was not filled can reach a guest or a disk.
+/// The bytes are zero at first, so nothing that was not filled can reach a guest or a disk; but for
+/// ``init(unfilled:)``.
 @safe
 public final class IOBuffer: @unchecked Sendable {  // why: immutable address; users order access
   /// The first byte; aligned to 4096.
@@ -14,6 +15,14 @@ public final class IOBuffer: @unchecked Sendable {  // why: immutable address; u
     let rounded = max(count, 1)
     unsafe base = .allocate(byteCount: rounded, alignment: 4096)
     unsafe memset(base, 0, rounded)
+    self.count = count
+  }
+
+  /// Memory with any contents, untouched as yet: for bytes that never go further as they are.
+  ///
+  /// - Parameter count: The number of bytes.
+  public init(unfilled count: Int) {
+    unsafe base = .allocate(byteCount: max(count, 1), alignment: 4096)
     self.count = count
   }
 

@@ -4,8 +4,8 @@ import Glibc
 ///
 /// Log-linear buckets, as an HDR histogram has them: durations below 512 ns have a bucket each, and
 /// every power of two above is cut into 256. A bucket is at most 1/256 of its durations wide, and
-/// what a percentile answers, its middle, is at most 0.2 % off. Durations from ``limit`` on count in
-/// the last bucket. Sum and maximum are exact. All memory is there from the start, zero, and the
+/// what a percentile answers, its middle, is at most 0.2 % off. Durations from ``limit`` on count
+/// in the last bucket. Sum and maximum are exact. All memory is there from the start, zero, and the
 /// kernel gives pages only where durations fall. Never allocates, locks or waits.
 @safe
 public struct LatencyHistograms: ~Copyable, @unchecked Sendable {
@@ -55,7 +55,8 @@ public struct LatencyHistograms: ~Copyable, @unchecked Sendable {
     return first...first + (1 << shift - 1)
   }
 
-  /// Counts one duration in histogram `number`, for its only writer, and the bytes that went with it.
+  /// Counts one duration in histogram `number`, for its only writer, and the bytes that went with
+  /// it.
   @inlinable @inline(__always) public func record(
     _ duration: UInt64, bytes: UInt64 = 0, in number: Int
   ) {
@@ -114,7 +115,8 @@ public struct LatencySnapshot: Sendable, Equatable {
     return count == 0 ? 0 : sum / count
   }
 
-  /// The duration that a share of all do not exceed: the middle of the bucket of the one with that rank.
+  /// The duration that a share of all do not exceed: the middle of the bucket of the one with that
+  /// rank.
   ///
   /// - Parameter perMillion: The share; 500_000 for the median, clamped to 1_000_000.
   /// - Returns: Between ``minimum`` and ``maximum``; 0 if nothing was counted.
@@ -143,8 +145,8 @@ public struct LatencySnapshot: Sendable, Equatable {
     maximum = max(maximum, other.maximum)
   }
 
-  /// What was counted since `earlier`, a snapshot of the same histogram; the maximum remains that of
-  /// all time where its bucket has grown, else it is the end of the highest one that has.
+  /// What was counted since `earlier`, a snapshot of the same histogram; the maximum remains that
+  /// of all time where its bucket has grown, else it is the end of the highest one that has.
   public func since(_ earlier: LatencySnapshot) -> LatencySnapshot {
     var difference = LatencySnapshot()
     for bucket in counts.indices {

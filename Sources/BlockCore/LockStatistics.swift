@@ -4,9 +4,9 @@
 
   /// How long locks are held and how often threads meet at them, by rank; all locks of the process.
   ///
-  /// Only in builds with `-Xswiftc -DLOCK_STATISTICS`, in which every lock reads the clock twice: times
-  /// include one of these readings. Threads count in places of their own, as far as there are enough,
-  /// so that they meet at no counter.
+  /// Only in builds with `-Xswiftc -DLOCK_STATISTICS`, in which every lock reads the clock twice:
+  /// times include one of these readings. Threads count in places of their own, as far as there are
+  /// enough, so that they meet at no counter.
   public enum LockStatistics {
     private static let shardBits = 4
     private static let shards = (0..<1 << shardBits).map { _ in Shard() }

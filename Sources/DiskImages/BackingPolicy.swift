@@ -3,8 +3,8 @@ package import BlockCore
 /// Which of the files that images refer to may be opened: backing files and external data files.
 ///
 /// What the user names on the command line is not asked about. The default is QEMU's, any file: an
-/// image is trusted as much as the command to attach it, and guests cannot write headers. For images
-/// from elsewhere there is the rest [SEC-1, SEC-3].
+/// image is trusted as much as the command to attach it, and guests cannot write headers. For
+/// images from elsewhere there is the rest [SEC-1, SEC-3].
 package struct BackingPolicy: Sendable, Equatable {
   package enum Rule: Sendable, Equatable {
     case any
@@ -25,8 +25,8 @@ package struct BackingPolicy: Sendable, Equatable {
 
   /// Reads the values of `--backing-policy`.
   ///
-  /// One `deny`, or any number of `any`, `same-directory` and paths; none at all means any. A path with
-  /// the name of a word is written `./any`.
+  /// One `deny`, or any number of `any`, `same-directory` and paths; none at all means any. A path
+  /// with the name of a word is written `./any`.
   ///
   /// - Throws: The value that is wrong, and why.
   package init(parsing values: [String]) throws(BadValue) {

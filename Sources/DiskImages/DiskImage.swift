@@ -10,8 +10,8 @@ package final class DiskImage: OpenDisk {
   package let engine: Image
   /// Every file of the chain, by number.
   ///
-  /// 0 is the image; data files and backing files follow. Those from 255 on have no number that host
-  /// transfers could name.
+  /// 0 is the image; data files and backing files follow. Those from 255 on have no number that
+  /// host transfers could name.
   package let files: [RingHostFile]
   /// `st_dev` and `st_ino` of the image.
   package let identity: (device: UInt64, inode: UInt64)
@@ -125,7 +125,8 @@ package final class DiskImage: OpenDisk {
     return ImageLayer(try await Image.open(sources(layer, backing, options), options: shared))
   }
 
-  /// The backing images have together what the image itself has: each has one cache for all workers.
+  /// The backing images have together what the image itself has: each has one cache for all
+  /// workers.
   ///
   /// A long chain takes no more memory than a short one, down to 16 slices of 4 KiB each.
   static func cacheBytes(forEachOf images: Int, _ options: ImageOptions) -> Int? {

@@ -7,7 +7,8 @@ import Synchronization
 /// The disk is made of whole sectors: a file that ends within one reads as zeros from there to the
 /// sector's end, and a write there makes the file longer, as in QEMU.
 ///
-/// Holds no data in memory: a flush syncs the file, and the first sync that fails fails all later ones.
+/// Holds no data in memory: a flush syncs the file, and the first sync that fails fails all later
+/// ones.
 package final class RawTarget: BlockTarget {
   private let file: any HostFile
   private let isReadOnly: Bool

@@ -157,8 +157,9 @@ extension Image {
 
   /// Slots for every L2 slice of the disk, up to the budget; more would never be used.
   ///
-  /// Slots that are not used take no memory, so a small disk has them, too: it may grow. A cache for
-  /// all slices has a quarter more slots than slices, since no stripe gets exactly its share of them.
+  /// Slots that are not used take no memory, so a small disk has them, too: it may grow. A cache
+  /// for all slices has a quarter more slots than slices, since no stripe gets exactly its share of
+  /// them.
   static func l2Slots(
     _ header: Header, _ options: ImageOptions, _ sliceSize: Int
   ) -> Int {

@@ -5,8 +5,8 @@ import QCOW2Format
 extension Image {
   /// Maps all metadata of the active disk; looks at no L2 table and no refcount block.
   ///
-  /// - Throws: ``ImageError/format(_:)`` for L1 entries that break the format and, if the image is to
-  ///   be written, for metadata that lies inside other metadata.
+  /// - Throws: ``ImageError/format(_:)`` for L1 entries that break the format and, if the image is
+  ///   to be written, for metadata that lies inside other metadata.
   static func survey(
     _ references: ImageReferences, _ l1: DiskTable, _ refcountTable: DiskTable,
     _ snapshots: SnapshotTable, fileLength: UInt64, forWriting: Bool

@@ -6,8 +6,8 @@ import Synchronization
 /// An open qcow2 image: guest requests in, host I/O out, from any number of workers at once.
 ///
 /// Workers share the L1 table, the slice caches, the allocator, the in-flight table and the flush
-/// coordinator; each has an arena of host clusters of its own. Lock order: flush round → allocator →
-/// in-flight stripe → slice stripe → leaf; no lock is held across I/O.
+/// coordinator; each has an arena of host clusters of its own. Lock order: flush round → allocator
+/// → in-flight stripe → slice stripe → leaf; no lock is held across I/O.
 package final class Image: BlockTarget {
   package let geometry: ClusterGeometry
   /// The header as it was when the image was opened.
@@ -165,7 +165,8 @@ package final class Image: BlockTarget {
 
   /// Makes clusters that were freed allocatable, and looks for room that has been added.
   ///
-  /// Call without a request of one's own in flight: it would hold back what was freed after it began.
+  /// Call without a request of one's own in flight: it would hold back what was freed after it
+  /// began.
   ///
   /// - Returns: whether it is worth trying again.
   func reclaimSpace() async throws(ImageError) -> Bool {

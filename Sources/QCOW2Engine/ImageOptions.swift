@@ -19,7 +19,8 @@ package struct ImageOptions: Sendable {
   package var bitmapQuietMilliseconds = 5000
   /// Freed clusters are punched out of the host file.
   package var discardsToHost = true
-  /// Serve this internal snapshot, at its own size, in place of the active disk; nothing is written.
+  /// Serve this internal snapshot, at its own size, in place of the active disk; nothing is
+  /// written.
   package var snapshot: SnapshotSelector?
 
   /// What is read from a backing file is kept in the image.

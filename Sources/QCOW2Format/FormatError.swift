@@ -1,6 +1,7 @@
 public import BlockCore
 
-/// Why bytes are not a qcow2 structure that can be used: which field, what was found, what is allowed.
+/// Why bytes are not a qcow2 structure that can be used: which field, what was found, what is
+/// allowed.
 public enum FormatError: Error, Equatable, Sendable {
   /// The magic number is not `QFI\xfb`.
   case notQCOW2(magic: UInt32)

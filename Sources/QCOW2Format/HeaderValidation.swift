@@ -12,7 +12,8 @@ public enum FormatLimit {
 }
 
 extension Header {
-  /// Checks every field against the specification and ``FormatLimit``, before anything is allocated.
+  /// Checks every field against the specification and ``FormatLimit``, before anything is
+  /// allocated.
   ///
   /// Unknown incompatible features are refused here; known ones are for the caller to judge.
   ///

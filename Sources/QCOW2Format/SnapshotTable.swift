@@ -47,8 +47,8 @@ public struct SnapshotEntry: Equatable, Sendable {
     extraLength = unsafe base.be32(36)
   }
 
-  /// Takes over the fields of the extra data; `base` has ``knownExtraLength`` readable bytes, of which
-  /// the first ``extraLength`` count.
+  /// Takes over the fields of the extra data; `base` has ``knownExtraLength`` readable bytes, of
+  /// which the first ``extraLength`` count.
   public mutating func applyExtra(_ base: UnsafeRawPointer) {
     if extraLength >= 8 { vmStateSize = unsafe base.be64(0) }
     if extraLength >= 16 { diskSize = unsafe base.be64(8) }

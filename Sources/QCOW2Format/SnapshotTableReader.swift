@@ -20,7 +20,8 @@ public struct Snapshot: Equatable, Sendable {
 public struct SnapshotTableReader {
   /// Bytes of the table.
   public struct Part: Equatable, Sendable {
-    /// Counted from the start of the table; below ``SnapshotEntry/mostTableLength``, plus one entry.
+    /// Counted from the start of the table; below ``SnapshotEntry/mostTableLength``, plus one
+    /// entry.
     public let position: UInt64
     /// At most 2^17.
     public let count: Int

@@ -137,10 +137,11 @@ struct AddCommand: ParsableCommand {
       if image == nil { throw ValidationError("Missing expected argument '<image>'") }
       if image == "" { throw ValidationError("the image's path is empty") }
       if size != nil { throw ValidationError("--size is for --format null only") }
-      if format == .raw { try checkRaw() }
+      if format == .raw { try checkForQCOW2() }
       return
     }
     if image != nil { throw ValidationError("--format null takes no image") }
+    try checkForQCOW2()
     guard let bytes = size?.bytes, bytes > 0, bytes % UInt64(blockSize) == 0, bytes <= 1 << 62
     else {
       throw ValidationError(
@@ -149,9 +150,14 @@ struct AddCommand: ParsableCommand {
     }
   }
 
-  private func checkRaw() throws {
+  /// What only an image of the format has; a device without what was asked for would be a surprise.
+  private func checkForQCOW2() throws {
     let given = [
       ("--snapshot", snapshot != nil), ("--copy-on-read", copyOnRead), ("--compress", compress),
+      ("--backing-format", !disk.backingFormat.isEmpty),
+      ("--backing-policy", !disk.backingPolicy.isEmpty), ("--data-file", disk.dataFile != nil),
+      ("--cache-size", disk.cacheSize != nil),
+      ("a passphrase", !disk.secrets.sources.isEmpty),
     ]
     for (name, isGiven) in given where isGiven {
       throw ValidationError("\(name) needs --format qcow2")

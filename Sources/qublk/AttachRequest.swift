@@ -12,8 +12,8 @@ struct AttachRequest {
   let format: DiskFormat
   /// The size of a null disk in bytes.
   let nullSize: UInt64
-  /// How the image is opened: by its absolute path as it was given, since what it refers to counts from
-  /// there; data files from the caller's directory.
+  /// How the image is opened: by its absolute path as it was given, since what it refers to counts
+  /// from there; data files from the caller's directory.
   let disk: DiskImageOptions
   let id: UInt32?
   let queues: Int

@@ -24,7 +24,8 @@ struct DiskOptions: ParsableArguments {
 
   @Option(
     help: """
-      Memory for the mapping of the image, taken as it is used; all backing files together get as much       again; with suffix k, M or G. (default: what the disk needs, at most 32M)
+      Memory for the mapping of the image, taken as it is used; all backing files together get as much \
+      again; with suffix k, M or G. (default: what the disk needs, at most 32M)
       """)
   var cacheSize: ByteSize?
 
@@ -39,8 +40,8 @@ struct DiskOptions: ParsableArguments {
     }
   }
 
-  /// Puts what was given into `options`; nothing then depends on the current directory any more, and
-  /// every secret is read.
+  /// Puts what was given into `options`; nothing then depends on the current directory any more,
+  /// and every secret is read.
   func apply(to options: inout DiskImageOptions) throws {
     options.backingFormats = backingFormat
     options.engine.cacheBytes = cacheSize.map { Int(clamping: $0.bytes) }

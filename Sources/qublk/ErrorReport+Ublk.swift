@@ -70,6 +70,7 @@ extension ControlCommand {
 extension ParameterError {
   fileprivate var text: String {
     switch self {
+    case .sizeNotWholeBlocks(0, _): "size is 0 bytes, expected one sector at least"
     case .sizeNotWholeBlocks(let bytes, let block):
       "size is \(bytes) bytes, expected a multiple of the \(block)-byte block: "
         + "add it with --block-size 512"

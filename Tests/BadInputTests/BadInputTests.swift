@@ -5,8 +5,9 @@ import Testing
 import Uring
 
 /// Images that are nonsense: the engine refuses them or serves what can be served, never traps,
-/// hangs, grows without bound, or writes where it must not. One case at a time, so that the
-/// watchdog and the measurement of memory know whose fault it is.
+/// hangs, grows without bound, or writes where it must not.
+///
+/// One case at a time, so that the watchdog and the measurement of memory know whose fault it is.
 @Suite(.serialized)
 struct BadInputTests {
   @Test(arguments: [2, 3], [9, 12, 16])

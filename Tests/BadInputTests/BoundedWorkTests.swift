@@ -45,7 +45,8 @@ extension BadInputTests {
       defer { if let bytes { fclose(bytes) } }
       var line = [CChar](repeating: 0, count: 256)
       while let bytes, fgets(&line, Int32(line.count), bytes) != nil {
-        let text = line.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }  // why: fgets
+        let text = String(
+          decoding: line.prefix { $0 != 0 }.map(UInt8.init(bitPattern:)), as: UTF8.self)
         if text.hasPrefix("VmHWM:") {
           return (Int(text.filter(\.isNumber)) ?? 0) << 10
         }

@@ -26,7 +26,8 @@ extension BadInputTests {
           for index in 0..<2 {
             var spoiled = image
             spoiled.put64(value | flag, at: image.start(HandmadeImage.l1Table) + index * 8)
-            // Somebody's data taken for a table is lost to it: only a check of all tables finds that.
+            // Somebody's data taken for a table is lost to it: only a check of all tables finds
+            // that.
             let host = (value & 0x00ff_ffff_ffff_fe00) >> UInt64(clusterBits)
             Trial(
               "v\(version) \(clusterBits) bits: L1[\(index)] = \(hex(value | flag))",
@@ -45,8 +46,8 @@ extension BadInputTests {
           for index in [0, 5] {
             var spoiled = image
             spoiled.put64(value | flag, at: image.positionOfEntry(index))
-            // Two guest clusters in one host cluster, one in a free cluster, or one in a table, which
-            // changes while it is read as data: a check finds it.
+            // Two guest clusters in one host cluster, one in a free cluster, or one in a table,
+            // which changes while it is read as data: a check finds it.
             let host = (value & 0x00ff_ffff_ffff_fe00) >> UInt64(clusterBits)
             Trial(
               "v\(version) \(clusterBits) bits: L2[\(index)] = \(hex(value | flag))",

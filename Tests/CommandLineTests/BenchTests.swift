@@ -40,7 +40,8 @@ import Testing
         $0.stepSize = 300 << 10
         $0.offset = 4096
       })
-    // Positions go on modulo the size; one from which a request would cross the end starts anew at 0.
+    // Positions go on modulo the size; one from which a request would cross the end starts anew at
+    // 0.
     let step: UInt64 = 300 << 10
     let disk: UInt64 = 1 << 20
     let places: [UInt64] = [0, step, 2 * step, 3 * step, 4 * step - disk, 5 * step - disk]
@@ -130,7 +131,8 @@ import Testing
     (["-d", "0"], "-d is 0, expected 1 to 4096"),
     (["--queues", "65"], "--queues is 65, expected 1 to 64"),
     (["-s", "100"], "-s is 100, expected a multiple of 512 from 512 to 1073741824"),
-    (["-o", "1"], "-o is 1, expected a multiple of 512"),
+    (["-o", "1"], "-o is 1, expected a multiple of 512 below 8E"),
+    (["-o", "8E"], "-o is 9223372036854775808, expected a multiple of 512 below 8E"),
     (["--pattern", "256"], "--pattern is 256, expected 0 to 255"),
     (["-c", "5", "--seconds", "1"], "-c and --seconds exclude each other"),
     (["-w", "--mix", "50"], "-w and --mix exclude each other"),
@@ -139,6 +141,10 @@ import Testing
     (
       ["-s", "1G"],
       "-s 1073741824 times -d 64 times --queues 1: more than 4 GiB of memory"
+    ),
+    (
+      ["-s", "48M", "--mix", "50"],
+      "-s 50331648 times -d 64 times --queues 1, for reads and for writes: more than 4 GiB of memory"
     ),
     (["--mix", "5O"], "The value '5O' is invalid for '--mix <mix>'"),
     (["-s", "1Q"], "The value '1Q' is invalid for '-s <s>'"),

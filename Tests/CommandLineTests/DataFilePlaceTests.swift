@@ -1,7 +1,7 @@
 import Testing
 
-/// Where a data file is that an image names by a relative path: in the current directory, as QEMU has
-/// it, wherever the image is.
+/// Where a data file is that an image names by a relative path: in the current directory, as QEMU
+/// has it, wherever the image is.
 @Suite(.enabled(if: hasQEMU, "needs qemu-img and qemu-io")) struct DataFilePlaceTests {
   private let directory: TemporaryDirectory
 

@@ -21,7 +21,7 @@ import Uring
     counters.loop.writes.add(3)
     counters.loop.enters.add(.max)
     return DeviceReport(
-      time: 5_000_000_000, image: "/a b/ü.qcow2",
+      time: 5_000_000_000, start: 1_000_000_000, image: "/a b/ü.qcow2",
       queues: [QueueReport(counters), QueueReport(QueueCounters())],
       engine: ImageStatistics().json)
   }
@@ -61,13 +61,32 @@ import Uring
     #expect(QueueReport(QueueCounters()).hitRatio == 1)
   }
 
-  @Test func anIntervalHasWhatCameSince() {
+  @Test func anIntervalHasWhatCameSince() throws {
     let report = report()
-    let nothing = report.since(report).total
+    var later = report
+    later.time += 1_000_000_000
+    let nothing = try #require(later.since(report)).total
     #expect(nothing.requests == 0 && nothing[.read].latency.maximum == 0 && nothing[.enters] == 0)
     let empty = DeviceReport(
-      time: 0, image: "", queues: [QueueReport(), QueueReport()], engine: .null)
-    #expect(report.since(empty).total[.read].latency.count == 4)
+      time: 2_000_000_000, start: report.start, image: "", queues: [QueueReport(), QueueReport()],
+      engine: .null)
+    #expect(report.since(empty)?.total[.read].latency.count == 4)
+    #expect(report.since(report) == nil)
+  }
+
+  @Test func anotherDeviceWithTheSameNumberIsNoInterval() {
+    var first = report()
+    first.time -= 1
+    first.start -= 1
+    // Its counters are anything, higher or lower: a difference would be none.
+    #expect(report().since(first) == nil)
+  }
+
+  @Test func aRateWithoutBoundsIsStillAText() {
+    var report = report()
+    report.queues[0].operations[0].bytes = .max
+    let text = StatsTable(device: DeviceName(id: 3), report: report, seconds: 1e-9).text
+    #expect(text.contains("read"))
   }
 
   @Test func theKeysOfTheReportAreStable() throws {

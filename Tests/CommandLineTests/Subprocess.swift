@@ -80,7 +80,7 @@ private func readable(_ descriptor: Int32, milliseconds: Int32) -> Bool {
   return poll(&entry, 1, milliseconds) > 0
 }
 
-private func now() -> Double {
+func now() -> Double {
   var time = timespec()
   clock_gettime(CLOCK_MONOTONIC, &time)
   return Double(time.tv_sec) + Double(time.tv_nsec) / 1e9

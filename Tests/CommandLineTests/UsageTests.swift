@@ -40,6 +40,16 @@ import Testing
         + "Please provide one of 'auto', 'on' or 'off'."
     ),
     (["add", ""], "qublk: the image's path is empty"),
+    (
+      ["add", "-f", "null", "--size", "1G", "--snapshot", "a"],
+      "qublk: --snapshot needs --format qcow2"
+    ),
+    (
+      ["add", "-f", "null", "--size", "1G", "--secret-fd", "0"],
+      "qublk: a passphrase needs --format qcow2"
+    ),
+    (["add", "-f", "raw", "--data-file", "x", "y"], "qublk: --data-file needs --format qcow2"),
+    (["add", "-f", "raw", "--cache-size", "1M", "y"], "qublk: --cache-size needs --format qcow2"),
     (["del"], "qublk: name a device, or add --all"),
     (["del", "--all", "3"], "qublk: --all and named devices exclude each other"),
     (["del", "sda"], "qublk: The value 'sda' is invalid for '<devices>'"),

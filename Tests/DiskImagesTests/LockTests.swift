@@ -22,8 +22,8 @@ import Uring
 
   /// A qemu-io that has an image open until its input ends.
   ///
-  /// Programs that other tests start hold copies of this process's locks until they exec, so what was
-  /// closed here may stay locked for a moment.
+  /// Programs that other tests start hold copies of this process's locks until they exec, so what
+  /// was closed here may stay locked for a moment.
   private func holder(_ options: String, _ image: String) throws -> RunningShell {
     for _ in 0..<50 {
       let running = try RunningShell("exec qemu-io \(options) '\(scratch.file(image))'")

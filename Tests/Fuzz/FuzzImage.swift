@@ -36,7 +36,8 @@ struct FuzzImage {
     precondition(image.bytes == bytes, "the check changed the image")
   }
 
-  /// Opens `file` with a backing file, a data file and a cipher, of which an image takes what it needs.
+  /// Opens `file` with a backing file, a data file and a cipher, of which an image takes what it
+  /// needs.
   func open(
     _ file: SparseFile, data: SparseFile? = nil, readOnly: Bool = false,
     snapshot: SnapshotSelector? = nil

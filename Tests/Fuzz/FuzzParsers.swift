@@ -76,10 +76,11 @@ private func transform(_ cipher: LUKSCipher) {
   }
 }
 
-/// The first byte chooses the library and the cluster size; the rest is read as a compressed cluster,
-/// and is compressed as the start of a plain one.
+/// The first byte chooses the library and the cluster size; the rest is read as a compressed
+/// cluster, and is compressed as the start of a plain one.
 ///
-/// Deflate is read by zlib and by libdeflate: where zlib reads a cluster, the other must read the same.
+/// Deflate is read by zlib and by libdeflate: where zlib reads a cluster, the other must read the
+/// same.
 func fuzzPayload(_ input: [UInt8]) {
   guard let control = input.first, input.count > 1 else { return }
   let kind: CompressionKind = control & 1 == 0 ? .zlib : .zstd

@@ -26,8 +26,8 @@ enum FuzzTarget: String, CaseIterable {
   }()
 }
 
-/// Called by libFuzzer before the first input: LUKS headers with few iterations, which qemu-img does
-/// not make, are made here.
+/// Called by libFuzzer before the first input: LUKS headers with few iterations, which qemu-img
+/// does not make, are made here.
 @_cdecl("LLVMFuzzerInitialize")
 public func fuzzInitialize(_ count: UnsafeRawPointer, _ arguments: UnsafeRawPointer) -> CInt {
   if FuzzTarget.current == .luks { writeLUKSSeeds("seeds/luks/") }

@@ -3,8 +3,8 @@ import QCOW2Engine
 import TestSupport
 import Testing
 
-/// What a backing file has beyond the disk over it never shows: neither in the VM state, which begins
-/// there, nor through an image in between [COW-4].
+/// What a backing file has beyond the disk over it never shows: neither in the VM state, which
+/// begins there, nor through an image in between [COW-4].
 @Suite struct BeyondTheDiskTests {
   struct Shape: Sendable, CustomTestStringConvertible {
     var clusterBits: Int

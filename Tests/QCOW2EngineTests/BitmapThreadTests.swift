@@ -12,43 +12,24 @@ import Testing
     arguments: [9, 12])
   func bitsAreThereBeforeTheData(clusterBits: Int) async throws {
     let seed = testSeed("bitmap threads")
-    var builder = ImageBuilder()
-    builder.clusterBits = clusterBits
-    builder.size = clusterBits == 9 ? 200 << 10 : 3 << 20
-    for cluster in 0..<40 { builder.mappings[cluster] = .data }
+    var builder = ThreadRun.builder(clusterBits: clusterBits)
     builder.bitmaps = [
       BitmapSpec("sectors", granularityBits: 9), BitmapSpec("pages", granularityBits: 12),
     ]
     let memory = MemoryFile(builder.build(capacity: 1 << 26))
     memory.yields = true
     let file = WatchedFile(memory)
-    var options = ImageOptions()
-    options.workers = 4
-    options.slotsPerWorker = 4
-    options.dirtyAgeMilliseconds = 0
+    var options = ThreadRun.options()
     options.bitmapIntentBytes = 8192
     options.bitmapQuietMilliseconds = 0
     let image = try await Image.open(file, options: options)
-    let threads = (0..<4).map { _ in ThreadExecutor() }
     let clients = (0..<16).map { number in
       ThreadClient(image: image, file: file, number: number, seed: seed)
     }
-    await withTaskGroup(of: Void.self) { group in
-      for (number, client) in clients.enumerated() {
-        group.addTask(executorPreference: threads[number % 4]) {
-          await client.run(operations: testSetting("QUBLK_THREAD_OPERATIONS", default: 150))
-        }
-      }
-    }
-    await Task(executorPreference: threads[0]) {
-      do { try await image.close() } catch { Issue.record("close: \(error)") }
-    }.value
-    for thread in threads { thread.stop() }
-    #expect(clients.flatMap(\.problems).isEmpty)
+    await ThreadRun.run(clients, on: image)
     #expect(file.missing.withLock { $0 } == [])
     #expect(file.checked.withLock { $0 } > 100)
-    let report = ImageVerifier(memory.bytes).check()
-    #expect(report.errors.isEmpty && report.leaks == 0, "\(report)")
+    ThreadRun.expectSound(ImageVerifier(memory.bytes))
   }
 }
 

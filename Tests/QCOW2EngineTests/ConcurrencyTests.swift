@@ -14,25 +14,14 @@ import Testing
     arguments: [9, 12], [false, true])
   func fourThreadsLoseNothing(clusterBits: Int, hasTinyCache: Bool) async throws {
     let seed = testSeed("threads")
-    var builder = ImageBuilder()
-    builder.clusterBits = clusterBits
-    builder.size = clusterBits == 9 ? 200 << 10 : 3 << 20
-    builder.hasSnapshot = clusterBits == 12
-    for cluster in 0..<40 { builder.mappings[cluster] = .data }
+    let builder = ThreadRun.builder(clusterBits: clusterBits, hasSnapshot: clusterBits == 12)
     let file = MemoryFile(builder.build(capacity: 1 << 26))
     file.yields = true
-    var options = ImageOptions()
-    options.workers = 4
-    options.slotsPerWorker = 4
-    options.dirtyAgeMilliseconds = 0
+    var options = ThreadRun.options()
     if hasTinyCache { options.cacheBytes = 2 * min(1 << clusterBits, 4096) }
     let image = try await Image.open(file, options: options)
     let clients = await run(image, [file], seed: seed)
-    let verifier = ImageVerifier(file.bytes)
-    let report = verifier.check()
-    #expect(
-      report.errors.isEmpty && report.leaks == 0, "\(report.errors.prefix(3)), \(report.leaks)")
-    #expect(clients.compactMap { $0.problemOnDisk(verifier) }.isEmpty)
+    ThreadRun.expectSound(ImageVerifier(file.bytes), clients)
   }
 
   /// Shapes in which workers have contexts, codecs and layers to get in each other's way with.
@@ -55,11 +44,7 @@ import Testing
     let files = bench.immediateFiles(contents, yields: true)
     let image = try await bench.open(files, options: bench.options)
     let clients = await run(image, files, seed: seed)
-    let verifier = bench.verifier(contents)
-    let report = verifier.check()
-    #expect(
-      report.errors.isEmpty && report.leaks == 0, "\(report.errors.prefix(3)), \(report.leaks)")
-    #expect(clients.compactMap { $0.problemOnDisk(verifier) }.isEmpty)
+    ThreadRun.expectSound(bench.verifier(contents), clients)
   }
 
   @Test(
@@ -67,53 +52,28 @@ import Testing
     arguments: [9, 12])
   func threeWorkersLoseNothingWhileTheDiskGrows(clusterBits: Int) async throws {
     let seed = testSeed("growing threads")
-    var builder = ImageBuilder()
-    builder.clusterBits = clusterBits
+    var builder = ThreadRun.builder(clusterBits: clusterBits, hasSnapshot: clusterBits == 12)
     // A part of a sector is left at the end, and the first L2 table ends soon.
     builder.size = (clusterBits == 9 ? 60 << 10 : 1 << 20) + 512
-    builder.hasSnapshot = clusterBits == 12
-    for cluster in 0..<40 { builder.mappings[cluster] = .data }
     let file = MemoryFile(builder.build(capacity: 1 << 27))
     file.yields = true
-    var options = ImageOptions()
-    options.workers = 3
-    options.slotsPerWorker = 4
-    options.dirtyAgeMilliseconds = 0
-    let image = try await Image.open(file, options: options)
-    let threads = (0..<4).map { _ in ThreadExecutor() }
+    let image = try await Image.open(file, options: ThreadRun.options(workers: 3))
     let clients = (0..<12).map { number in
       ThreadClient(image: image, files: [file], number: number, seed: seed, growsWith: 3)
     }
-    let isOver = Guarded(false)
-    let growths = await withTaskGroup(of: Int.self) { group in
-      group.addTask(executorPreference: threads[3]) {
-        await Self.grow(image, by: clusterBits == 9 ? 19 << 10 : 700 << 10, until: isOver)
-      }
-      await withTaskGroup(of: Void.self) { group in
-        for (number, client) in clients.enumerated() {
-          group.addTask(executorPreference: threads[number % 3]) {
-            await client.run(operations: testSetting("QUBLK_THREAD_OPERATIONS", default: 150) * 8)
-          }
-        }
-      }
-      isOver.withLock { $0 = true }
-      return await group.next() ?? 0
+    let counted = Guarded(0)
+    await ThreadRun.run(clients, on: image, workers: 3, times: 8) { isOver in
+      let growths = await Self.grow(
+        image, by: clusterBits == 9 ? 19 << 10 : 700 << 10, until: isOver)
+      counted.withLock { $0 = growths }
     }
     let size = image.size
-    await Task(executorPreference: threads[0]) {
-      do { try await image.close() } catch { Issue.record("close: \(error)") }
-    }.value
-    for thread in threads { thread.stop() }
+    let growths = counted.withLock { $0 }
     print("growing threads: \(growths) growths, to \(size) bytes")
     #expect(growths >= 10)
-    #expect(clients.flatMap(\.problems).isEmpty)
     #expect(clients.allSatisfy { $0.isBeyond(UInt64(builder.size)) }, "nobody used what was added")
     #expect(file.bytes.be64(24) == size)
-    let verifier = ImageVerifier(file.bytes)
-    let report = verifier.check()
-    #expect(
-      report.errors.isEmpty && report.leaks == 0, "\(report.errors.prefix(3)), \(report.leaks)")
-    #expect(clients.compactMap { $0.problemOnDisk(verifier) }.isEmpty)
+    ThreadRun.expectSound(ImageVerifier(file.bytes), clients)
   }
 
   /// Makes the disk larger every few milliseconds, up to eighty times.
@@ -138,31 +98,19 @@ import Testing
   private func run(
     _ image: Image, _ files: [any HostFile], seed: UInt64
   ) async -> [ThreadClient] {
-    let threads = (0..<4).map { _ in ThreadExecutor() }
     let clients = (0..<16).map { number in
       ThreadClient(image: image, files: files, number: number, seed: seed)
     }
-    await withTaskGroup(of: Void.self) { group in
-      for (number, client) in clients.enumerated() {
-        group.addTask(executorPreference: threads[number % 4]) {
-          await client.run(operations: testSetting("QUBLK_THREAD_OPERATIONS", default: 150))
-        }
-      }
-    }
-    await Task(executorPreference: threads[0]) {
-      do { try await image.close() } catch { Issue.record("close: \(error)") }
-    }.value
-    for thread in threads { thread.stop() }
-    #expect(clients.flatMap(\.problems).isEmpty)
+    await ThreadRun.run(clients, on: image)
     return clients
   }
 }
 
 /// One client with sectors of its own.
 ///
-/// They are every 16th of the first half of the disk, so that clusters are shared; and whole clusters
-/// in the second half, where it also discards. On a disk that grows, halves are of each run of 32
-/// clusters.
+/// They are every 16th of the first half of the disk, so that clusters are shared; and whole
+/// clusters in the second half, where it also discards. On a disk that grows, halves are of each
+/// run of 32 clusters.
 final class ThreadClient: @unchecked Sendable {  // why: used by one task, then by the test
   private let image: Image
   private let driver: MiniWorker

@@ -15,8 +15,8 @@ import Testing
 
   /// Opens the image, breaks it by `damage`, and carries out `operation` on the guest clusters.
   ///
-  /// Everything that existed must stay as it is, save the mark in the header. The damage comes after
-  /// opening, which refuses most of it: what matters here is the last line of defence.
+  /// Everything that existed must stay as it is, save the mark in the header. The damage comes
+  /// after opening, which refuses most of it: what matters here is the last line of defence.
   private func expectRefusal(
     _ bench: Bench, _ operation: BlockOperation, clusters: Range<Int>, plans: Bool = true,
     keepsTables: Bool = true, damage: @escaping () -> Void

@@ -219,24 +219,34 @@ import Testing
     expectSectors(bench, [88: 9, 96: 9, 97: 0])
   }
 
-  @Test("A slice that is evicted while the data is on its way is loaded again")
-  func theSliceIsEvicted() throws {
-    let bench = bench()
+  /// A write's data is in place, and its slice is not there any more: `body` has the request, which is
+  /// slot 1's, then the image is closed.
+  private func whenTheSliceIsEvicted(
+    _ bench: Bench, _ body: @escaping @Sendable (Image, BlockRequest) async throws -> Void
+  ) throws {
     bench.options.cacheBytes = 4096
     try bench.host.run {
       let image = try await self.opened(bench)
-      let buffer = self.data(80, 2)
-      let request = self.write(80, buffer)
+      let buffers = [self.data(80, 2), self.data(4096)]
+      let request = self.write(80, buffers[0])
       let transfer = try #require(self.plan(image, request, slot: 1))
-      try await bench.file.write(from: buffer.data, at: transfer.hostOffset)
+      try await bench.file.write(from: buffers[0].data, at: transfer.hostOffset)
       // Another table's slice takes the only place.
-      let other = self.data(4096)
-      #expect(await image.serve(self.write(4096, other), worker: 0, slot: 2) == .done)
+      #expect(await image.serve(self.write(4096, buffers[1]), worker: 0, slot: 2) == .done)
       #expect(image.finish(worker: 0, slot: 1, failed: false) == .needsService)
+      try await body(image, request)
+      withExtendedLifetime(buffers) {}
+      try await image.close()
+    }
+  }
+
+  @Test("A slice that is evicted while the data is on its way is loaded again")
+  func theSliceIsEvicted() throws {
+    let bench = bench()
+    try whenTheSliceIsEvicted(bench) { image, request in
       #expect(image.stamps.oldest() != .max, "the request must stay in flight")
       #expect(await image.serve(request, worker: 0, slot: 1) == .done)
       #expect(image.stamps.oldest() == .max)
-      try await image.close()
     }
     expectSectors(bench, [80: 7, 81: 7, 82: 0, 4096: 7])
   }
@@ -244,22 +254,13 @@ import Testing
   @Test("If the evicted slice cannot be loaded, the write fails and frees its cluster")
   func theEvictedSliceCannotBeLoaded() throws {
     let bench = bench()
-    bench.options.cacheBytes = 4096
-    try bench.host.run {
-      let image = try await self.opened(bench)
-      let buffer = self.data(80, 2)
-      let request = self.write(80, buffer)
-      _ = try #require(self.plan(image, request, slot: 1))
-      let other = self.data(4096)
-      #expect(await image.serve(self.write(4096, other), worker: 0, slot: 2) == .done)
-      #expect(image.finish(worker: 0, slot: 1, failed: false) == .needsService)
+    try whenTheSliceIsEvicted(bench) { image, request in
       bench.faulty.fault = Fault(.read, number: 1, errno: .io)
       #expect(await image.serve(request, worker: 0, slot: 1) == .failed(.io))
       bench.faulty.fault = nil
       #expect(!image.frees.isEmpty && image.stamps.oldest() == .max)
       // The range is free again.
       #expect(await image.serve(request, worker: 0, slot: 1) == .done)
-      try await image.close()
     }
     expectSectors(bench, [80: 7, 4096: 7])
   }

@@ -17,23 +17,11 @@ import Testing
       let image = try await bench.open()
       let driver = MiniWorker(target: image, file: bench.file, worker: 0)
       var table = bench.bytes.be64(48)
-      let length = 16 * 512
-      let buffer = IOBuffer(count: length)
-      for step in 0..<(size / length) {
-        let sectors = (step * 16)..<(step * 16 + 16)
-        let change = bench.model.begin(sectors, isZero: false)
-        for sector in sectors {
-          SectorPattern.fill(
-            buffer.base + (sector - sectors.lowerBound) * 512, change: change, sector: sector)
-        }
-        let request = BlockRequest(
-          .write, offset: GuestOffset(UInt64(step * length)), length: UInt64(length),
-          data: buffer.data)
-        if let errno = await driver.perform(request, slot: 0) {
+      for step in 0..<(size / (16 * 512)) {
+        if let errno = await bench.write((step * 16)..<(step * 16 + 16), by: driver) {
           result.value.errors.append("write \(step): errno \(errno.code)")
           return
         }
-        bench.model.end(change)
         let hasGrown = bench.bytes.be64(48) != table
         if hasGrown || step % checkEvery == 0 {
           if hasGrown { result.value.tables += 1 }

@@ -262,42 +262,17 @@ import Testing
   @Test("Four threads read and write while the disk's size goes up and down", arguments: [9, 12])
   func threadsGoOn(clusterBits: Int) async throws {
     let seed = testSeed("resize threads")
-    var builder = ImageBuilder()
-    builder.clusterBits = clusterBits
-    builder.size = clusterBits == 9 ? 200 << 10 : 3 << 20
-    builder.hasSnapshot = clusterBits == 12
-    for cluster in 0..<40 { builder.mappings[cluster] = .data }
+    let builder = ThreadRun.builder(clusterBits: clusterBits, hasSnapshot: clusterBits == 12)
     let file = MemoryFile(builder.build(capacity: 1 << 26))
     file.yields = true
-    var options = ImageOptions()
-    options.workers = 4
-    options.slotsPerWorker = 4
-    options.dirtyAgeMilliseconds = 0
-    let image = try await Image.open(file, options: options)
+    let image = try await Image.open(file, options: ThreadRun.options())
     let size = UInt64(builder.size)
-    let threads = (0..<5).map { _ in ThreadExecutor() }
     let clients = (0..<16).map { number in
       ThreadClient(image: image, file: file, number: number, seed: seed)
     }
-    await withTaskGroup(of: Void.self) { group in
-      for (number, client) in clients.enumerated() {
-        group.addTask(executorPreference: threads[number % 4]) {
-          await client.run(operations: testSetting("QUBLK_THREAD_OPERATIONS", default: 150))
-        }
-      }
-      group.addTask(executorPreference: threads[4]) {
-        await Self.resize(image, (size, size * 6), rounds: 12)
-      }
+    await ThreadRun.run(clients, on: image) { _ in
+      await Self.resize(image, (size, size * 6), rounds: 12)
     }
-    await Task(executorPreference: threads[0]) {
-      do { try await image.close() } catch { Issue.record("close: \(error)") }
-    }.value
-    for thread in threads { thread.stop() }
-    #expect(clients.flatMap(\.problems).isEmpty)
-    let verifier = ImageVerifier(file.bytes)
-    let report = verifier.check()
-    #expect(
-      report.errors.isEmpty && report.leaks == 0, "\(report.errors.prefix(3)), \(report.leaks)")
-    #expect(clients.compactMap { $0.problemOnDisk(verifier) }.isEmpty)
+    ThreadRun.expectSound(ImageVerifier(file.bytes), clients)
   }
 }

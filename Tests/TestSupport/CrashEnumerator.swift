@@ -1,8 +1,8 @@
 /// Builds what a disk may hold after the power fails, from the log of a ``RecordingFile``.
 ///
 /// What had completed before the last completed barrier of its file began is there. Of everything
-/// later, any part may be: none, all, each prefix, seeded subsets; and of one of those writes, any of
-/// its 512-byte sectors, or of an extended L2 slice any of its 8-byte words.
+/// later, any part may be: none, all, each prefix, seeded subsets; and of one of those writes, any
+/// of its 512-byte sectors, or of an extended L2 slice any of its 8-byte words.
 package final class CrashEnumerator {
   private let events: [HostEvent]
   private let durable: [ImageBytes]
@@ -11,7 +11,8 @@ package final class CrashEnumerator {
   private var isDurable: [Bool]
   /// For each file, the start of the newest barrier that has completed.
   private var barriers: [UInt64]
-  /// Says of a write in the image, at an offset and of bytes, whether it may be torn inside sectors.
+  /// Says of a write in the image, at an offset and of bytes, whether it may be torn inside
+  /// sectors.
   package var tearsWords: (HostEvent) -> Bool = { _ in false }
   /// States built so far.
   package private(set) var count = 0

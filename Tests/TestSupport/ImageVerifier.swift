@@ -10,8 +10,9 @@ package struct ImageReport: Sendable {
 
 /// An independent checker: walks the bytes of an image by the specification's words alone.
 ///
-/// Errors: a cluster with two owners, a refcount below the number of references, wrong COPIED flags,
-/// pointers that are unaligned or a cluster or more beyond the end of the file, reserved bits.
+/// Errors: a cluster with two owners, a refcount below the number of references, wrong COPIED
+/// flags, pointers that are unaligned or a cluster or more beyond the end of the file, reserved
+/// bits.
 package final class ImageVerifier {
   let bytes: ImageBytes
   private let clusterBits: Int
@@ -34,7 +35,8 @@ package final class ImageVerifier {
   private let cipher: ToyCipher?
   /// Fills 512 bytes with a sector of the backing file; nil without one.
   private let backing: ((Int, UnsafeMutableRawPointer) -> Void)?
-  /// A power cut may leave the old bitmap beside a new compressed descriptor: no reader looks at it.
+  /// A power cut may leave the old bitmap beside a new compressed descriptor: no reader looks at
+  /// it.
   package var allowsStaleBitmaps = false
   private let scratch = UnsafeMutableRawPointer.allocate(byteCount: 512, alignment: 16)
   private var inflated: [UInt64: [UInt8]] = [:]

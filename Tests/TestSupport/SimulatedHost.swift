@@ -1,8 +1,8 @@
 /// A deterministic, single-threaded world for tasks and their host I/O.
 ///
-/// Jobs of tasks and completions of host operations are the only events. The loop picks the next one
-/// in order of arrival, or by a seeded generator, so that every order between suspension points can
-/// come up. When nothing is left to do but tasks have not finished, that is a deadlock.
+/// Jobs of tasks and completions of host operations are the only events. The loop picks the next
+/// one in order of arrival, or by a seeded generator, so that every order between suspension points
+/// can come up. When nothing is left to do but tasks have not finished, that is a deadlock.
 package final class SimulatedHost: TaskExecutor, @unchecked Sendable {  // why: one thread runs all
   /// Why a simulation ended before its tasks did.
   package struct Deadlock: Error, CustomStringConvertible {

@@ -1,6 +1,7 @@
 package import BlockCore
 
-/// An image far larger than memory, whose bytes are computed when they are read; data is written nowhere.
+/// An image far larger than memory, whose bytes are computed when they are read; data is written
+/// nowhere.
 ///
 /// Every guest cluster is mapped, in tables one after another. Counts what is read of it.
 package final class SyntheticImage: HostFile, @unchecked Sendable {  // why: one thread, or `lock`

@@ -1,6 +1,7 @@
 package import QCOW2Codec
 
-/// A cipher whose result depends on every bit of the sector number and of the position in the sector.
+/// A cipher whose result depends on every bit of the sector number and of the position in the
+/// sector.
 ///
 /// No secret at all: whoever takes the wrong sector, or forgets to decrypt, reads garbage.
 package final class ToyCipher: SectorCipher {

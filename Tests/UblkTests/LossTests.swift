@@ -169,7 +169,8 @@ import Uring
         UserData(.batchFetch), result: 7, flags: CompletionFlags(raw: 1 | 1 << 1))
       #expect(worker.tags[0].phase == .idle)
       #expect(worker.tags[1].phase != .fetching || worker.batch.current >= 0)
-      #expect(worker.setup.counters.refusals.current == 1)  // of nothing but zeros: a read of 0 bytes
+      // Of nothing but zeros: a read of 0 bytes.
+      #expect(worker.setup.counters.refusals.current == 1)
       #expect(worker.tags[2].phase == .fetching)
       #expect(losses.seen.isEmpty)
     }

@@ -36,8 +36,8 @@ int qublk_open_file(const char *path, int flags, int creating);
 // A stream socket listening at path (0600), and one connected to it; both close on exec.
 int qublk_unix_listen(const char *path);
 int qublk_unix_connect(const char *path);
-// The next connection of a listening socket, close on exec, with a time limit on its transfers.
-int qublk_unix_accept(int fd, int timeout_seconds);
+// The next connection of a listening socket, close on exec.
+int qublk_unix_accept(int fd);
 
 // The serial number of the key of type "user" with this description, from the keyrings of the process
 // or, failing that, the user's own; -errno if there is none. Creates nothing, asks nobody.

@@ -1,15 +1,16 @@
 import HostFiles
 import QCOW2Codec
 
-/// `--image-opts`: an image described by KEY=VALUE,… in QEMU's language, as far as it is a qcow2 image
-/// in a file.
+/// `--image-opts`: an image described by KEY=VALUE,… in QEMU's language, as far as it is a qcow2
+/// image in a file.
 ///
 /// Known are `driver`, `file.driver`, `file.filename`, `encrypt.format`, `encrypt.key-secret`,
 /// `data-file.driver`, `data-file.filename`, `read-only`, `force-share`, `cache.direct`, and with
 /// `backing.` in front, any number of times, `driver` and `encrypt.key-secret`. Everything else is
 /// refused by name.
 package enum ImageOptionText {
-  /// The options for an image: `text` is what stands after `--image-opts`, `secrets` what `--object` gave.
+  /// The options for an image: `text` is what stands after `--image-opts`, `secrets` what
+  /// `--object` gave.
   package static func parse(
     _ text: String, secrets: [ObjectSecret] = []
   ) throws(OptionTextError) -> DiskImageOptions {

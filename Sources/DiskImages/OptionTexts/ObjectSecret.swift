@@ -1,9 +1,10 @@
 package import QCOW2Codec
 
-/// What `--object secret,id=ID,file=PATH` or `data=TEXT`, with `format=raw` or `base64`, stands for.
+/// What `--object secret,id=ID,file=PATH` or `data=TEXT`, with `format=raw` or `base64`, stands
+/// for.
 ///
-/// A passphrase in `data=` can be seen by everyone who may list processes: for tests and for scripts
-/// written for QEMU's tools. The daemon takes none.
+/// A passphrase in `data=` can be seen by everyone who may list processes: for tests and for
+/// scripts written for QEMU's tools. The daemon takes none.
 package struct ObjectSecret: Sendable {
   package let id: String
   package let secret: Secret

@@ -1,8 +1,9 @@
 /// Compresses and decompresses single clusters; one per worker.
 ///
-/// Not thread-safe. Each direction sets up its tables on its first call and allocates nothing after;
-/// a worker that only reads never pays for the tables of the compressor. Memory is bounded whatever
-/// a stream says: at most 1 MiB for reading, since both decoders use the target as their window.
+/// Not thread-safe. Each direction sets up its tables on its first call and allocates nothing
+/// after; a worker that only reads never pays for the tables of the compressor. Memory is bounded
+/// whatever a stream says: at most 1 MiB for reading, since both decoders use the target as their
+/// window.
 ///
 /// Source: qcow2 specification, "Compressed Clusters Descriptor" and "compression_type".
 package final class ClusterCodec {
@@ -25,8 +26,8 @@ package final class ClusterCodec {
 
   /// Fills `target` with what `source` decompresses to.
   ///
-  /// Bytes that are left in `source` are ignored: its length is rounded up to whole sectors, and the
-  /// next compressed cluster may begin in the last of them. Deflate streams may go on after the
+  /// Bytes that are left in `source` are ignored: its length is rounded up to whole sectors, and
+  /// the next compressed cluster may begin in the last of them. Deflate streams may go on after the
   /// cluster is full, zstd frames must end there; QEMU reads both the same way.
   ///
   /// - Parameters:
@@ -44,8 +45,8 @@ package final class ClusterCodec {
 
   /// Compresses the cluster `source` into `target`.
   ///
-  /// - Returns: The number of bytes written; nil if they would not fit `target` or not be fewer than
-  ///   those of the cluster, and the cluster is to be stored as it is.
+  /// - Returns: The number of bytes written; nil if they would not fit `target` or not be fewer
+  ///   than those of the cluster, and the cluster is to be stored as it is.
   package func compress(
     _ source: UnsafeRawBufferPointer, into target: UnsafeMutableRawBufferPointer
   ) -> Int? {

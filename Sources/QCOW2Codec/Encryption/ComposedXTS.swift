@@ -2,8 +2,8 @@
 ///
 /// Source: IEEE 1619, 5.3 and 5.4.
 enum ComposedXTS {
-  /// Runs one sector: `count` is a multiple of 16, at most 512; `iv` is the sector's vector and holds
-  /// anything afterwards.
+  /// Runs one sector: `count` is a multiple of 16, at most 512; `iv` is the sector's vector and
+  /// holds anything afterwards.
   static func run(
     _ direction: SectorTransform.Direction, _ set: borrowing ContextSet,
     _ source: UnsafeRawPointer, _ target: UnsafeMutableRawPointer, _ count: Int,

@@ -1,6 +1,7 @@
 import CCrypto
 
-/// Encrypted salt-sector initialisation vectors: the sector number encrypted with a hash of the key.
+/// Encrypted salt-sector initialisation vectors: the sector number encrypted with a hash of the
+/// key.
 enum ESSIV {
   /// The context that encrypts the sector numbers; nil if the suite's vectors are made otherwise.
   ///

@@ -22,7 +22,8 @@ package final class Secret: @unchecked Sendable {  // why: the bytes never chang
   /// - Parameters:
   ///   - count: At least 0, at most 16 MiB.
   ///   - fill: Writes the bytes.
-  /// - Throws: What `fill` throws, the bytes being wiped; ``SecretMemoryFailure/noSecretMemory(bytes:)``.
+  /// - Throws: What `fill` throws, the bytes being wiped;
+  ///   ``SecretMemoryFailure/noSecretMemory(bytes:)``.
   package init<E: SecretMemoryFailure>(
     count: Int, _ fill: (UnsafeMutableRawBufferPointer) throws(E) -> Void
   ) throws(E) {

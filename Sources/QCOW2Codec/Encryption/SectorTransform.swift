@@ -1,4 +1,5 @@
-/// Encrypts and decrypts runs of 512-byte sectors with one key; what every ``SectorCipher`` is made of.
+/// Encrypts and decrypts runs of 512-byte sectors with one key; what every ``SectorCipher`` is made
+/// of.
 ///
 /// For any number of threads at once. Allocates nothing after init.
 @safe final class SectorTransform: Sendable {

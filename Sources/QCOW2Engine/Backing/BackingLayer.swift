@@ -9,8 +9,8 @@ package protocol BackingLayer: AnyObject, Sendable {
 
   /// Fills `buffer` from `offset` on; what lies beyond ``length`` reads as zeros.
   ///
-  /// - Throws: ``ImageError/needsMemory`` if `buffer` is no memory and the data must be transformed;
-  ///   never an error that speaks of the corruption of the image above.
+  /// - Throws: ``ImageError/needsMemory`` if `buffer` is no memory and the data must be
+  ///   transformed; never an error that speaks of the corruption of the image above.
   func read(
     into buffer: DataBuffer, at offset: GuestOffset, worker: Int
   ) async throws(ImageError)

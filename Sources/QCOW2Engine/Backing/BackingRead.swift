@@ -3,8 +3,8 @@ import BlockCore
 extension Image {
   /// Reads what the guest sees where this image has nothing of its own.
   ///
-  /// The backing file is looked at below the virtual size only: what it has beyond must show neither
-  /// in the last cluster nor in the VM state, nor once the disk has grown.
+  /// The backing file is looked at below the virtual size only: what it has beyond must show
+  /// neither in the last cluster nor in the VM state, nor once the disk has grown.
   func readBacking(
     into data: DataBuffer, at offset: GuestOffset, worker: Int
   ) async throws(ImageError) {

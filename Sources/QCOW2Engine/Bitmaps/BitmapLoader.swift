@@ -8,8 +8,8 @@ import QCOW2Format
 /// possible, all bitmaps are declared inconsistent by the autoclear bit. An image is never refused
 /// for its bitmaps. Bitmaps without `auto`, and those in use already, are left as they are.
 ///
-/// The work is bounded: tables, directory and bits have limits in all, and no cluster is read twice.
-/// Source: qcow2 specification, "Bitmaps extension", "Bitmap directory", "Bitmap table".
+/// The work is bounded: tables, directory and bits have limits in all, and no cluster is read
+/// twice. Source: qcow2 specification, "Bitmaps extension", "Bitmap directory", "Bitmap table".
 struct BitmapLoader {
   /// The most memory for the bits of all bitmaps, in bytes.
   static let mostMemory: UInt64 = 512 << 20

@@ -6,7 +6,8 @@ package enum BitmapProblem: Error, Equatable, Sendable {
   case format(FormatError)
   /// The header has the feature bit, but not exactly one extension.
   case extensions
-  /// A cluster of the bitmap's structures is used by something else, or has a refcount other than 1.
+  /// A cluster of the bitmap's structures is used by something else, or has a refcount other than
+  /// 1.
   case notAlone(cluster: UInt64)
   /// Extra data that is not marked compatible: what it asks of a writer is unknown.
   case unknownExtraData(bytes: UInt32)

@@ -2,7 +2,8 @@ import QCOW2Format
 
 /// What became of an image's persistent bitmaps when it was opened for writing.
 package struct BitmapReport: Sendable {
-  /// The bitmaps of a directory that makes sense, tracked or not; their tables fit the virtual size.
+  /// The bitmaps of a directory that makes sense, tracked or not; their tables fit the virtual
+  /// size.
   package var count = 0
   /// The names of the bitmaps that follow every change while the image is open.
   package var tracked: [String] = []

@@ -161,8 +161,8 @@ extension ChangeTracker {
     return false
   }
 
-  /// Gives an entry that was made "all ones" for want of space a cluster with the exact bits; leaves
-  /// it as it is if there is still no space.
+  /// Gives an entry that was made "all ones" for want of space a cluster with the exact bits;
+  /// leaves it as it is if there is still no space.
   private func unflatten(_ bitmap: TrackedBitmap, _ entry: Int) async throws(ImageError) {
     let all = bitmap.allBits(entry)
     if bitmap.bits.exactBits(of: all).all { return bitmap.flatten(entry, isExact: true) }

@@ -93,8 +93,8 @@ final class TrackedBitmap: @unchecked Sendable {  // why: atomics, and state gua
     unsettled.insert(index * 8 / blockSize)
   }
 
-  /// Writes what has changed in the table; each block is written whole, and each sector of it may be
-  /// the old or the new one after a crash.
+  /// Writes what has changed in the table; each block is written whole, and each sector of it may
+  /// be the old or the new one after a crash.
   func writeTable(_ storage: ImageStorage) async throws(ImageError) {
     for block in unsettled.sorted() {
       let buffer = IOBuffer(count: blockSize)

@@ -6,7 +6,8 @@ import Synchronization
 /// *Durable* bits are set, durably, in the bitmap on the host file. A request may change a range
 /// once its durable bits are all set; it sets the exact ones first. Whoever clears bits on the host
 /// file takes the durable ones away first, and copies the exact ones then. All these accesses are
-/// sequentially consistent, so one of the two sees the other: no bit that a request relies on is lost.
+/// sequentially consistent, so one of the two sees the other: no bit that a request relies on is
+/// lost.
 ///
 /// Bit n is bit n % 64 of word n / 64; little-endian words are the bitmap's bytes.
 /// Source: qcow2 specification, "Bitmap data".
@@ -130,8 +131,8 @@ struct TrackedBits: @unchecked Sendable {  // why: atomics in stable storage
 
   /// Stops calling bits durable that nothing has asked for.
   ///
-  /// The host file may then get what ``copy(_:to:adding:)`` gives: a request that has seen a durable
-  /// bit before had set the exact one before that, so the copy has it.
+  /// The host file may then get what ``copy(_:to:adding:)`` gives: a request that has seen a
+  /// durable bit before had set the exact one before that, so the copy has it.
   func dropExcess(_ range: Range<Int>) {
     for index in range.clamped(to: 0..<words) {
       let held = unsafe durable[index].load(ordering: .sequentiallyConsistent)

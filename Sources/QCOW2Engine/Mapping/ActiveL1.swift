@@ -3,14 +3,15 @@ import Synchronization
 
 /// The L1 table in force: replaced as a whole when it grows.
 ///
-/// Reading takes no lock and no reference count. A table that was replaced stays in memory until the
-/// image goes away, so a reader that still has it reads old entries, never freed memory.
+/// Reading takes no lock and no reference count. A table that was replaced stays in memory until
+/// the image goes away, so a reader that still has it reads old entries, never freed memory.
 ///
-/// An old entry would still be wrong to act on, and a change stored into an old table would be lost.
-/// So ``replace(with:)`` is called only by ``Image/exclusively(_:)``, when no request is in flight,
-/// and after a flush, when no entry of the old table is dirty. Requests that come later see the new
-/// table, since letting them in is ordered after the replacement. A flush round may run at any time:
-/// it looks at ``table`` once, and whichever it finds, the old one has nothing left to write.
+/// An old entry would still be wrong to act on, and a change stored into an old table would be
+/// lost. So ``replace(with:)`` is called only by ``Image/exclusively(_:)``, when no request is in
+/// flight, and after a flush, when no entry of the old table is dirty. Requests that come later see
+/// the new table, since letting them in is ordered after the replacement. A flush round may run at
+/// any time: it looks at ``table`` once, and whichever it finds, the old one has nothing left to
+/// write.
 @safe
 final class ActiveL1: @unchecked Sendable {  // why: an atomic pointer; `lock` guards `kept`
   private let current: Atomic<UnsafeMutableRawPointer>

@@ -67,7 +67,8 @@ extension Image {
     }
   }
 
-  /// How many bytes from the start of `part` on have one state and, with `host`, contiguous clusters.
+  /// How many bytes from the start of `part` on have one state and, with `host`, contiguous
+  /// clusters.
   func run(
     _ part: SlicePart, _ entries: SliceEntries, _ state: SubclusterState, _ host: HostOffset?
   ) -> UInt64 {
@@ -96,8 +97,8 @@ extension Image {
 
   /// Whether a host cluster may have the data of the guest cluster that `guest` lies in.
   ///
-  /// In an external data file that is the one at the guest's own offset alone. QEMU, too, calls an image
-  /// corrupt where it reads anything else.
+  /// In an external data file that is the one at the guest's own offset alone. QEMU, too, calls an
+  /// image corrupt where it reads anything else.
   @inline(__always) func isPlaced(_ host: HostOffset, _ guest: GuestOffset) -> Bool {
     guestData.isExternal
       ? host.bytes == guest.bytes & ~geometry.clusterMask

@@ -1,7 +1,8 @@
 import BlockCore
 import QCOW2Format
 
-/// Finds L2 tables through the L1 table, and makes them writable: allocated, and shared with nobody.
+/// Finds L2 tables through the L1 table, and makes them writable: allocated, and shared with
+/// nobody.
 final class L2Tables: @unchecked Sendable {  // why: constants and types that guard themselves
   let l1: ActiveL1
   let cache: SliceCache
@@ -48,9 +49,9 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
 
   /// The L2 table for `index`, ready to be changed in place.
   ///
-  /// A missing table is allocated and reads as all unallocated; a shared one (not COPIED) is copied,
-  /// and its old place loses a reference once the new L1 entry is durable. A crash before that
-  /// leaks the new cluster.
+  /// A missing table is allocated and reads as all unallocated; a shared one (not COPIED) is
+  /// copied, and its old place loses a reference once the new L1 entry is durable. A crash before
+  /// that leaks the new cluster.
   func writableTable(_ index: Int, worker: Int) async throws(ImageError) -> HostOffset {
     if let table = try writableNow(index) { return table }
     let range = UInt64(index)..<(UInt64(index) + 1)
@@ -110,7 +111,8 @@ extension L2Tables {
   }
 }
 
-/// Copies host bytes through a buffer of at most 64 KiB; bytes beyond the end of the file are zeros.
+/// Copies host bytes through a buffer of at most 64 KiB; bytes beyond the end of the file are
+/// zeros.
 func copyHostBytes(
   from source: HostOffset, to target: HostOffset, length: UInt64, storage: ImageStorage
 ) async throws(ImageError) {

@@ -23,8 +23,10 @@ extension Image {
     return first < last ? first..<last : nil
   }
 
-  /// Zeroes a range of a raw external data file, which must read like the guest's disk at all times:
-  /// the entries stay as they are. With `releases`, the space may be given back instead: a hint.
+  /// Zeroes a range of a raw external data file, which must read like the guest's disk at all
+  /// times: the entries stay as they are.
+  ///
+  /// With `releases`, the space may be given back instead: a hint.
   func zeroRaw(_ range: Range<UInt64>, releases: Bool) async throws(ImageError) {
     var next = range.lowerBound
     while next < range.upperBound {

@@ -31,7 +31,8 @@ extension ClusterAllocator {
     var at = start
     while at < start + count {
       guard start + count <= end else { throw .noSpace }
-      // A new block, or a larger table, takes clusters from `at` on: they show in what is read next.
+      // A new block, or a larger table, takes clusters from `at` on: they show in what is read
+      // next.
       try await ensureBlock(for: at)
       let part = at..<min(refcounts.sliceRange(of: at).upperBound, start + count)
       if let used = try await lastUsed(part) {
@@ -115,7 +116,8 @@ extension ClusterAllocator {
     return (start + blocks)..<used.upperBound
   }
 
-  /// The first index of the refcount table from which on there are no blocks, and room for `blocks`.
+  /// The first index of the refcount table from which on there are no blocks, and room for
+  /// `blocks`.
   private func firstBlockIndex(_ blocks: UInt64) async throws(ImageError) -> UInt64 {
     while true {
       let table = refcounts.table

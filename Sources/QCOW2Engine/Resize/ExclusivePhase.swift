@@ -29,8 +29,8 @@ extension Image {
   /// Runs `body` with no request in flight, and with everything durable that requests have changed;
   /// call inside ``administer(_:)``.
   ///
-  /// Requests that come meanwhile wait. Flush rounds and the return of freed clusters go on; with no
-  /// request in flight they find nothing but what `body` does.
+  /// Requests that come meanwhile wait. Flush rounds and the return of freed clusters go on; with
+  /// no request in flight they find nothing but what `body` does.
   func exclusively(
     _ body: () async throws(ImageError) -> Void
   ) async throws(ImageError) {

@@ -9,7 +9,8 @@ extension Image {
   ///
   /// The larger table goes to new, contiguous clusters. Their refcounts and the table itself are
   /// durable before the header points at it, in one sector write; the old table is released after
-  /// that. A crash leaves one of the two tables in force and at worst the other one's clusters leaked.
+  /// that. A crash leaves one of the two tables in force and at worst the other one's clusters
+  /// leaked.
   ///
   /// - Throws: ``ImageError/badRequest`` if `needed` is more than an L1 table may have.
   func growL1(to needed: UInt64) async throws(ImageError) {

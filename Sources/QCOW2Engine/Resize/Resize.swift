@@ -7,8 +7,9 @@ extension Image {
   ///
   /// What is added reads as zeros, whatever the image or a longer backing file has there; nothing
   /// is preallocated. What is cut off is gone, and its clusters are freed. VM state that the active
-  /// disk may have, which lies behind the disk, does not survive. A crash leaves the old size or the
-  /// new one; after a cut, clusters behind the end may still be mapped, which growth then clears.
+  /// disk may have, which lies behind the disk, does not survive. A crash leaves the old size or
+  /// the new one; after a cut, clusters behind the end may still be mapped, which growth then
+  /// clears.
   ///
   /// - Throws: ``ImageError/cannotResize(to:_:)`` with nothing changed; any other error may leave
   ///   the disk with the new size: see ``size``.
@@ -52,8 +53,8 @@ extension Image {
   /// Makes clusters behind the disk read as zeros, up to the end of the last one.
   ///
   /// They can be mapped: the disk's last cluster reaches behind its end, an earlier cut may have
-  /// failed half-way, or there is VM state. Tables that do not exist are skipped as a whole, so that
-  /// the work is bounded by what is mapped.
+  /// failed half-way, or there is VM state. Tables that do not exist are skipped as a whole, so
+  /// that the work is bounded by what is mapped.
   private func clear(_ range: Range<UInt64>) async throws(ImageError) {
     let perTable = geometry.bytesPerL2Table
     let end = alignedUp(range.upperBound)

@@ -9,8 +9,8 @@ struct SnapshotTable: Sendable {
   /// The bytes from the start of the first to the end of the last entry.
   let length: UInt64
 
-  /// Reads the table, if the image has one and someone needs it: a writer, to keep off it, or whoever
-  /// attaches a snapshot.
+  /// Reads the table, if the image has one and someone needs it: a writer, to keep off it, or
+  /// whoever attaches a snapshot.
   static func read(
     _ header: Header, _ storage: ImageStorage, _ options: ImageOptions
   ) async throws(ImageError) -> SnapshotTable {

@@ -1,8 +1,8 @@
 package import BlockCore
 import QCOW2Format
 
-/// The VM state, which QEMU keeps behind the disk: where the first L2 table begins that the disk does
-/// not need.
+/// The VM state, which QEMU keeps behind the disk: where the first L2 table begins that the disk
+/// does not need.
 ///
 /// Guest requests never reach it, since the virtual size ends before. A snapshot's is read through
 /// the snapshot's own L1 table, at its own disk size.
@@ -12,8 +12,8 @@ extension Image {
     geometry.l1EntriesNeeded(forSize: size) * geometry.bytesPerL2Table
   }
 
-  /// Fills `buffer`, plain memory, with VM state from byte `offset` on; what was never written reads
-  /// as zeros.
+  /// Fills `buffer`, plain memory, with VM state from byte `offset` on; what was never written
+  /// reads as zeros.
   ///
   /// - Throws: ``ImageError/badRequest`` if the range does not end below 2^63.
   package func readVMState(

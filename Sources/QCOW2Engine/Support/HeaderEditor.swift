@@ -3,8 +3,8 @@ import QCOW2Format
 
 /// Changes single fields of the header on the host file; everything else keeps its bytes.
 ///
-/// Each edit reads the first sector, changes one field inside it, writes the sector (atomic on every
-/// disk) and makes it durable.
+/// Each edit reads the first sector, changes one field inside it, writes the sector (atomic on
+/// every disk) and makes it durable.
 final class HeaderEditor: @unchecked Sendable {  // why: `mutex` guards the header copy
   private let storage: ImageStorage
   private let mutex = AsyncMutex()

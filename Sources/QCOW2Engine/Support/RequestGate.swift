@@ -6,7 +6,8 @@ import Synchronization
 /// Works together with ``RequestStamps``. A request sets its stamp, then looks at the gate; whoever
 /// closes the gate shuts it, then looks at the stamps. Both are sequentially consistent, so either
 /// the request finds the gate shut and turns back, or its stamp is seen and waited for. In the same
-/// way a request that ends clears its stamp, then looks at the gate, and wakes the closer if need be.
+/// way a request that ends clears its stamp, then looks at the gate, and wakes the closer if need
+/// be.
 ///
 /// Only one task closes the gate at a time; ``Image/administration`` sees to that.
 final class RequestGate: @unchecked Sendable {  // why: `lock` guards the lists of waiters

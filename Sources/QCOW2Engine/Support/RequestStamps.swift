@@ -31,8 +31,8 @@ final class RequestStamps: @unchecked Sendable {  // why: atomics in stable stor
 
   /// Marks the request in flight; call before looking at any mapping.
   ///
-  /// Sequentially consistent: the store must not linger in a store buffer while the mapping is read,
-  /// or ``oldest()`` on another thread would miss a request that has seen the old pointer.
+  /// Sequentially consistent: the store must not linger in a store buffer while the mapping is
+  /// read, or ``oldest()`` on another thread would miss a request that has seen the old pointer.
   @inline(__always) func enter(worker: Int, slot: Int) {
     unsafe stamps[index(worker: worker, slot: slot)].store(
       clock.load(ordering: .relaxed), ordering: .sequentiallyConsistent)

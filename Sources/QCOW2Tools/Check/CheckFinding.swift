@@ -70,7 +70,8 @@ extension CheckFinding {
     }
   }
 
-  /// Made good by refcounts and COPIED flags that say what the tables refer to; nothing else is lost.
+  /// Made good by refcounts and COPIED flags that say what the tables refer to; nothing else is
+  /// lost.
   package var isRefcountDamage: Bool {
     switch self {
     case .refcount, .refcountsUnreadable, .copied, .copiedCompressed, .refcountBlockShared: true

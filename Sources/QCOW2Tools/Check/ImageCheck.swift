@@ -9,8 +9,9 @@ import QCOW2Format
 /// in an image makes the check trap or go on for ever.
 ///
 /// Where it says more than qemu-img: overlapping metadata that the refcounts account for, data file
-/// offsets that are not the guest's, bit 0 of L2 entries that have no zero flag, a bitmaps bit without
-/// bitmaps; broken bitmaps and encryption headers are corruptions, with which qemu-img opens nothing.
+/// offsets that are not the guest's, bit 0 of L2 entries that have no zero flag, a bitmaps bit
+/// without bitmaps; broken bitmaps and encryption headers are corruptions, with which qemu-img
+/// opens nothing.
 package final class ImageCheck {
   /// More clusters than this are not checked; qemu-img has the same limit.
   private static let mostClusters = UInt64(Int32.max)

@@ -29,7 +29,8 @@ package struct CreateOptions: Equatable, Sendable {
   /// The name as it is to stand in the image: relative to the image's directory, or absolute.
   package var backingFile: String?
   package var backingFormat: String?
-  /// The external data file, as it is to stand in the image; made relative to the current directory.
+  /// The external data file, as it is to stand in the image; made relative to the current
+  /// directory.
   package var dataFile: String?
   /// The data file is to be a raw image at all times.
   package var hasRawDataFile: Bool = false
@@ -82,7 +83,8 @@ extension CreateOptions {
   ///   - backingFormat: Of `-F`; replaces the one of `-o`.
   ///   - backingSize: Reads the size of the backing file, name and format given; called if there is
   ///     one, also with a size: it must be possible to open.
-  /// - Throws: ``OptionError`` at the first option that cannot be used, or what `backingSize` throws.
+  /// - Throws: ``OptionError`` at the first option that cannot be used, or what `backingSize`
+  ///   throws.
   package init(
     lists: [String], size: String?, backingFile: String? = nil, backingFormat: String? = nil,
     backingSize: ((String, String) throws(ToolError) -> UInt64)? = nil

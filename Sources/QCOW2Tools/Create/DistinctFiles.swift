@@ -9,7 +9,8 @@ enum DistinctFiles {
 
   /// Compares the files there are, by whatever names; changes nothing [COW-15].
   ///
-  /// - Throws: ``OptionError/conflict(_:)`` if two of image, data file and backing file are the same.
+  /// - Throws: ``OptionError/conflict(_:)`` if two of image, data file and backing file are the
+  ///   same.
   static func require(_ options: CreateOptions, image path: String) throws(OptionError) {
     let image = key(path)
     let data = options.dataFile.flatMap(key)

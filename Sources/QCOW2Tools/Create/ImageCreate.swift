@@ -7,8 +7,8 @@ import QCOW2Format
 package enum ImageCreate {
   /// Makes the file at `path` an empty image; see ``run(_:on:)``.
   ///
-  /// The options are judged, and a LUKS header is made, which takes seconds, before the file is opened.
-  /// If the create fails, a file that it made is removed again.
+  /// The options are judged, and a LUKS header is made, which takes seconds, before the file is
+  /// opened. If the create fails, a file that it made is removed again.
   ///
   /// - Parameters:
   ///   - options: What to create.
@@ -76,8 +76,8 @@ package enum ImageCreate {
   ///   - options: What to create.
   ///   - encryptionHeader: What ``CreateEncryption/makeHeader(_:)`` has made of their encryption.
   ///   - file: A regular file or a block device.
-  /// - Throws: ``ToolError/option(_:)`` before anything is touched; any other error may leave the file
-  ///   without a header.
+  /// - Throws: ``ToolError/option(_:)`` before anything is touched; any other error may leave the
+  ///   file without a header.
   package static func run(
     _ options: CreateOptions, _ encryptionHeader: [UInt8] = [], on file: any WritableImageBytes
   ) throws(ToolError) {
@@ -166,8 +166,8 @@ private struct ImageWriter {
 
   /// The entry of a preallocated guest cluster.
   ///
-  /// What is in the file are zeros, which decrypt to noise: an encrypted cluster is marked to read as
-  /// zeros until it is written, where qemu-img lets the guest see the noise.
+  /// What is in the file are zeros, which decrypt to noise: an encrypted cluster is marked to read
+  /// as zeros until it is written, where qemu-img lets the guest see the noise.
   private func entry(_ cluster: UInt64) -> L2Entry {
     let start = options.dataFile == nil ? layout.data : HostOffset(0)
     let plain = L2Entry(data: start + (cluster << UInt64(geometry.clusterBits)), copied: true)

@@ -1,8 +1,8 @@
 import BlockCore
 import QCOW2Format
 
-/// Where everything lies in a new image: no holes between, so every cluster below ``clusters`` has a
-/// refcount of one and all the others have none.
+/// Where everything lies in a new image: no holes between, so every cluster below ``clusters`` has
+/// a refcount of one and all the others have none.
 ///
 /// In order: header, refcount table, refcount blocks, L1 table, L2 tables, encryption header, data.
 struct ImageLayout: Equatable {

@@ -18,7 +18,8 @@ package enum OptionError: Error, Equatable, Sendable {
   case passphraseMissing
   /// A passphrase was given, and nothing is to be encrypted; or several.
   case passphraseNotWanted
-  /// A passphrase was given both with `encrypt.key-secret` and with an option of this program's own.
+  /// A passphrase was given both with `encrypt.key-secret` and with an option of this program's
+  /// own.
   case passphraseTwice
   /// Options exclude each other.
   case conflict(OptionConflict)

@@ -30,8 +30,8 @@ package struct ImageInfo {
   ///   - bytes: The image.
   ///   - path: The image's path, for the text and to resolve a relative backing file.
   ///   - allocatedBytes: The storage that the host has given to the file.
-  /// - Throws: ``ToolError/format(_:)`` if the image cannot be opened, ``ToolError/host(_:errno:)`` if
-  ///   it cannot be read.
+  /// - Throws: ``ToolError/format(_:)`` if the image cannot be opened, ``ToolError/host(_:errno:)``
+  ///   if it cannot be read.
   package init(
     reading bytes: any ImageBytes, path: String, allocatedBytes: UInt64
   ) throws(ToolError) {

@@ -41,8 +41,8 @@ package struct RefcountChanges: Equatable, Sendable {
 ///
 /// Where the refcount structures themselves are broken, or lack a block, new ones are written into
 /// clusters that nothing refers to, and the header is pointed at them in one sector. A crash leaves
-/// the image dirty (version 3), so that the next open starts over; what the guest sees never changes.
-/// The caller has the image locked for writing.
+/// the image dirty (version 3), so that the next open starts over; what the guest sees never
+/// changes. The caller has the image locked for writing.
 package enum RefcountRebuild {
   /// Rebuilds the refcounts of an image that is marked dirty, for a writer.
   ///

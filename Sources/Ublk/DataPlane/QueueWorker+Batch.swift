@@ -91,8 +91,9 @@ extension QueueWorker {
     if result < 0 { lose(Errno(-result)) }
   }
 
-  /// Requests have come, or the command has ended: for good with ENODEV, else to be sent again. What it
-  /// did not bring stays in the driver for the next one.
+  /// Requests have come, or the command has ended: for good with ENODEV, else to be sent again.
+  ///
+  /// What it did not bring stays in the driver for the next one.
   private func fetched(_ result: Int32, _ flags: CompletionFlags) {
     if !flags.hasMore { openTags -= 1 }
     if let id = flags.buffer {

@@ -24,7 +24,7 @@ extension BenchCommand {
     try check("-s", bufferSize, from: 512)
     if let stepSize { try check("-S", stepSize, from: 0) }
     if offset.bytes % 512 != 0 || offset.bytes > UInt64(Int64.max) {
-      throw ValidationError("-o is \(offset.bytes), expected a multiple of 512")
+      throw ValidationError("-o is \(offset.bytes), expected a multiple of 512 below 8E")
     }
     if locks && BenchLocks.now() == nil {
       throw ValidationError(
@@ -38,10 +38,12 @@ extension BenchCommand {
         throw ValidationError("Flush interval can't be smaller than depth")
       }
     }
-    if bufferSize.bytes * UInt64(depth * queues) > UInt64(BenchOptions.memoryLimit) {
+    // Reads and writes have a buffer each.
+    let kinds: UInt64 = writes && mix?.readPercent ?? 0 > 0 ? 2 : 1
+    if bufferSize.bytes * UInt64(depth * queues) * kinds > UInt64(BenchOptions.memoryLimit) {
       throw ValidationError(
-        "-s \(bufferSize.bytes) times -d \(depth) times --queues \(queues): more than 4 GiB of memory"
-      )
+        "-s \(bufferSize.bytes) times -d \(depth) times --queues \(queues)"
+          + (kinds == 2 ? ", for reads and for writes" : "") + ": more than 4 GiB of memory")
     }
   }
 

@@ -35,8 +35,8 @@ enum NoSpacePolicy: ExpressibleByArgument, Equatable {
 
 /// Holds requests that failed for want of space, for all workers of a device.
 ///
-/// Each is served again every 250 ms. The end of the device releases them: the driver waits for every
-/// request before it lets go.
+/// Each is served again every 250 ms. The end of the device releases them: the driver waits for
+/// every request before it lets go.
 final class NoSpaceHold: Sendable {
   private static let interval = 250
   private let limit: Int?

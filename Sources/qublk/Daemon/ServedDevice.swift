@@ -18,6 +18,8 @@ final class ServedDevice {
   private let name: DeviceName
   /// The path of what is served.
   private let path: String
+  /// When counting began.
+  private let start = NanosecondClock.now()
 
   /// Creates the device and leaves its state; on failure neither is left, and the image is closed.
   init(
@@ -74,8 +76,8 @@ final class ServedDevice {
     }
   }
 
-  /// Requests gain nothing from waiting in a scheduler, and it costs more than all the rest of the way:
-  /// docs/decisions/0011.
+  /// Requests gain nothing from waiting in a scheduler, and it costs more than all the rest of the
+  /// way: docs/decisions/0011.
   private func setScheduler(_ request: AttachRequest) {
     guard let scheduler = request.scheduler else { return }
     let file = "/sys/block/\(name.path.dropFirst("/dev/".count))/queue/scheduler"
@@ -108,7 +110,8 @@ extension ServedDevice {
   /// What the device has done until now; reads counters only.
   private var statistics: DeviceReport {
     DeviceReport(
-      time: NanosecondClock.now(), image: path, queues: device.statistics.map(QueueReport.init),
+      time: NanosecondClock.now(), start: start, image: path,
+      queues: device.statistics.map(QueueReport.init),
       engine: (disk as? DiskImage)?.engine.statistics.json ?? .null)
   }
 }

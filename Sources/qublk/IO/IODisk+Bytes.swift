@@ -77,7 +77,8 @@ extension IODisk {
     if let errno = await perform(request) { throw errno }
   }
 
-  /// Writes a range, piece by piece; `fill` makes each piece's bytes, given where they lie in the request.
+  /// Writes a range, piece by piece; `fill` makes each piece's bytes, given where they lie in the
+  /// request.
   func write(
     _ offset: UInt64, _ count: UInt64, _ way: WriteWay,
     _ fill: (UnsafeMutableRawBufferPointer, UInt64) -> Void

@@ -75,8 +75,8 @@ final class IODisk: @unchecked Sendable {  // why: confined to its loop's thread
 
   // MARK: Requests
 
-  /// Carries out a request of whole sectors: what the hit path plans as the data plane does, the rest
-  /// by service.
+  /// Carries out a request of whole sectors: what the hit path plans as the data plane does, the
+  /// rest by service.
   func perform(_ request: BlockRequest) async -> Errno? {
     let slot = await takeSlot()
     defer { slots.give(slot) }

@@ -2,8 +2,8 @@ import QCOW2Tools
 
 /// The numbers of the command language.
 enum IONumber {
-  /// Reads a byte count or offset: as ``SizeText`` has it, and hexadecimal with a suffix, too; below
-  /// 2^63.
+  /// Reads a byte count or offset: as ``SizeText`` has it, and hexadecimal with a suffix, too;
+  /// below 2^63.
   static func bytes(_ text: String) throws(IOFailure) -> UInt64 {
     if let value = SizeText.parse(text) ?? scaledHexadecimal(text) {
       guard value <= UInt64(Int64.max) else { throw .tooLarge(text) }

@@ -5,10 +5,12 @@ import QCOW2Engine
 /// All that a daemon tells of its device, at one moment.
 struct DeviceReport: Equatable {
   /// Changes with every change of the messages.
-  static let layout: Int64 = 2
+  static let layout: Int64 = 3
 
   /// When, in nanoseconds of CLOCK_MONOTONIC.
   var time: UInt64
+  /// When the daemon began to count, by the same clock: what tells it from others with its number.
+  var start: UInt64
   /// What is served.
   var image: String
   /// One element for each queue.
@@ -18,8 +20,11 @@ struct DeviceReport: Equatable {
 
   var total: QueueReport { QueueReport(total: queues) }
 
-  /// What has happened since an earlier report of the same device.
-  func since(_ earlier: DeviceReport) -> DeviceReport {
+  /// What has happened since an earlier report; nil if that was of another daemon, which may have
+  /// had the same number.
+  func since(_ earlier: DeviceReport) -> DeviceReport? {
+    guard start == earlier.start, queues.count == earlier.queues.count, time > earlier.time
+    else { return nil }
     var difference = self
     difference.queues = zip(queues, earlier.queues).map { $0.since($1) }
     return difference
@@ -33,6 +38,7 @@ extension DeviceReport {
     .object([
       .init("layout", .integer(Self.layout)),
       .init("time", .integer(Int64(clamping: time))),
+      .init("start", .integer(Int64(clamping: start))),
       .init("image", .string(image)),
       .init("queues", .array(queues.map(\.wire))),
       .init("engine", engine),
@@ -42,10 +48,11 @@ extension DeviceReport {
   /// - Returns: nil if the message is not one of this layout.
   init?(wire: JSONValue) {
     guard wire["layout"]?.integer == Self.layout, let time = wire["time"]?.integer, time >= 0,
-      let image = wire["image"]?.string, case .array(let queues) = wire["queues"],
-      let engine = wire["engine"]
+      let start = wire["start"]?.integer, start >= 0, let image = wire["image"]?.string,
+      case .array(let queues) = wire["queues"], let engine = wire["engine"]
     else { return nil }
     self.time = UInt64(time)
+    self.start = UInt64(start)
     self.image = image
     self.engine = engine
     self.queues = []

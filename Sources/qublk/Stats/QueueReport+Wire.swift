@@ -1,7 +1,8 @@
 import BlockCore
 
-// How a daemon hands its counts to `qublk stats`, which is the same program: nothing to rely on. Whole
-// histograms travel, so that percentiles of an interval, or of all queues, can be made of them.
+// How a daemon hands its counts to `qublk stats`, which is the same program: nothing to rely on.
+// Whole histograms travel, so that percentiles of an interval, or of all queues, can be made of
+// them.
 
 extension QueueReport {
   var wire: JSONValue {

@@ -36,10 +36,11 @@ struct StatsCommand: ParsableCommand {
       usleep(useconds_t(watch.truncatingRemainder(dividingBy: 1) * 1e6))
       sleep(UInt32(watch))
       let next = try ask()
-      // Another device may have got the number.
-      let isSame = next.queues.count == last.queues.count && next.time > last.time
-      let seconds = isSame ? Double(next.time - last.time) / 1e9 : nil
-      try show(isSame ? next.since(last) : next, seconds: seconds)
+      if let difference = next.since(last) {
+        try show(difference, seconds: Double(next.time - last.time) / 1e9)
+      } else {
+        try show(next, seconds: nil)
+      }
       last = next
     }
   }

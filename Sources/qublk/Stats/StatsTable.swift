@@ -67,7 +67,7 @@ struct StatsTable {
     func number(_ name: String) -> Int64 { report.engine[name]?.integer ?? 0 }
     return "\nL2 cache: \(cache(l2)); refcount cache: \(cache(refcounts))\n"
       + "flush rounds: \(number("flush_rounds")), dirty for \(number("dirty_ms")) ms; clusters: "
-      + "\(number("clusters_reserved")) reserved, \(number("clusters_returned")) returned, \(number("pending_frees") + number("durable_frees")) to free; bitmaps: \(number("bitmaps"))\n"
+      + "\(number("clusters_reserved")) reserved, \(number("clusters_returned")) returned, \(number("pending_frees") &+ number("durable_frees")) to free; bitmaps: \(number("bitmaps"))\n"
   }
 
   private func cache(_ cache: JSONValue) -> String {
@@ -82,7 +82,7 @@ struct StatsTable {
 
   private func size(_ bytes: UInt64) -> String {
     guard let seconds else { return SizeText.short(bytes) }
-    return SizeText.short(UInt64(Double(bytes) / seconds))
+    return SizeText.short(UInt64(min(Double(bytes) / seconds, 0x1p63)))
   }
 
   /// Columns as wide as their widest text, all but the first to the right.

@@ -17,8 +17,10 @@ struct Trial {
   /// What is being tried, for messages.
   let name: String
   let makeFile: (_ readOnly: Bool) -> SparseFile
-  /// Whether data that was not written must stay as it was. Not so where two guest clusters lie in
-  /// one host cluster, or a cluster in use counts as free: no open can find that without a check.
+  /// Whether data that was not written must stay as it was.
+  ///
+  /// Not so where two guest clusters lie in one host cluster, or a cluster in use counts as free:
+  /// no open can find that without a check.
   var keepsOtherData = true
 
   init(_ name: String, _ bytes: [UInt8], keepsOtherData: Bool = true) {
@@ -116,8 +118,10 @@ struct Trial {
       unknown: unknown + gone)
   }
 
-  /// Compares what is read now with what a reader got before. What was written since must be `byte`
-  /// throughout, and what is in `unknown` may be anything. All ranges are whole sectors.
+  /// Compares what is read now with what a reader got before.
+  ///
+  /// What was written since must be `byte` throughout, and what is in `unknown` may be anything.
+  /// All ranges are whole sectors.
   private func compare(
     _ now: Exercise.Answers, _ before: Exercise.Answers, _ when: String,
     written: [Range<UInt64>] = [], byte: UInt8 = 0, unknown: [Range<UInt64>] = []

@@ -20,7 +20,7 @@ final class Watchdog: Sendable {
     }
   }
 
-  /// A case starts. Cases run one at a time.
+  /// A case starts; cases run one at a time.
   func begin(_ name: String) { current.withLock { $0 = (name, time(nil)) } }
 
   func end() { current.withLock { $0 = nil } }

@@ -40,7 +40,8 @@ final class Scratch: Sendable {
     throw POSIXFailure(code: ENOENT)
   }
 
-  /// Makes the header extension for the backing format, or for the data file's name, an unknown one.
+  /// Makes the header extension for the backing format, or for the data file's name, an unknown
+  /// one.
   func hide(_ kind: HiddenExtension, in name: String) throws {
     try replace(kind.magic, by: [0x12, 0x34, 0x56, 0x78], in: name)
   }

@@ -53,7 +53,8 @@ struct ClusterState: Sendable, CustomTestStringConvertible {
   ]
 }
 
-/// A part of a cluster in every state, and all around it [COW-1, 2, 3, 5, 7, 9; COMP-1; ENC-2, 3, 4].
+/// A part of a cluster in every state, and all around it [COW-1, 2, 3, 5, 7, 9; COMP-1; ENC-2, 3,
+/// 4].
 @Suite(.enabled(if: Qemu.isInstalled, Qemu.reason))
 struct PartialWriteTests {
   /// LUKS with some only: qemu-img takes seconds to make such an image.
@@ -76,7 +77,8 @@ struct PartialWriteTests {
     let before = state.hasSnapshot ? try original.shadow("before.raw") : nil
     if state.hasSnapshot { try original.disk.image("snapshot", "-c", "before") }
     for (index, operation) in Self.operations.enumerated() {
-      // What a discard does to part of a compressed cluster is nothing, which the shadow can't know.
+      // What a discard does to part of a compressed cluster is nothing, which the shadow can't
+      // know.
       if operation.kind == .discard && state.name == "zlib with subclusters" { continue }
       let image = try original.copy("copy\(index).qcow2")
       let shadow = try image.shadow()

@@ -51,8 +51,8 @@ struct MatrixCase: Hashable, Sendable, CustomStringConvertible {
     if backing != .none && preallocation != .off && !isExtended { return false }
     // Compressed clusters go into the image file, and only where nothing is allocated.
     if contents != .plain && (dataFile != .none || preallocation != .off) { return false }
-    // Nor can a snapshot be counted where a refcount is at its most, as compressed clusters that share
-    // a host cluster soon make it.
+    // Nor can a snapshot be counted where a refcount is at its most, as compressed clusters that
+    // share a host cluster soon make it.
     return !hasSnapshot
       || dataFile == .none && (width ?? 16) >= (contents == .plain ? 2 : 8)
   }

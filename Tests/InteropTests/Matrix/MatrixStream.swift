@@ -34,8 +34,8 @@ struct MatrixStream: Sendable {
     return whole.range.isEmpty ? nil : whole
   }
 
-  /// The zeroing that makes both sides the same after a discard: we let go of whole subclusters, QEMU
-  /// of whole clusters.
+  /// The zeroing that makes both sides the same after a discard: we let go of whole subclusters,
+  /// QEMU of whole clusters.
   private func settled(_ operation: GuestOperation) -> GuestOperation? {
     guard operation.kind == .discard else { return nil }
     let ours = operation.discarded(unit: chosen.subclusterSize, diskSize: diskSize)

@@ -1,6 +1,7 @@
 import Testing
 
-/// The persistent bitmaps of a closed image, read from its bytes by the specification's words alone.
+/// The persistent bitmaps of a closed image, read from its bytes by the specification's words
+/// alone.
 struct BitmapFile {
   struct Entry {
     let name: String

@@ -15,8 +15,8 @@ struct GuestOperation: Sendable, CustomStringConvertible {
       + (keepsAllocation ? " keep" : "")
   }
 
-  /// The data of a write: in each sector a number that says which write and where, and around it one
-  /// byte; of every eighth write, bytes that do not compress.
+  /// The data of a write: in each sector a number that says which write and where, and around it
+  /// one byte; of every eighth write, bytes that do not compress.
   func fill(_ buffer: IOBuffer) {
     memset(buffer.base, Int32(stamp & 0xff | 1), buffer.count)
     for sector in 0..<(buffer.count / 512) {

@@ -34,8 +34,8 @@ final class ImageSession: @unchecked Sendable {  // why: used inside one runBloc
     files = disk.files.map { UnsteadyFile($0, unsteadiness) }
   }
 
-  /// Opens the image; again for a while if it is locked, as a child process that another test is just
-  /// starting may bear a lock that we have let go of.
+  /// Opens the image; again for a while if it is locked, as a child process that another test is
+  /// just starting may bear a lock that we have let go of.
   private static func open(_ options: DiskImageOptions) async throws -> DiskImage {
     for _ in 0..<50 {
       do { return try await DiskImage.open(options) } catch {

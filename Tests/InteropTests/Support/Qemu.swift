@@ -49,8 +49,8 @@ enum Qemu {
     return result.output
   }
 
-  /// Runs a tool of QEMU, again if a child process of another test still bears a lock of a file that
-  /// we have closed, or if qemu-img could not measure how fast it derives keys.
+  /// Runs a tool of QEMU, again if a child process of another test still bears a lock of a file
+  /// that we have closed, or if qemu-img could not measure how fast it derives keys.
   static func run(_ words: [String]) throws -> CommandResult {
     for _ in 0..<20 {
       let result = try InteropTests.run(words)

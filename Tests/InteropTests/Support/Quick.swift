@@ -5,7 +5,11 @@ import Uring
 
 /// Opens an image of the file system with our engine, once, and returns what came of it.
 ///
-/// - Parameter body: What to do with the open image; it is closed afterwards.
+/// - Parameters:
+///   - path: The image.
+///   - readOnly: Never writes to it.
+///   - body: What to do with the open image; it is closed afterwards.
+/// - Throws: Whatever kept it from being opened or closed, or `body` throws.
 func openImage(
   _ path: String, readOnly: Bool, _ body: @escaping (Image) async throws -> Void = { _ in }
 ) throws {

@@ -8,7 +8,7 @@ final class Scratch {
   init(parent: String? = nil) throws {
     var template = Array("\(parent ?? Self.parent)/qublk-interop-XXXXXX".utf8CString)
     guard mkdtemp(&template) != nil else { throw POSIXFailure(code: errno) }
-    path = template.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }  // why: not empty
+    path = String(decoding: template.dropLast().map(UInt8.init(bitPattern:)), as: UTF8.self)
   }
 
   /// /dev/shm if it has 2 GiB to spare.
@@ -36,8 +36,9 @@ func contents(_ path: String) throws -> [UInt8] {
   var bytes = [UInt8](repeating: 0, count: Int(info.st_size))
   var done = 0
   while done < bytes.count {
-    let count = bytes.withUnsafeMutableBytes {
-      pread(descriptor, $0.baseAddress! + done, $0.count - done, off_t(done))  // why: not empty
+    let count = bytes.withUnsafeMutableBytes { whole in
+      let rest = UnsafeMutableRawBufferPointer(rebasing: whole[done...])
+      return pread(descriptor, rest.baseAddress, rest.count, off_t(done))
     }
     if count <= 0 { throw POSIXFailure(code: count < 0 ? errno : EIO) }
     done += count

@@ -6,8 +6,8 @@ import CCrypto
 enum AntiForensic {
   /// Spreads `key` over `stripes` times its length.
   ///
-  /// - Throws: ``LUKSError/noRandomness``, or ``LUKSError/cipher(_:)`` if libcrypto lacks the hash or
-  ///   there is no memory.
+  /// - Throws: ``LUKSError/noRandomness``, or ``LUKSError/cipher(_:)`` if libcrypto lacks the hash
+  ///   or there is no memory.
   static func split(
     _ key: Secret, stripes: Int, hash: HashAlgorithm
   ) throws(LUKSError) -> Secret {

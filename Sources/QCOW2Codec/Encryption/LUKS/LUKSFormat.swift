@@ -29,8 +29,9 @@ package enum LUKSFormat {
   ///
   /// - Returns: All bytes of the header area, the seven slots that are free being zeros, and the
   ///   cipher.
-  /// - Throws: ``LUKSError/cipher(_:)`` if libcrypto lacks an algorithm, ``LUKSError/noRandomness``,
-  ///   ``LUKSError/badField(name:found:allowed:)`` for a cipher whose key material QEMU cannot read.
+  /// - Throws: ``LUKSError/cipher(_:)`` if libcrypto lacks an algorithm,
+  ///   ``LUKSError/noRandomness``, ``LUKSError/badField(name:found:allowed:)`` for a cipher whose
+  ///   key material QEMU cannot read.
   package static func create(
     _ options: Options, passphrase: Secret
   ) throws(LUKSError) -> (area: [UInt8], cipher: LUKSCipher) {
@@ -50,8 +51,8 @@ package enum LUKSFormat {
     return try seal(header, masterKey: masterKey, passphrase: passphrase)
   }
 
-  /// Refuses what QEMU ends with an assertion on: key material that is not whole sectors, as that of
-  /// AES-192 is in all modes but XTS.
+  /// Refuses what QEMU ends with an assertion on: key material that is not whole sectors, as that
+  /// of AES-192 is in all modes but XTS.
   private static func checkInterchange(_ suite: CipherSuite) throws(LUKSError) {
     let length = suite.keyLength * LUKSPartitionHeader.stripes
     guard length % SectorTransform.sectorSize == 0 else {

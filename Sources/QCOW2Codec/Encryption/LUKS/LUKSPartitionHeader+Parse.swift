@@ -22,7 +22,8 @@ extension LUKSPartitionHeader {
   /// - Parameters:
   ///   - area: The header and the key material, as much of both as the image holds.
   ///   - limits: What the header may ask for.
-  /// - Throws: ``LUKSError/truncated(found:expected:)`` or ``LUKSError/badField(name:found:allowed:)``.
+  /// - Throws: ``LUKSError/truncated(found:expected:)`` or
+  ///   ``LUKSError/badField(name:found:allowed:)``.
   package init(
     parsing area: UnsafeRawBufferPointer, limits: LUKSLimits = LUKSLimits()
   ) throws(LUKSError) {
