@@ -7,6 +7,7 @@ let testSettings: [SwiftSetting] = [
   .enableUpcomingFeature("ExistentialAny"),
   .enableUpcomingFeature("InternalImportsByDefault"),
   .enableUpcomingFeature("MemberImportVisibility"),
+  .enableUpcomingFeature("NonisolatedNonsendingByDefault"),
   .treatAllWarnings(as: .error),
   // Small helpers of one module must be inlined into the data path of another (DESIGN.md, section 2).
   .unsafeFlags(["-cross-module-optimization"], .when(configuration: .release)),

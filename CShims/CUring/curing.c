@@ -2,7 +2,8 @@
 
 #include <errno.h>
 
-int qublk_ring_init(struct io_uring *ring, unsigned entries, unsigned cq_entries, int sqe128) {
+int qublk_ring_init(
+    struct io_uring *ring, unsigned entries, unsigned cq_entries, int sqe128, int tells_work) {
   static const unsigned ladder[] = {
       IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_SINGLE_ISSUER |
           IORING_SETUP_DEFER_TASKRUN,
@@ -15,6 +16,8 @@ int qublk_ring_init(struct io_uring *ring, unsigned entries, unsigned cq_entries
     struct io_uring_params params;
     memset(&params, 0, sizeof params);
     params.flags = ladder[i] | IORING_SETUP_CLAMP | (sqe128 ? IORING_SETUP_SQE128 : 0);
+    // Without cooperative task work, it runs by itself.
+    if (tells_work && ladder[i]) params.flags |= IORING_SETUP_TASKRUN_FLAG;
     if (cq_entries) {
       params.flags |= IORING_SETUP_CQSIZE;
       params.cq_entries = cq_entries;

@@ -6,6 +6,12 @@ public final class LoopCounters: Sendable {
   public let enters = Counter()
   /// Turns: each one submits, waits if there is nothing to do, and reaps.
   public let turns = Counter()
+  /// Looks for completions before a sleep, see ``AdaptivePoll``, that saved the sleep.
+  public let pollsFound = Counter()
+  /// Those that did not.
+  public let pollsMissed = Counter()
+  /// The time that both have taken.
+  public let pollNanoseconds = Counter()
   /// Asynchronous operations (``WorkerLoop/perform(_:)``): reads, registered buffers' zeros among them.
   public let reads = Counter()
   public let writes = Counter()

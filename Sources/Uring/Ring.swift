@@ -15,14 +15,16 @@ public struct Ring: ~Copyable {
   ///   - entries: The submission queue's size, rounded up to a power of two.
   ///   - completions: The completion queue's size: at least what can be in flight at once.
   ///   - counters: Where calls of io_uring_enter(2) are counted.
+  ///   - isPolled: ``hasNews`` is to be asked.
   /// - Throws: The errno of io_uring_setup(2).
   public init(
-    entries: Int, completions: Int, counters: LoopCounters = LoopCounters()
+    entries: Int, completions: Int, counters: LoopCounters = LoopCounters(), isPolled: Bool = false
   ) throws(Errno) {
     self.counters = counters
     unsafe raw = .allocate(capacity: 1)
     unsafe raw.initialize(to: io_uring())
-    let result = unsafe qublk_ring_init(raw, UInt32(entries), UInt32(completions), 0)
+    let result = unsafe qublk_ring_init(
+      raw, UInt32(entries), UInt32(completions), 0, isPolled ? 1 : 0)
     if result < 0 {
       unsafe raw.deallocate()
       throw Errno(-result)
@@ -64,9 +66,9 @@ public struct Ring: ~Copyable {
     fatalError("io_uring_enter failed with errno \(-result): the ring is unusable")
   }
 
-  /// EINTR, EAGAIN, EBUSY and ETIME: nothing is lost, the next enter tries again.
+  /// EINTR, EAGAIN, ENOMEM, EBUSY and ETIME: nothing is lost, the next enter tries again.
   static func isTransient(_ code: Int32) -> Bool {
-    code == 4 || code == 11 || code == 16 || code == 62
+    code == 4 || code == 11 || code == 12 || code == 16 || code == 62
   }
 
   /// Calls `body` for each completion that is there, without waiting, and returns their number.
@@ -88,6 +90,17 @@ public struct Ring: ~Copyable {
       index &+= 1
     }
     return Int(count)
+  }
+
+  /// Whether there are completions, or an enter that does not wait would bring some: a look at memory.
+  ///
+  /// Knows of what the kernel would have to do in an enter only on a ring that was made to be polled.
+  var hasNews: Bool { unsafe qublk_ring_has_news(raw) != 0 }
+
+  /// Whether there are completions to ``drain(_:)``.
+  var hasCompletions: Bool {
+    var head: UInt32 = 0
+    return unsafe qublk_cq_available(raw, &head) > 0
   }
 
   /// The number of entries queued and not yet submitted.

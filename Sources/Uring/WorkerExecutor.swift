@@ -78,6 +78,9 @@ public final class WorkerExecutor: TaskExecutor, @unchecked Sendable {
     }
   }
 
+  /// Whether a job waits; of those from other threads it may learn a moment late.
+  var hasJobs: Bool { local.count > 0 || remoteCount.load(ordering: .relaxed) > 0 }
+
   /// Announces that the loop is about to sleep; false if a job waits and it must not.
   ///
   /// The announcement and the poster's increment are both sequentially consistent: one of the two

@@ -1,5 +1,6 @@
 public import BlockCore
 import CPlatform
+import CUring
 
 /// What a loop hands the completions to that are not its own.
 public protocol CompletionHandler: AnyObject {
@@ -46,6 +47,9 @@ public final class WorkerLoop: @unchecked Sendable {
   @inlinable public var now: UInt64 { unsafe clock.pointee }
   /// Behind a pointer, it is read without a check of exclusive access, of which requests make several.
   @usableFromInline let clock: UnsafeMutablePointer<UInt64>
+  /// Whether to look for completions before a sleep, and for how long.
+  private let isPolling: Bool
+  private var poll: AdaptivePoll
   /// Set by ``endSleeps()``: no sleep lasts any longer.
   var sleepsHaveEnded = false
 
@@ -61,13 +65,17 @@ public final class WorkerLoop: @unchecked Sendable {
   ///   - entries: The submission queue's size.
   ///   - completions: The completion queue's size: at least what can be in flight at once.
   ///   - counters: Where the loop counts what it does.
+  ///   - pollLimit: The most nanoseconds for which to look for completions before a sleep; 0 for never.
   /// - Throws: The errno of io_uring_setup(2) or eventfd(2).
   public init(
-    entries: Int, completions: Int, counters: LoopCounters = LoopCounters()
+    entries: Int, completions: Int, counters: LoopCounters = LoopCounters(), pollLimit: UInt64 = 0
   ) throws(Errno) {
     unsafe precondition(qublk_thread_context() == nil, "this thread already runs a loop")
     self.counters = counters
-    ring = try Ring(entries: entries, completions: completions, counters: counters)
+    isPolling = pollLimit > 0
+    poll = AdaptivePoll(limit: pollLimit)
+    ring = try Ring(
+      entries: entries, completions: completions, counters: counters, isPolled: pollLimit > 0)
     executor = try WorkerExecutor()
     unsafe clock = .allocate(capacity: 1)
     unsafe clock.initialize(to: 0)
@@ -119,6 +127,7 @@ public final class WorkerLoop: @unchecked Sendable {
 
   /// Enters the kernel; sleeps there unless jobs are ready.
   @usableFromInline func enter() {
+    if isPolling { return pollAndEnter() }
     if executor.prepareToSleep() {
       ring.enter(waitingFor: 1)
       executor.didWake()
@@ -126,6 +135,52 @@ public final class WorkerLoop: @unchecked Sendable {
       ring.enter(waitingFor: 0)
     }
     noteTurn()
+  }
+
+  /// As ``enter()``, with a look for completions before the sleep.
+  private func pollAndEnter() {
+    defer { noteTurn() }
+    guard !executor.hasJobs else { return ring.enter(waitingFor: 0) }
+    let start = NanosecondClock.now()
+    let polls = poll.window > 0
+    if polls {
+      // What is looked for comes of what has been submitted.
+      if ring.unsubmitted > 0 { ring.enter(waitingFor: 0) }
+      if ring.hasCompletions { return }
+      if findNews(since: start) {
+        if !ring.hasCompletions { ring.enter(waitingFor: 0) }
+        return
+      }
+    }
+    if executor.prepareToSleep() {
+      ring.enter(waitingFor: 1)
+      executor.didWake()
+    } else {
+      ring.enter(waitingFor: 0)
+    }
+    poll.noteSleep(NanosecondClock.now() &- start, polled: polls)
+  }
+
+  /// Looks for completions, and jobs of other threads, for as long as it is worth it; makes no system call.
+  private func findNews(since start: UInt64) -> Bool {
+    var time: UInt64 = 0
+    var isFound = false
+    repeat {
+      for _ in 0..<16 {
+        isFound = ring.hasNews || executor.hasJobs
+        if isFound { break }
+        qublk_relax()
+      }
+      time = NanosecondClock.now() &- start
+    } while !isFound && time < poll.window
+    counters.pollNanoseconds.add(time)
+    if isFound {
+      counters.pollsFound.add()
+      poll.noteFound()
+    } else {
+      counters.pollsMissed.add()
+    }
+    return isFound
   }
 
   private func noteTurn() {

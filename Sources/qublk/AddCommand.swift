@@ -64,6 +64,13 @@ struct AddCommand: ParsableCommand {
 
   @Option(
     help: """
+      The most microseconds for which a queue's thread looks for work before it sleeps, which costs \
+      processor time and can save latency; 0 never looks.
+      """)
+  var pollMaxUs = 0
+
+  @Option(
+    help: """
       The I/O scheduler of the device, one of those in /sys/block/ublkbN/queue/scheduler; keep leaves \
       the kernel's choice.
       """)
@@ -112,6 +119,8 @@ struct AddCommand: ParsableCommand {
   }
 
   static let queueLimit = 64
+  /// In microseconds: a thread that looks is at the disposal of nothing else.
+  static let pollLimit = 1000
   /// `UBLK_MAX_QUEUE_DEPTH`.
   static let depthLimit = 4096
 
@@ -123,6 +132,7 @@ struct AddCommand: ParsableCommand {
     if let queues { try check("--queues", queues, in: 1...Self.queueLimit) }
     try check("--depth", depth, in: 1...Self.depthLimit)
     if let zeroCopySlots { try check("--zero-copy-slots", zeroCopySlots, in: 1...Self.depthLimit) }
+    try check("--poll-max-us", pollMaxUs, in: 0...Self.pollLimit)
     try check("--dirty-age", dirtyAge, in: 1...3_600_000)
     if scheduler.isEmpty || scheduler.contains(where: { $0 == "/" || $0 == "\n" }) {
       throw ValidationError("--scheduler is \"\(scheduler)\", expected the name of a scheduler")

@@ -24,6 +24,8 @@ struct AttachRequest {
   /// The slots of each queue's table of registered buffers; nil for one per tag.
   let zeroCopySlots: Int?
   let batches: Bool
+  /// The most nanoseconds for which a queue's thread looks for work before it sleeps.
+  let pollLimit: UInt64
   /// The I/O scheduler to set; nil leaves the kernel's.
   let scheduler: String?
   let dirtyAge: Int
@@ -43,6 +45,7 @@ struct AttachRequest {
     zeroCopy = command.zeroCopy
     zeroCopySlots = command.zeroCopySlots
     batches = command.batch == .on
+    pollLimit = UInt64(command.pollMaxUs) * 1000
     scheduler = command.scheduler == "keep" ? nil : command.scheduler
     dirtyAge = command.dirtyAge
     printsJSON = command.json

@@ -98,7 +98,8 @@ import Uring
       members.map(\.name) == [
         "device", "id", "image", "interval", "requests", "in_flight", "failures", "hits", "misses",
         "hit_ratio", "host_ios", "host_syncs", "host_allocations", "io_uring_enters", "turns",
-        "unregistered", "user_copies", "driver_errors", "operations", "engine", "queues",
+        "polls_found", "polls_missed", "poll_ns", "unregistered", "user_copies", "driver_errors",
+        "operations", "engine", "queues",
       ])
     let json = JSONValue.object(members)
     #expect(json["interval"] == .fraction("1.500000"))

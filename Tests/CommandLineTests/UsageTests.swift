@@ -26,6 +26,7 @@ import Testing
       ["add", "x", "--zero-copy-slots", "0"],
       "qublk: --zero-copy-slots is 0, expected 1 to 4096"
     ),
+    (["add", "x", "--poll-max-us", "1001"], "qublk: --poll-max-us is 1001, expected 0 to 1000"),
     (["add", "x", "--queues", "65"], "qublk: --queues is 65, expected 1 to 64"),
     (["add", "x", "-n", "1048576"], "qublk: --id is 1048576, expected 0 to 1048575"),
     (["add", "x", "--dirty-age", "0"], "qublk: --dirty-age is 0, expected 1 to 3600000"),

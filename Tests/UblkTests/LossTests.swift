@@ -227,7 +227,7 @@ private struct Fixture {
   private static func setup(_ driver: Int32, _ batches: Bool, _ losses: Losses) -> QueueSetup {
     QueueSetup(
       queue: 0, depth: 8, maxIOBytes: 65536, usesZeroCopy: false, usesBatches: batches,
-      slowPathData: .memory, registeredBuffers: 8, characterDevice: driver,
+      pollLimit: 0, slowPathData: .memory, registeredBuffers: 8, characterDevice: driver,
       fileDescriptors: [driver], retryNoSpace: nil, zeroDescriptor: -1, affinity: nil,
       target: NoTarget(), counters: QueueCounters(), onLoss: { losses.add($0) },
       maintenance: nil)

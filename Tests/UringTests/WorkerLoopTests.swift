@@ -25,9 +25,11 @@ final class TestWorker: @unchecked Sendable {
   }
   let threadID = Atomic<Int>(0)
 
-  init() throws {
+  init(pollLimit: UInt64 = 0) throws {
     thread = try WorkerThread(name: "test") { [self] in
-      do { made = try WorkerLoop(entries: 64, completions: 256) } catch { fatalError("\(error)") }
+      do {
+        made = try WorkerLoop(entries: 64, completions: 256, pollLimit: pollLimit)
+      } catch { fatalError("\(error)") }
       threadID.store(Int(qublk_thread_id()), ordering: .relaxed)
       ready.store(true, ordering: .releasing)
       loop.run(handler)
@@ -47,9 +49,13 @@ final class TestWorker: @unchecked Sendable {
   }
 }
 
+/// Each test with a loop that sleeps at once, and with one that looks for completions first.
 @Suite struct WorkerLoopTests {
-  @Test func `jobs run on the worker's thread, before and after an operation`() async throws {
-    let worker = try TestWorker()
+  @Test(arguments: [0, 500_000] as [UInt64])
+  func `jobs run on the worker's thread, before and after an operation`(_ pollLimit: UInt64)
+    async throws
+  {
+    let worker = try TestWorker(pollLimit: pollLimit)
     defer { worker.end() }
     let expected = Int32(worker.threadID.load(ordering: .relaxed))
     for _ in 0..<100 {
@@ -63,8 +69,9 @@ final class TestWorker: @unchecked Sendable {
     #expect(WorkerLoop.current == nil)
   }
 
-  @Test func `a thousand operations in flight all come back`() async throws {
-    let worker = try TestWorker()
+  @Test(arguments: [0, 500_000] as [UInt64])
+  func `a thousand operations in flight all come back`(_ pollLimit: UInt64) async throws {
+    let worker = try TestWorker(pollLimit: pollLimit)
     defer { worker.end() }
     let sum = await worker.run {
       await withTaskGroup(of: Int32.self) { group in
@@ -76,8 +83,9 @@ final class TestWorker: @unchecked Sendable {
     #expect(worker.loop.operationsInFlight == 0)
   }
 
-  @Test func `a resume from another thread wakes a sleeping worker`() async throws {
-    let (one, other) = (try TestWorker(), try TestWorker())
+  @Test(arguments: [0, 500_000] as [UInt64])
+  func `a resume from another thread wakes a sleeping worker`(_ pollLimit: UInt64) async throws {
+    let (one, other) = (try TestWorker(pollLimit: pollLimit), try TestWorker(pollLimit: pollLimit))
     defer { one.end(); other.end() }
     let home = Int32(one.threadID.load(ordering: .relaxed))
     for round in 0..<2000 {
@@ -91,8 +99,11 @@ final class TestWorker: @unchecked Sendable {
     }
   }
 
-  @Test func `sleep lasts as long as asked, and ends early when sleeps end`() async throws {
-    let worker = try TestWorker()
+  @Test(arguments: [0, 500_000] as [UInt64])
+  func `sleep lasts as long as asked, and ends early when sleeps end`(_ pollLimit: UInt64)
+    async throws
+  {
+    let worker = try TestWorker(pollLimit: pollLimit)
     defer { worker.end() }
     let start = qublk_monotonic_milliseconds()
     let full = await worker.run { await WorkerLoop.current?.sleep(milliseconds: 30) }
@@ -103,6 +114,39 @@ final class TestWorker: @unchecked Sendable {
     await worker.run { WorkerLoop.current?.endSleeps() }
     #expect(await long == false)
     #expect(await worker.run { await WorkerLoop.current?.sleep(milliseconds: 60_000) } == false)
+  }
+
+  @Test func `looks for completions end when nothing comes`() async throws {
+    let worker = try TestWorker(pollLimit: 1_000_000)
+    defer { worker.end() }
+    let counters = worker.loop.counters
+    for _ in 0..<100_000 where counters.pollsFound.current == 0 {
+      await worker.run {}
+      usleep(100)
+    }
+    #expect(counters.pollsFound.current > 0)
+    usleep(50_000)
+    let (time, enters) = (counters.pollNanoseconds.current, counters.enters.current)
+    usleep(300_000)
+    #expect(counters.pollNanoseconds.current == time && counters.enters.current == enters)
+    // A timer on its own keeps no look alive.
+    _ = await worker.run {
+      for _ in 0..<5 { await WorkerLoop.current?.sleep(milliseconds: 20) }
+    }
+    #expect(counters.pollNanoseconds.current - time < 20_000_000)
+  }
+
+  @Test func `a look ends with what another thread has posted`()
+    async throws
+  {
+    let worker = try TestWorker(pollLimit: 1_000_000)
+    defer { worker.end() }
+    let counters = worker.loop.counters
+    for _ in 0..<10_000 where counters.pollsFound.current < 10 {
+      #expect(await worker.run { 7 } == 7)
+      usleep(50)
+    }
+    #expect(counters.pollsFound.current >= 10)
   }
 }
 

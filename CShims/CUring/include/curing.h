@@ -21,8 +21,26 @@ struct qublk_sqe_words {
 _Static_assert(sizeof(struct qublk_sqe_words) == sizeof(struct io_uring_sqe), "io_uring ABI");
 
 // Sets the ring up with the best flags that the kernel takes, from deferred task work down to
-// none at all; returns 0 or -errno. `sqe128` asks for 128-byte SQEs.
-int qublk_ring_init(struct io_uring *ring, unsigned entries, unsigned cq_entries, int sqe128);
+// none at all; returns 0 or -errno. `sqe128` asks for 128-byte SQEs, `tells_work` for
+// qublk_ring_has_news to know of task work, too.
+int qublk_ring_init(
+    struct io_uring *ring, unsigned entries, unsigned cq_entries, int sqe128, int tells_work);
+
+// Whether an enter that does not wait would bring completions, or there are some: a look at memory.
+static inline int qublk_ring_has_news(const struct io_uring *ring) {
+  return io_uring_smp_load_acquire(ring->cq.ktail) != *ring->cq.khead ||
+         (__atomic_load_n(ring->sq.kflags, __ATOMIC_RELAXED) &
+             (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW));
+}
+
+// Lets the processor's other thread, or its power management, know of a loop that waits.
+static inline void qublk_relax(void) {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
 
 // The next free SQE, NULL when the queue is full.
 static inline struct io_uring_sqe *qublk_ring_next(struct io_uring *ring) {

@@ -3,7 +3,34 @@ import QCOW2Codec
 import QCOW2Format
 import Synchronization
 
+/// Bytes of one compressed cluster, from the byte `start` on.
+struct CompressedPart {
+  let descriptor: CompressedDescriptor
+  let start: UInt64
+}
+
 extension Image {
+  /// The compressed cluster that all of a READ lies in, if its slice is resident.
+  ///
+  /// - Returns: nil for whatever the general way has to look at, errors among it.
+  func residentCompressed(_ request: BlockRequest) -> CompressedPart? {
+    let start = request.offset.bytes & geometry.clusterMask
+    guard request.length > 0, request.length <= geometry.clusterSize &- start else { return nil }
+    let l1 = L1Entry(raw: tables.l1.load(Int(geometry.l1Index(of: request.offset))))
+    guard !l1.hasReservedBits, let table = l1.l2Table, table.bytes & geometry.clusterMask == 0
+    else { return nil }
+    let index = geometry.l2Index(of: request.offset) << UInt64(geometry.l2EntryBits)
+    let position = Int(index) & (l2.sliceSize - 1)
+    let entry = unsafe l2.withResident(l2.key(of: table + index)) { bytes in
+      unsafe ClusterEntry(
+        L2Entry(raw: bytes.be64(position)),
+        SubclusterBitmap(raw: rules.isExtended ? bytes.be64(position &+ 8) : 0))
+    }
+    guard let entry, rules.run(entry, from: 0).state == .compressed else { return nil }
+    return CompressedPart(
+      descriptor: CompressedDescriptor(entry.descriptor, geometry), start: start)
+  }
+
   /// Reads part of a compressed cluster, from the byte `start` on, into plain memory.
   ///
   /// The caller's stamp in ``RequestStamps`` is older than its look at the mapping, so the place cannot
@@ -42,7 +69,7 @@ extension Image {
     let alignment = UInt64(max(storage.file.traits.offsetAlignment, 512))
     let skipped = descriptor.offset.bytes & (alignment - 1)
     let covered = (skipped + descriptor.length + alignment - 1) & ~(alignment - 1)
-    let input = context.takeInput(Int(covered))
+    let input = await context.takeInput(Int(covered))
     defer { context.giveInput(input) }
     try await storage.read(
       into: input.data.slice(0, Int(covered)), at: HostOffset(descriptor.offset.bytes - skipped))

@@ -10,6 +10,10 @@ extension Image {
     if options.copyOnRead && backing != nil {
       return try await readKeeping(request, worker: worker)
     }
+    if let part = residentCompressed(request) {
+      return try await readCompressed(
+        part.descriptor, from: part.start, into: request.data, worker: worker)
+    }
     try await withSlicesAhead(of: request) { () async throws(ImageError) in
       try await self.readExtents(request, worker: worker)
     }

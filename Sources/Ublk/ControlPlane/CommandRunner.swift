@@ -106,7 +106,7 @@ final class CommandRunner: @unchecked Sendable {
     let ring = UnsafeMutablePointer<io_uring>.allocate(capacity: 1)
     defer { unsafe ring.deallocate() }
     unsafe ring.initialize(to: io_uring())
-    let status = unsafe qublk_ring_init(ring, 4, 0, 1)
+    let status = unsafe qublk_ring_init(ring, 4, 0, 1, 0)
     while let request = next() {
       if status < 0 {
         request.complete(status)

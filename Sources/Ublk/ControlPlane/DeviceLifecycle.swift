@@ -128,8 +128,7 @@ package final class UblkDevice {
     let counters = QueueCounters()
     let setup = QueueSetup(
       queue: queue, depth: info.depth, maxIOBytes: info.maxIOBytes, usesZeroCopy: usesZeroCopy,
-      usesBatches: usesBatches,
-      slowPathData: options.slowPathData,
+      usesBatches: usesBatches, pollLimit: options.pollLimit, slowPathData: options.slowPathData,
       registeredBuffers: max(1, min(info.depth, options.registeredBuffers ?? info.depth)),
       characterDevice: files.character,
       fileDescriptors: options.fileDescriptors, retryNoSpace: options.retryNoSpace,

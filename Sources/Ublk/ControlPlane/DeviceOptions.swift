@@ -39,6 +39,8 @@ package struct DeviceOptions: Sendable {
   package var zeroCopy = ZeroCopyChoice.automatic
   /// Fetch and commit many requests with one command, where the driver can.
   package var batches = false
+  /// The most nanoseconds for which a worker looks for completions before it sleeps; 0 for never.
+  package var pollLimit: UInt64 = 0
   package var slowPathData = SlowPathData.registered
   /// The slots of each ring's buffer table, under zero copy; nil for one per tag.
   ///

@@ -8,6 +8,7 @@ struct QueueSetup: Sendable {
   let usesZeroCopy: Bool
   /// The device was made for batch commands, and takes no others.
   let usesBatches: Bool
+  let pollLimit: UInt64
   let slowPathData: SlowPathData
   /// The slots of the ring's buffer table; at least 1.
   let registeredBuffers: Int

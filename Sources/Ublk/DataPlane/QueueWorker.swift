@@ -84,7 +84,8 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
     let entries = max(256, powerOfTwo(depth * 2))
     let completions = min(65536, powerOfTwo(depth * (planCapacity + 2) + 1024))
     return try WorkerLoop(
-      entries: entries, completions: completions, counters: setup.counters.loop)
+      entries: entries, completions: completions, counters: setup.counters.loop,
+      pollLimit: setup.pollLimit)
   }
 
   static func powerOfTwo(_ value: Int) -> Int {

@@ -21,6 +21,7 @@ extension AttachRequest {
       }
     options.registeredBuffers = zeroCopySlots
     options.batches = batches
+    options.pollLimit = pollLimit
     // What is encrypted goes through memory in any case.
     if disk.isEncrypted { options.slowPathData = .memory }
     if self.disk.engine.compressesWrites { options.slowPathData = .memory }

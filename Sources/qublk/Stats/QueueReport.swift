@@ -28,6 +28,9 @@ struct QueueReport: Equatable {
     case arrivals, failures, refusals, transfers, unregistered
     case userCopies = "user_copies"
     case driverErrors = "driver_errors"
+    case pollsFound = "polls_found"
+    case pollsMissed = "polls_missed"
+    case pollTime = "poll_ns"
     case enters, turns, reads, writes, syncs, allocations
 
     var index: Int { Self.allCases.firstIndex(of: self) ?? 0 }
@@ -53,6 +56,9 @@ struct QueueReport: Equatable {
     case .unregistered: counters.unregisteredRequests.current
     case .userCopies: counters.userCopies.current
     case .driverErrors: counters.driverErrors.current
+    case .pollsFound: counters.loop.pollsFound.current
+    case .pollsMissed: counters.loop.pollsMissed.current
+    case .pollTime: counters.loop.pollNanoseconds.current
     case .enters: counters.loop.enters.current
     case .turns: counters.loop.turns.current
     case .reads: counters.loop.reads.current
