@@ -81,6 +81,9 @@ def vm_targets():
                      ratio("vm-7.2", "qublk qcow2", "loop", work))
     yield Target("VM, Linux 7.2", "4k randwrite, QD 32: qublk qcow2, empty / preallocated image", 0.8,
                  ratio("vm-7.2", "qublk qcow2", "qublk qcow2", "4k randwrite, QD 32, empty image", "4k randwrite, QD 32"))
+    yield Target("VM, Linux 7.2", "4k randwrite, QD 32, on a SCSI disk: qublk qcow2, empty / preallocated image", 0.8,
+                 ratio("vm-7.2", "qublk qcow2", "qublk qcow2", "4k randwrite, QD 32, empty image on a SCSI disk",
+                       "4k randwrite, QD 32, on a SCSI disk"))
     for work in ("512k read, QD 8", "512k write, QD 8"):
         yield Target("VM, Linux 7.2", f"{work}: qublk qcow2 / the kernel's loop device", 0.85,
                      ratio("vm-7.2", "qublk qcow2", "loop", work))

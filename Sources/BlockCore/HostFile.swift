@@ -60,6 +60,12 @@ public protocol HostFile: AnyObject, Sendable {
   ///
   /// The storage is a hint: a file without it holds the same, as long as there is room.
   func reserve(at offset: HostOffset, length: UInt64) async throws(Errno)
+
+  /// Makes the range of a block device read as zeros, if the device can do it without their being
+  /// transferred.
+  ///
+  /// - Returns: false if it cannot; the contents of the range are then undefined.
+  func clear(at offset: HostOffset, length: UInt64) async -> Bool
 }
 
 extension HostFile {
@@ -67,6 +73,9 @@ extension HostFile {
   public func reserve(at offset: HostOffset, length: UInt64) async throws(Errno) {
     try await extend(to: offset.bytes + length)
   }
+
+  /// For a host file that has no such way.
+  public func clear(at offset: HostOffset, length: UInt64) async -> Bool { false }
 
   /// Fills plain memory with zeros; a host file that serves registered buffers has its own.
   public func fillWithZeroes(_ buffer: DataBuffer) async throws(Errno) {

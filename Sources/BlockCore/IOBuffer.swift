@@ -11,22 +11,44 @@ public final class IOBuffer: @unchecked Sendable {  // why: immutable address; u
   /// The number of bytes.
   public let count: Int
 
-  public init(count: Int) {
-    let rounded = max(count, 1)
-    unsafe base = .allocate(byteCount: rounded, alignment: 4096)
-    unsafe memset(base, 0, rounded)
+  /// For sizes that no image or user chooses freely: without memory the program ends.
+  public convenience init(count: Int) {
+    guard let base = unsafe Self.allocate(count) else { Self.fail(count) }
+    unsafe self.init(base, count)
+  }
+
+  /// Nil if there is no memory for it.
+  public convenience init?(ifPossible count: Int) {
+    guard let base = unsafe Self.allocate(count) else { return nil }
+    unsafe self.init(base, count)
+  }
+
+  private init(_ base: UnsafeMutableRawPointer, _ count: Int) {
+    unsafe self.base = unsafe base
     self.count = count
   }
 
   /// Memory with any contents, untouched as yet: for bytes that never go further as they are.
   ///
   /// - Parameter count: The number of bytes.
-  public init(unfilled count: Int) {
-    unsafe base = .allocate(byteCount: max(count, 1), alignment: 4096)
-    self.count = count
+  public convenience init(unfilled count: Int) {
+    guard let base = unsafe Self.allocateUnfilled(count) else { Self.fail(count) }
+    unsafe self.init(base, count)
   }
 
-  deinit { unsafe base.deallocate() }
+  private static func fail(_ count: Int) -> Never { fatalError("no memory for \(count) bytes") }
+
+  private static func allocateUnfilled(_ count: Int) -> UnsafeMutableRawPointer? {
+    var memory: UnsafeMutableRawPointer?
+    return unsafe posix_memalign(&memory, 4096, max(count, 1)) == 0 ? memory : nil
+  }
+
+  private static func allocate(_ count: Int) -> UnsafeMutableRawPointer? {
+    guard let memory = unsafe allocateUnfilled(count) else { return nil }
+    return unsafe memset(memory, 0, max(count, 1))
+  }
+
+  deinit { unsafe free(base) }
 
   /// The whole buffer, as the target or source of a transfer.
   public var data: DataBuffer { unsafe DataBuffer(memory: base, count: count) }

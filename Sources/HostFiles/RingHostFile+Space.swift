@@ -32,6 +32,13 @@ extension RingHostFile {
     _ = try await allocate(.punchHole, Self.holeMode, offset.bytes, length)
   }
 
+  /// By PUNCH_HOLE, which on a block device is WRITE ZEROES, and is refused where the kernel would have
+  /// to write them; FALLOC_FL_WRITE_ZEROES says the same and needs Linux 6.17.
+  package func clear(at offset: HostOffset, length: UInt64) async -> Bool {
+    if length == 0 || !traits.isBlockDevice { return false }
+    return (try? await allocate(.punchHole, Self.holeMode, offset.bytes, length)) ?? false
+  }
+
   private static let holeMode = QUBLK_FALLOC_PUNCH_HOLE | QUBLK_FALLOC_KEEP_SIZE
 
   private enum Way {

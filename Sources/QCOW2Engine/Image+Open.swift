@@ -57,7 +57,7 @@ extension Image {
       count: Int(header.refcountTableClusters) << Int(header.clusterBits) / 8)
     let metadata = try survey(
       references, l1, refcountTable, snapshots, fileLength: length, forWriting: !options.readOnly)
-    var parts = assemble(
+    var parts = try assemble(
       header, options, sources, storage, l1: l1, refcountTable: refcountTable, metadata: metadata,
       fileLength: length)
     if !options.readOnly { try await settleAutoclear(&parts, fileLength: length) }
@@ -114,9 +114,10 @@ extension Image {
   private static func readTable(
     _ storage: ImageStorage, at offset: UInt64, count: Int
   ) async throws(ImageError) -> DiskTable {
-    let buffer = IOBuffer(count: (count * 8 + 511) & ~511)
+    let buffer = try IOBuffer.ofTable((count * 8 + 511) & ~511)
+    defer { withExtendedLifetime(buffer) {} }
     if count > 0 { try await storage.read(into: buffer, at: HostOffset(offset)) }
-    return unsafe DiskTable(
+    return try unsafe DiskTable(
       offset: HostOffset(offset),
       bytes: UnsafeRawBufferPointer(start: buffer.base, count: buffer.count), count: count)
   }
@@ -124,10 +125,10 @@ extension Image {
   private static func assemble(
     _ header: Header, _ options: ImageOptions, _ sources: ImageSources, _ storage: ImageStorage,
     l1: DiskTable, refcountTable: DiskTable, metadata: MetadataMap, fileLength: UInt64
-  ) -> ImageParts {
+  ) throws(ImageError) -> ImageParts {
     let geometry = header.geometry
     let sliceSize = Int(min(geometry.clusterSize, 4096))
-    let refcounts = RefcountStore(
+    let refcounts = try RefcountStore(
       geometry: geometry, table: refcountTable,
       cache: SliceCache(sliceSize: sliceSize, slots: refcountSlots(options, sliceSize)))
     let frees = DeferredFrees()
@@ -135,7 +136,7 @@ extension Image {
     let allocator = ClusterAllocator(
       refcounts: refcounts, storage: storage, metadata: metadata, headerEditor: editor,
       frees: frees, fileLength: fileLength)
-    return ImageParts(
+    return try ImageParts(
       header: header, options: options, sources: sources, storage: storage,
       guestData: guestData(header, sources, storage), l1: l1,
       l2: SliceCache(

@@ -13,7 +13,7 @@ extension Image {
   ) throws(ImageError) -> MetadataMap {
     let areas = FixedAreas(references, refcountTable, snapshots)
     if forWriting { try areas.requireDisjoint() }
-    let map = MetadataMap(
+    let map = try MetadataMap(
       fixed: areas.unmovable, refcountTable: areas.refcountTable, l1Table: areas.l1Table,
       expectedTables: l1.countUsed() + refcountTable.countUsed() + 64)
     let geometry = references.header.geometry

@@ -68,6 +68,8 @@ package enum ImageError: Error, Sendable {
   case noSuchSnapshot(SnapshotSelector, existing: [Snapshot])
   /// The guest's data lies in an external data file, which has no snapshots.
   case snapshotWithDataFile
+  /// The host has no memory for a table or a cache of so many bytes.
+  case noMemory(bytes: Int)
   /// The disk cannot get the size that was asked for.
   case cannotResize(to: UInt64, ResizeObstacle)
 
@@ -80,6 +82,7 @@ package enum ImageError: Error, Sendable {
     case .badRequest: .invalid
     case .missing, .needsMemory, .snapshotWithDataFile: .notSupported
     case .noSuchSnapshot: .noEntry
+    case .noMemory: .noMemory
     case .cannotResize(_, .tooLarge): .fileTooBig
     case .cannotResize(_, .partialSector): .invalid
     case .cannotResize: .notSupported
@@ -125,6 +128,7 @@ package enum ImageError: Error, Sendable {
     case .noSuchSnapshot(let selector, let existing):
       "no internal snapshot has \(selector.text): " + list(existing)
     case .snapshotWithDataFile: "an image with an external data file has no internal snapshots"
+    case .noMemory(let bytes): "there is no memory for \(bytes) bytes"
     case .cannotResize(let size, let obstacle):
       "the size cannot be changed to \(size): \(obstacle.text)"
     }

@@ -66,9 +66,9 @@ public struct Ring: ~Copyable {
     fatalError("io_uring_enter failed with errno \(-result): the ring is unusable")
   }
 
-  /// EINTR, EAGAIN, EBUSY and ETIME: nothing is lost, the next enter tries again.
+  /// EINTR, EAGAIN, ENOMEM, EBUSY and ETIME: nothing is lost, the next enter tries again.
   static func isTransient(_ code: Int32) -> Bool {
-    code == 4 || code == 11 || code == 16 || code == 62
+    code == 4 || code == 11 || code == 12 || code == 16 || code == 62
   }
 
   /// Calls `body` for each completion that is there, without waiting, and returns their number.

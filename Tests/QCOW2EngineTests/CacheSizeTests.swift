@@ -1,6 +1,7 @@
 import BlockCore
 import Glibc
 import QCOW2Format
+import Synchronization
 import TestSupport
 import Testing
 
@@ -20,7 +21,7 @@ import Testing
   func memoryIsTakenAsItIsUsed() async throws {
     let file = SyntheticImage(size: 1 << 40)
     let storage = ImageStorage(file: file, health: ImageHealth())
-    let cache = SliceCache(sliceSize: 4096, slots: 1 << 18)
+    let cache = try SliceCache(sliceSize: 4096, slots: 1 << 18)
     #expect(residentPages(cache) == 0)
     for slice in 0..<100 {
       try await cache.withSlice(
@@ -30,10 +31,38 @@ import Testing
     #expect(residentPages(cache) == 100)
   }
 
-  @Test("A size that no address space has gives a smaller cache, not a trap")
-  func anImpossibleSizeIsCutDown() {
-    let cache = SliceCache(sliceSize: 4096, slots: 1 << 37)
-    #expect(cache.slotCount >= 1)
+  @Test(
+    "A size that no host has gives a smaller cache, not a trap",
+    arguments: [1 << 31, 1 << 37, 1 << 45, 1 << 51, Int.max / 2, Int.max])
+  func anImpossibleSizeIsCutDown(slots: Int) async throws {
+    let cache = try SliceCache(sliceSize: 4096, slots: slots)
+    #expect(cache.slotCount >= 1 << 14 && cache.slotCount <= 1 << 36)
+    // It works at both ends of its memory.
+    let storage = ImageStorage(file: SyntheticImage(size: 1 << 40), health: ImageHealth())
+    for slice in 0..<256 {
+      try await cache.withSlice(
+        HostOffset(UInt64(slice) << 12), storage: storage, makeRoom: {}
+      ) { _ in ((), false) }
+    }
+    #expect(cache.counters.resident.load(ordering: .relaxed) == 256)
+  }
+
+  @Test("Without memory for the smallest cache there is an error that says so")
+  func noMemoryAtAll() {
+    #expect {
+      try SliceCache(sliceSize: 1 << 61, slots: 1)
+    } throws: { error in
+      guard let error = error as? ImageError, case .noMemory = error else { return false }
+      return error.errno == .noMemory && !error.isCorruption
+        && error.message.hasPrefix("there is no memory for")
+    }
+    #expect(IOBuffer(ifPossible: 1 << 60) == nil)
+    #expect(throws: ImageError.self) { try IOBuffer.ofTable(1 << 60) }
+    #expect(throws: ImageError.self) { try ClusterSet(minimumCapacity: 1 << 58) }
+    #expect(throws: ImageError.self) {
+      try DiskTable(
+        offset: HostOffset(0), bytes: UnsafeRawBufferPointer(start: nil, count: 0), count: 1 << 58)
+    }
   }
 
   @Test(

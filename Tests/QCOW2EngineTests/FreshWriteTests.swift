@@ -11,13 +11,14 @@ import Testing
   private static let cluster = 4096
 
   private func bench(
-    _ schedule: UInt64? = nil, change: (inout ImageBuilder) -> Void = { _ in }
+    _ schedule: UInt64? = nil, traits: HostFileTraits = HostFileTraits(),
+    change: (inout ImageBuilder) -> Void = { _ in }
   ) -> Bench {
     var builder = ImageBuilder()
     builder.clusterBits = 12
     builder.size = 8 << 20
     change(&builder)
-    let bench = Bench(builder, schedule: schedule, isImmediate: schedule == nil)
+    let bench = Bench(builder, schedule: schedule, traits: traits, isImmediate: schedule == nil)
     bench.options.slotsPerWorker = 64
     bench.options.dirtyAgeMilliseconds = 1_000_000
     return bench
@@ -60,9 +61,39 @@ import Testing
     let report = verifier.check()
     #expect(report.errors.isEmpty && report.leaks == 0, "\(report)")
     for (sector, change) in sectors {
-      let found = verifier.sector(sector).flatMap { SectorPattern.change(in: $0, sector: sector) }
-      #expect((found ?? 0) == change, "sector \(sector)")
+      // Nil for bytes that are no pattern.
+      let found: UInt32? =
+        if let bytes = verifier.sector(sector) {
+          SectorPattern.change(in: bytes, sector: sector)
+        } else { 0 }
+      #expect(found == change, "sector \(sector)")
     }
+  }
+
+  @Test(
+    "On a device that clears at once so does a write into a new cluster", arguments: [true, false])
+  func oneHostWriteOnADevice(clears: Bool) throws {
+    let bench = bench(traits: HostFileTraits(isBlockDevice: true))
+    bench.memory.clears = clears
+    bench.bytes.fill(0xee, count: 4 << 20, at: bench.bytes.length)
+    var sectors: [Int: UInt32] = [:]
+    for cluster in 1...20 { sectors[cluster * 8 + 3] = 7 }
+    try bench.host.run {
+      let image = try await self.opened(bench)
+      let driver = MiniWorker(target: image, file: bench.file, worker: 0)
+      let before = bench.recording.events.count
+      for cluster in 1...20 {
+        let buffer = self.data(cluster * 8 + 3)
+        #expect(await driver.perform(self.write(cluster * 8 + 3, buffer), slot: 1) == nil)
+      }
+      let events = bench.recording.events[before...]
+      let isOneEach = events.count == 20 && events.allSatisfy { $0.length == 512 }
+      #expect(isOneEach == clears)
+      try await image.close()
+    }
+    // Around the data there are zeros, not what the device had there.
+    for sector in 8..<(21 * 8) where sectors[sector] == nil { sectors[sector] = 0 }
+    expectSectors(bench, sectors)
   }
 
   @Test("An allocating write costs one host write of the guest's data and nothing else")

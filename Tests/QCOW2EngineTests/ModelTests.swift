@@ -31,6 +31,7 @@ import Testing
   private func run(
     _ shape: ImageShape, seed: UInt64, schedule: UInt64?, cacheSlices: Int? = nil,
     isImmediate: Bool = false, isBlockDevice: Bool = false,
+    clears: Bool = false,
     _ adjust: (inout WorkloadOptions) -> Void
   ) throws {
     let bench = Bench(
@@ -39,6 +40,7 @@ import Testing
       isImmediate: isImmediate)
     shape.adjust(bench)
     if isBlockDevice {
+      bench.memory.clears = clears
       for bytes in [bench.bytes] + (bench.dataMemory.map { [$0.bytes] } ?? []) {
         bytes.fill(0xee, count: 64 << 20, at: (bytes.length + 511) & ~511)
       }
@@ -90,12 +92,15 @@ import Testing
   }
 
   @Test(
-    "A block device, full of old bytes and not growing, keeps to the model", arguments: [9, 12, 16])
-  func blockDevicesKeepToTheModel(clusterBits: Int) throws {
+    "A block device, full of old bytes and not growing, keeps to the model",
+    arguments: [9, 12, 16],
+    [false, true])
+  func blockDevicesKeepToTheModel(clusterBits: Int, clears: Bool) throws {
     let seed = testSeed("block device")
     let shape = ImageShape(clusterBits: clusterBits, contents: .prefilled)
     let bench = Bench(
       shape.builder, schedule: seed, traits: HostFileTraits(isBlockDevice: true))
+    bench.memory.clears = clears
     let used = bench.bytes.length
     bench.bytes.fill(0xee, count: 64 << 20, at: used)
     var options = WorkloadOptions()
@@ -108,10 +113,12 @@ import Testing
     #expect(bench.bytes.length == used + (64 << 20))
   }
 
-  @Test("A block device keeps to the model with every feature", arguments: ImageShape.featured)
-  func blockDevicesKeepToTheModelWithEveryFeature(shape: ImageShape) throws {
+  @Test(
+    "A block device keeps to the model with every feature", arguments: ImageShape.featured,
+    [false, true])
+  func blockDevicesKeepToTheModelWithEveryFeature(shape: ImageShape, clears: Bool) throws {
     let seed = testSeed("block device")
-    try run(shape, seed: seed, schedule: seed &+ 31, isBlockDevice: true) {
+    try run(shape, seed: seed, schedule: seed &+ 31, isBlockDevice: true, clears: clears) {
       $0.workers = 2
       $0.depth = 4
     }

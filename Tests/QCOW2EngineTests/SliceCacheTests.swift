@@ -7,13 +7,13 @@ import Testing
 
 @Suite struct SliceCacheTests {
   /// A file whose slices each hold their own offset, and a cache over it.
-  private func make(slots: Int) -> (SimulatedHost, FaultyFile, ImageStorage, SliceCache) {
+  private func make(slots: Int) throws -> (SimulatedHost, FaultyFile, ImageStorage, SliceCache) {
     let host = SimulatedHost(seed: 3)
     let bytes = ImageBytes(capacity: 1 << 20)
     for slice in 0..<64 { bytes.put64(UInt64(slice), slice * 512) }
     let file = FaultyFile(MemoryFile(bytes, host: host))
     let storage = ImageStorage(file: file, health: ImageHealth())
-    return (host, file, storage, SliceCache(sliceSize: 512, slots: slots))
+    return (host, file, storage, try SliceCache(sliceSize: 512, slots: slots))
   }
 
   private func increment(
@@ -29,7 +29,7 @@ import Testing
 
   @Test("Misses on one slice at the same time load it once and keep every change")
   func missesLoadOnce() throws {
-    let (host, file, storage, cache) = make(slots: 4)
+    let (host, file, storage, cache) = try make(slots: 4)
     try host.run {
       try await withThrowingTaskGroup(of: Void.self) { group in
         for _ in 0..<10 { group.addTask { _ = try await self.increment(cache, 7, storage) } }
@@ -44,7 +44,7 @@ import Testing
 
   @Test("A failed load fails its own request; those who waited try again")
   func aFailedLoadIsTriedAgain() throws {
-    let (host, file, storage, cache) = make(slots: 2)
+    let (host, file, storage, cache) = try make(slots: 2)
     file.fault = Fault(.read, number: 1, errno: .io)
     let failures = Box(0)
     try host.run {
@@ -63,7 +63,7 @@ import Testing
 
   @Test("Eviction takes clean slices only; when all are dirty the caller must make room")
   func evictionNeverDropsDirty() throws {
-    let (host, _, storage, cache) = make(slots: 3)
+    let (host, _, storage, cache) = try make(slots: 3)
     let madeRoom = Box(0)
     try host.run {
       for slice in [1, 2] { _ = try await self.increment(cache, slice, storage) }
@@ -96,7 +96,7 @@ import Testing
 
   @Test("A change made while its slice is being written back stays dirty")
   func aChangeDuringWriteBackStaysDirty() throws {
-    let (host, _, storage, cache) = make(slots: 4)
+    let (host, _, storage, cache) = try make(slots: 4)
     try host.run {
       _ = try await self.increment(cache, 5, storage)
       var dirty = cache.dirtyKeys()[...]
@@ -110,13 +110,13 @@ import Testing
   }
 
   @Test("The index finds every slice after any order of claims and removals")
-  func theIndexSurvivesDeletion() {
+  func theIndexSurvivesDeletion() throws {
     var random = SeededGenerator(seed: testSeed("index"))
     // Few home positions, so that probe sequences overlap.
     let hashOf = { (key: UInt64) -> UInt64 in key / 512 % 3 }
     let memory = IOBuffer(count: 8 * 512)
     defer { withExtendedLifetime(memory) {} }
-    var stripe = CacheStripe(memory: memory.base, sliceSize: 512, slotCount: 8)
+    var stripe = try CacheStripe(memory: memory.base, sliceSize: 512, slotCount: 8)
     var model: [UInt64: Int] = [:]
     for _ in 0..<5000 {
       let key = UInt64(random.below(20)) * 512

@@ -14,7 +14,7 @@ import Testing
 
   /// Every other slice of a file, dirty, so that no two are neighbours.
   private func dirtyCache(_ storage: ImageStorage) async throws -> SliceCache {
-    let cache = SliceCache(sliceSize: 512, slots: 2 * Self.slices)
+    let cache = try SliceCache(sliceSize: 512, slots: 2 * Self.slices)
     for number in 0..<Self.slices {
       try await cache.withSlice(
         HostOffset(UInt64(number) * 1024), storage: storage, makeRoom: {}

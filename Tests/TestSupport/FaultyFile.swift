@@ -75,6 +75,14 @@ package final class FaultyFile: HostFile, @unchecked Sendable {  // why: one thr
     try await file.punchHole(at: offset, length: length)
   }
 
+  package func clear(at offset: HostOffset, length: UInt64) async -> Bool {
+    // A failure may come after the effect.
+    let fault = fails(.zero)
+    if fault == nil { return await file.clear(at: offset, length: length) }
+    if fault?.takesEffect == true { _ = await file.clear(at: offset, length: length) }
+    return false
+  }
+
   package func sync() async throws(Errno) {
     if let fault = fails(.sync) { throw fault.errno }
     try await file.sync()

@@ -28,6 +28,8 @@ package final class MemoryFile: HostFile, @unchecked Sendable {  // why: `lock`,
   package var yields = false
   /// Punched ranges read as zeros, as in a regular file, or stay as they are.
   package var punchesToZeros = false
+  /// A device that can make ranges zero at once; else clearing leaves garbage.
+  package var clears = false
   package private(set) var violations: [String] = []
 
   package init(
@@ -66,6 +68,18 @@ package final class MemoryFile: HostFile, @unchecked Sendable {  // why: `lock`,
       let count = min(Int(length), bytes.length - start)
       if count > 0 { bytes.fill(punchesToZeros ? 0 : 0xdd, count: count, at: start) }
     }
+  }
+
+  package func clear(at offset: HostOffset, length: UInt64) async -> Bool {
+    if !traits.isBlockDevice { lock.withLock { violations.append("a file is cleared") } }
+    if Int(offset.bytes) + Int(length) > bytes.length {
+      lock.withLock { violations.append("cleared beyond the device: \(offset.bytes)+\(length)") }
+      return false
+    }
+    await perform(clears ? .zero : .punch, offset, length) {
+      bytes.fill(clears ? 0 : 0xdd, count: Int(length), at: Int(offset.bytes))
+    }
+    return clears
   }
 
   package func sync() async throws(Errno) {

@@ -72,6 +72,16 @@ package final class RecordingFile: HostFile, @unchecked Sendable {
     end(index)
   }
 
+  package func clear(at offset: HostOffset, length: UInt64) async -> Bool {
+    let index = begin(.zero, offset.bytes, length)
+    if await file.clear(at: offset, length: length) {
+      end(index)
+      return true
+    }
+    _ = fail(index, .notSupported)
+    return false
+  }
+
   package func sync() async throws(Errno) {
     let index = begin(.sync, 0, 0)
     do { try await file.sync() } catch { throw fail(index, error) }

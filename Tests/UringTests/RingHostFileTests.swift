@@ -234,6 +234,31 @@ import Testing
     #expect(Self.blocks(file.descriptor) == 0)
   }
 
+  @Test func `clearing is for block devices, and says whether it was done`() async throws {
+    let temporary = try TemporaryFile()
+    var bytes = [UInt8](repeating: 7, count: 3 << 16)
+    pwrite(temporary.descriptor, &bytes, bytes.count, 0)
+    func cleared(isDevice: Bool, descriptor: Int32) async -> Bool {
+      let file = RingHostFile(
+        descriptor: dup(descriptor),
+        traits: HostFileTraits(isBlockDevice: isDevice, offsetAlignment: 512), isDirect: false,
+        memoryAlignment: 512)
+      return await file.clear(at: HostOffset(1 << 16), length: 1 << 16)
+    }
+    #expect(await !cleared(isDevice: false, descriptor: temporary.descriptor))
+    pread(temporary.descriptor, &bytes, bytes.count, 0)
+    #expect(bytes.allSatisfy { $0 == 7 })
+    // A pipe refuses, as a device without WRITE ZEROES does.
+    var ends: [Int32] = [0, 0]
+    #expect(pipe(&ends) == 0)
+    #expect(await !cleared(isDevice: true, descriptor: ends[1]))
+    ends.forEach { close($0) }
+    #expect(await cleared(isDevice: true, descriptor: temporary.descriptor))
+    pread(temporary.descriptor, &bytes, bytes.count, 0)
+    let zeros = (1 << 16)..<(2 << 16)
+    #expect(bytes.indices.allSatisfy { bytes[$0] == (zeros.contains($0) ? 0 : 7) })
+  }
+
   @Test func `a closed file has no descriptor left, whatever was in the page cache`() throws {
     let temporary = try TemporaryFile()
     for _ in 0..<3 {

@@ -64,6 +64,8 @@ extension ClusterAllocator {
     if let overlap = metadata.firstOverlap(layout.first..<layout.end) {
       throw .overlapsMetadata(cluster: overlap)
     }
+    // All that can fail comes before the header: nobody changes the old table meanwhile.
+    let larger = try layout.table(old: old, geometry: geometry)
     try await layout.write(old: old, storage: storage, geometry: geometry)
     try await storage.sync()
     try await headerEditor.setRefcountTable(
@@ -73,7 +75,7 @@ extension ClusterAllocator {
     metadata.moveRefcountTable(to: layout.tableStart..<layout.end)
     let oldStart = geometry.hostCluster(of: old.offset)
     let oldClusters = geometry.clusters(covering: UInt64(old.count) * 8)
-    refcounts.replaceTable(layout.table(old: old, geometry: geometry))
+    refcounts.replaceTable(larger)
     frees.add([ClusterRun(start: oldStart, count: oldClusters, isFresh: false)])
   }
 }

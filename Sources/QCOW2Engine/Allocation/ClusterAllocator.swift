@@ -113,13 +113,25 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     }
     if found.isEmpty { return nil }
     if let overlap = metadata.firstOverlap(found) { throw .overlapsMetadata(cluster: overlap) }
-    let isFresh = found.lowerBound >= fresh
+    var isFresh = found.lowerBound >= fresh
     if isFresh {
       freshFrom = found.upperBound
       try await extendFile(over: found)
+    } else if storage.file.traits.isBlockDevice {
+      isFresh = await clear(found)
     }
     return ClusterRun(
       start: found.lowerBound, count: UInt64(found.count), isFresh: isFresh)
+  }
+
+  /// Makes reserved clusters of a block device read as zeros, where that costs one command, so that
+  /// what a write leaves of its cluster need not be written.
+  ///
+  /// They were free: a pointer to any of them, if there was one, was durably removed before.
+  private func clear(_ run: Range<UInt64>) async -> Bool {
+    await storage.file.clear(
+      at: geometry.start(ofHostCluster: run.lowerBound),
+      length: UInt64(run.count) << UInt64(geometry.clusterBits))
   }
 
   /// Grows the file over a reserved run, with storage: later writes into it then need neither a

@@ -1,4 +1,5 @@
 import BlockCore
+import Glibc
 import Synchronization
 
 /// Host clusters that hold active L2 tables or refcount blocks: what data must never overwrite.
@@ -22,23 +23,24 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
   private var tables: [UnsafeMutablePointer<Table>] = unsafe []
   private var used = 0
 
-  init(minimumCapacity: Int) {
-    let first = unsafe Self.makeTable(minimumCapacity * 2)
+  /// - Throws: ``ImageError/noMemory(bytes:)``.
+  init(minimumCapacity: Int) throws(ImageError) {
+    let first = try unsafe Self.makeTable(minimumCapacity * 2)
     unsafe tables.append(first)
     current = Atomic(UInt(bitPattern: first))
   }
 
   deinit {
     unsafe tables.forEach { table in
-      unsafe table.pointee.slots.deallocate()
+      unsafe free(table.pointee.slots)
       unsafe table.deallocate()
     }
   }
 
-  private static func makeTable(_ wanted: Int) -> UnsafeMutablePointer<Table> {
+  private static func makeTable(_ wanted: Int) throws(ImageError) -> UnsafeMutablePointer<Table> {
     var size = 64
     while size < wanted { size *= 2 }
-    let slots = UnsafeMutablePointer<Atomic<UInt64>>.allocate(capacity: size)
+    let slots: UnsafeMutablePointer<Atomic<UInt64>> = try unsafe ZeroedMemory.allocate(size)
     for index in 0..<size { unsafe (slots + index).initialize(to: Atomic(empty)) }
     let table = UnsafeMutablePointer<Table>.allocate(capacity: 1)
     unsafe table.initialize(to: Table(slots: slots, mask: size - 1))
@@ -72,6 +74,8 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
     lock.withLock {
       if contains(cluster) { return false }
       if (used + 1) * 2 > table.mask { grow() }
+      // Not even full is it of use: a search ends at an empty place.
+      if used == table.mask { fatalError("no memory for a set of \(used) clusters") }
       place(cluster, in: table)
       return true
     }
@@ -100,9 +104,10 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
     used += 1
   }
 
+  /// Doubles the table; without memory for that it stays as it is, and fills up.
   private func grow() {
     let old = table
-    let bigger = unsafe Self.makeTable((old.mask + 1) * 2)
+    guard let bigger = unsafe try? Self.makeTable((old.mask + 1) * 2) else { return }
     used = 0
     for index in 0...old.mask {
       let value = unsafe old.slots[index].load(ordering: .relaxed)

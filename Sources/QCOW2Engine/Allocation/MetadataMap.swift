@@ -26,13 +26,13 @@ final class MetadataMap: @unchecked Sendable {  // why: constants, atomics and a
   init(
     fixed: [Range<UInt64>], refcountTable: Range<UInt64>, l1Table: Range<UInt64>,
     expectedTables: Int
-  ) {
+  ) throws(ImageError) {
     self.fixed = fixed
     self.refcountTable = MovingArea(refcountTable)
     self.l1Table = MovingArea(l1Table)
     endOfAreas = Atomic(
       max(fixed.map(\.upperBound).max() ?? 0, refcountTable.upperBound, l1Table.upperBound))
-    tables = ClusterSet(minimumCapacity: expectedTables)
+    tables = try ClusterSet(minimumCapacity: expectedTables)
   }
 
   /// Whether the host cluster holds metadata.

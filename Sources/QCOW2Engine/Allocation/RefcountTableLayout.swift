@@ -48,8 +48,10 @@ struct RefcountTableLayout {
       ? RefcountTableEntry(block: geometry.start(ofHostCluster: block)).raw : 0
   }
 
-  private func tableBytes(old: DiskTable, geometry: ClusterGeometry) -> IOBuffer {
-    let buffer = IOBuffer(count: Int(tableClusters << UInt64(geometry.clusterBits)))
+  private func tableBytes(
+    old: DiskTable, geometry: ClusterGeometry
+  ) throws(ImageError) -> IOBuffer {
+    let buffer = try IOBuffer.ofTable(Int(tableClusters << UInt64(geometry.clusterBits)))
     for index in 0..<(buffer.count / 8) {
       unsafe buffer.base.storeBE64(entry(index, old: old, geometry: geometry), index * 8)
     }
@@ -57,9 +59,10 @@ struct RefcountTableLayout {
   }
 
   /// The new table, for use in memory.
-  func table(old: DiskTable, geometry: ClusterGeometry) -> DiskTable {
-    let bytes = tableBytes(old: old, geometry: geometry)
-    return unsafe DiskTable(
+  func table(old: DiskTable, geometry: ClusterGeometry) throws(ImageError) -> DiskTable {
+    let bytes = try tableBytes(old: old, geometry: geometry)
+    defer { withExtendedLifetime(bytes) {} }
+    return try unsafe DiskTable(
       offset: geometry.start(ofHostCluster: tableStart),
       bytes: UnsafeRawBufferPointer(start: bytes.base, count: bytes.count),
       count: bytes.count / 8)
@@ -79,7 +82,7 @@ struct RefcountTableLayout {
       try await storage.write(from: buffer, at: geometry.start(ofHostCluster: block))
     }
     try await storage.write(
-      from: tableBytes(old: old, geometry: geometry),
+      from: try tableBytes(old: old, geometry: geometry),
       at: geometry.start(ofHostCluster: tableStart))
   }
 }

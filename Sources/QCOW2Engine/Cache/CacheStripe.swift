@@ -51,28 +51,27 @@ struct CacheStripe: ~Copyable {
   ///   - memory: `slotCount` times `sliceSize` bytes, which outlive the stripe.
   ///   - sliceSize: the bytes of a slice.
   ///   - slotCount: the number of slots.
-  init(memory: UnsafeMutableRawPointer, sliceSize: Int, slotCount: Int) {
-    unsafe self.memory = memory
-    self.sliceSize = sliceSize
-    self.slotCount = slotCount
-    unsafe slots = Self.zeroed(slotCount)
+  /// - Throws: ``ImageError/noMemory(bytes:)``.
+  init(memory: UnsafeMutableRawPointer, sliceSize: Int, slotCount: Int) throws(ImageError) {
     var size = 4
     while size < slotCount * 2 { size *= 2 }
-    unsafe index = Self.zeroed(size)
+    let slots: UnsafeMutablePointer<CacheSlot> = try unsafe ZeroedMemory.allocate(slotCount)
+    do throws(ImageError) {
+      unsafe index = try unsafe ZeroedMemory.allocate(size)
+    } catch {
+      unsafe free(slots)
+      throw error
+    }
+    unsafe self.slots = unsafe slots
+    unsafe self.memory = unsafe memory
+    self.sliceSize = sliceSize
+    self.slotCount = slotCount
     indexMask = size - 1
   }
 
   deinit {
     unsafe free(slots)
     unsafe free(index)
-  }
-
-  /// Memory that is zero, which is an empty slot and an empty place of the index, without touching it.
-  private static func zeroed<T: BitwiseCopyable>(_ count: Int) -> UnsafeMutablePointer<T> {
-    guard let memory = unsafe calloc(count, MemoryLayout<T>.stride) else {
-      fatalError("no memory for a cache of \(count) slices")
-    }
-    return unsafe memory.bindMemory(to: T.self, capacity: count)
   }
 
   /// The slice in a slot, valid while the slot keeps its key.

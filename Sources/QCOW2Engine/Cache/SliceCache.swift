@@ -17,64 +17,43 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
   /// The bits of an offset that are a place in a slice.
   private let positionMask: UInt64
   private let sliceBits: UInt64
-  private typealias Stripe = LockedStripe<CacheStripe>
-  private let stripes: LockedStripes<CacheStripe>
+  typealias Stripe = LockedStripe<CacheStripe>
+  let stripes: LockedStripes<CacheStripe>
   private let stripeMask: UInt64
   /// The bytes of all slots; memory only where a slot has been used.
   let arena: UnsafeMutableRawPointer
   /// Slices that are dirty now; read without a lock to see whether a round is due.
-  private let dirtySlices = Atomic<Int>(0)
+  let dirtySlices = Atomic<Int>(0)
   /// For statistics: touched by the slow path only.
   let counters = CacheCounters()
   let slotCount: Int
 
   /// - Parameters:
   ///   - sliceSize: a power of two, 512 or more.
-  ///   - slots: the number of slices held, at least 1.
-  init(sliceSize: Int, slots: Int) {
+  ///   - slots: the number of slices wanted, at least 1.
+  /// - Throws: ``ImageError/noMemory(bytes:)`` if there is none for the smallest cache: one is only as
+  ///   large as it can be.
+  init(sliceSize: Int, slots: Int) throws(ImageError) {
     self.sliceSize = sliceSize
     positionMask = UInt64(sliceSize - 1)
     sliceBits = UInt64(sliceSize.trailingZeroBitCount)
     var count = 1
     while count < 64 && slots / (count * 2) >= 8 { count *= 2 }
     stripeMask = UInt64(count - 1)
-    var perStripe = max(slots / count, 1)
-    let reserved = unsafe Self.reserve(&perStripe, stripes: count, sliceSize: sliceSize)
-    unsafe arena = unsafe reserved
-    slotCount = perStripe * count
-    let slotsOfStripe = perStripe
-    stripes = LockedStripes(count: count, rank: .slice) { number in
-      unsafe CacheStripe(
-        memory: reserved + number * slotsOfStripe * sliceSize, sliceSize: sliceSize,
-        slotCount: slotsOfStripe)
-    }
+    let wanted = min(max(slots / count, 1), Self.mostPerStripe)
+    let memory = try CacheMemory.allocate(
+      stripes: count, perStripe: wanted, sliceSize: sliceSize)
+    unsafe arena = unsafe memory.arena
+    stripes = memory.stripes
+    slotCount = memory.perStripe * count
   }
+
+  /// Slots are numbered by 31 bits.
+  private static let mostPerStripe = 1 << 30
 
   deinit {
     stripes.deallocate()
     unsafe munmap(arena, slotCount * sliceSize)
-  }
-
-  /// Reserves addresses for all slots, in small pages: what is never used never takes memory.
-  ///
-  /// A size that the system refuses is halved: a cache is only as large as it can be.
-  private static func reserve(
-    _ perStripe: inout Int, stripes: Int, sliceSize: Int
-  ) -> UnsafeMutableRawPointer {
-    while true {
-      let (bytes, isTooLarge) = (stripes * sliceSize).multipliedReportingOverflow(by: perStripe)
-      if !isTooLarge, let memory = unsafe map(bytes) { return unsafe memory }
-      precondition(perStripe > 1, "no memory for a cache of \(stripes) slices")
-      perStripe /= 2
-    }
-  }
-
-  private static func map(_ bytes: Int) -> UnsafeMutableRawPointer? {
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
-    let memory = unsafe mmap(nil, bytes, PROT_READ | PROT_WRITE, flags, -1, 0)
-    guard let memory = unsafe memory, unsafe memory != MAP_FAILED else { return nil }
-    unsafe madvise(memory, bytes, 15)  // MADV_NOHUGEPAGE; a kernel without huge pages says EINVAL
-    return unsafe memory
   }
 
   /// The slice that holds the byte at `offset`.
@@ -83,15 +62,15 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
   }
 
   /// The highest bits choose the stripe, the lower ones the place in its index: see ``stripe(_:)``.
-  @inline(__always) private func hash(_ key: UInt64) -> UInt64 {
+  @inline(__always) func hash(_ key: UInt64) -> UInt64 {
     ((key &>> sliceBits) &* 0x9e37_79b9_7f4a_7c15) &>> 24
   }
 
-  @inline(__always) private func stripe(_ hash: UInt64) -> Stripe {
+  @inline(__always) func stripe(_ hash: UInt64) -> Stripe {
     stripes[Int(truncatingIfNeeded: (hash &>> 34) & stripeMask)]
   }
 
-  @inline(__always) private func bytes(
+  @inline(__always) func bytes(
     _ stripe: Stripe, _ slot: Int
   ) -> UnsafeMutableRawPointer {
     unsafe stripe.state.pointee.bytes(slot)
@@ -239,7 +218,8 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     return result
   }
 
-  private func abandon(_ key: HostOffset, _ slot: Int) {
+  /// Takes a slot back whose load has failed, and wakes those who waited for it.
+  func abandon(_ key: HostOffset, _ slot: Int) {
     let stripe = stripe(hash(key.bytes))
     let waiters = unsafe stripe.lock.pointee.withLock {
       unsafe stripe.state.pointee.remove(slot, hashOf: hash)
@@ -256,160 +236,6 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
         unsafe stripe.state.pointee.waiters.add(continuation, ifStill: version)
       }
       if !waits { unsafe continuation.resume() }
-    }
-  }
-
-  /// Makes a slice resident whose bytes on the host file are known to be zeros, if there is room.
-  func insertZeroes(_ key: HostOffset) {
-    let hash = hash(key.bytes)
-    let stripe = stripe(hash)
-    unsafe stripe.lock.pointee.withLock {
-      guard unsafe stripe.state.pointee.find(key.bytes, hash: hash) < 0 else { return }
-      let used = unsafe stripe.state.pointee.usedCount
-      let slot = unsafe stripe.state.pointee.claim(key.bytes, hash: hash, hashOf: self.hash)
-      if slot < 0 { return }
-      unsafe counters.noteInsertion(hasEvicted: stripe.state.pointee.usedCount == used)
-      unsafe bytes(stripe, slot).initializeMemory(as: UInt8.self, repeating: 0, count: sliceSize)
-      unsafe stripe.state.pointee.slots[slot].state = .resident
-    }
-  }
-
-  /// Forgets clean slices of a cluster that is about to become a table anew.
-  ///
-  /// - Returns: false if one of them is dirty or loading, which means that the cluster is in use.
-  func drop(from start: HostOffset, length: UInt64) -> Bool {
-    var key = start.bytes
-    while key < start.bytes &+ length {
-      let hash = hash(key)
-      let stripe = stripe(hash)
-      let dropped = unsafe stripe.lock.pointee.withLock { () -> Bool in
-        let slot = unsafe stripe.state.pointee.find(key, hash: hash)
-        if slot < 0 { return true }
-        guard unsafe stripe.state.pointee.slots[slot].state != .loading,
-          unsafe stripe.state.pointee.slots[slot].dirtyGeneration == 0
-        else { return false }
-        unsafe stripe.state.pointee.remove(slot, hashOf: self.hash)
-        counters.noteRemoval()
-        return true
-      }
-      if !dropped { return false }
-      key &+= UInt64(sliceSize)
-    }
-    return true
-  }
-}
-
-// MARK: - Ahead of use
-
-extension SliceCache {
-  /// Where a slice stands, at some moment.
-  func state(of key: HostOffset) -> SlotState {
-    let hash = hash(key.bytes)
-    return stripe(hash).withLock { stripe in
-      let slot = stripe.find(key.bytes, hash: hash)
-      return unsafe slot < 0 ? .empty : stripe.slots[slot].state
-    }
-  }
-
-  /// The same, on the first use of a slice: one that was loaded ahead is then as any other, so only
-  /// one caller is told that it was.
-  func touch(_ key: HostOffset) -> SlotState {
-    let hash = hash(key.bytes)
-    return stripe(hash).withLock { stripe in
-      let slot = stripe.find(key.bytes, hash: hash)
-      if slot < 0 { return .empty }
-      let state = unsafe stripe.slots[slot].state
-      if state == .ahead { unsafe stripe.slots[slot].state = .resident }
-      return state
-    }
-  }
-
-  /// Loads a slice that someone will want; does nothing if it is there, being loaded, or has no room.
-  ///
-  /// A failed read leaves nothing behind.
-  func loadAhead(_ key: HostOffset, storage: ImageStorage) async {
-    guard let (slot, target) = claimAhead(key) else { return }
-    do { try await storage.read(into: target, at: key) } catch { return abandon(key, slot) }
-    let stripe = stripe(hash(key.bytes))
-    let waiters = unsafe stripe.lock.pointee.withLock {
-      unsafe stripe.state.pointee.slots[slot].state = .ahead
-      return unsafe stripe.state.pointee.waiters.takeAll()
-    }
-    unsafe waiters.forEach { unsafe $0.resume() }
-  }
-
-  private func claimAhead(_ key: HostOffset) -> (slot: Int, target: DataBuffer)? {
-    let hash = hash(key.bytes)
-    let stripe = stripe(hash)
-    let slot = stripe.withLock { state -> Int in
-      guard state.find(key.bytes, hash: hash) < 0 else { return -1 }
-      let used = state.usedCount
-      let slot = state.claim(key.bytes, hash: hash, hashOf: self.hash)
-      if slot < 0 { return -1 }
-      unsafe state.slots[slot].isStream = true
-      counters.noteLoad(hasEvicted: state.usedCount == used, isAhead: true)
-      return slot
-    }
-    if slot < 0 { return nil }
-    return unsafe (slot, DataBuffer(memory: bytes(stripe, slot), count: sliceSize))
-  }
-}
-
-// MARK: - Write-back
-
-/// A dirty slice found by ``SliceCache/dirtyKeys()``.
-struct DirtySlice: Sendable {
-  let key: UInt64
-  let stripe: Int32
-  let slot: Int32
-  /// Filled by ``SliceCache/copy(_:to:)``.
-  var generation: UInt64 = 0
-}
-
-extension SliceCache {
-  /// All slices that are dirty now, in order of host offset.
-  func dirtyKeys() -> [DirtySlice] {
-    var found: [DirtySlice] = []
-    found.reserveCapacity(dirtyCount)
-    for number in 0..<stripes.count {
-      let stripe = stripes[number]
-      unsafe stripe.lock.pointee.withLock {
-        guard unsafe stripe.state.pointee.dirtyCount > 0 else { return }
-        for slot in unsafe 0..<stripe.state.pointee.slotCount
-        where unsafe stripe.state.pointee.slots[slot].dirtyGeneration != 0 {
-          let key = unsafe stripe.state.pointee.slots[slot].key
-          found.append(DirtySlice(key: key, stripe: Int32(number), slot: Int32(slot)))
-        }
-      }
-    }
-    found.sort { $0.key < $1.key }
-    return found
-  }
-
-  /// Copies a dirty slice to `target` and notes which generation the copy is.
-  func copy(_ slice: inout DirtySlice, to target: UnsafeMutableRawPointer) {
-    let stripe = stripes[Int(slice.stripe)]
-    let slot = Int(slice.slot)
-    slice.generation = unsafe stripe.lock.pointee.withLock {
-      unsafe target.copyMemory(from: bytes(stripe, slot), byteCount: sliceSize)
-      return unsafe stripe.state.pointee.slots[slot].dirtyGeneration
-    }
-  }
-
-  /// Ends the write-back of copied slices: clean, unless changed since.
-  func markWritten(_ slices: ArraySlice<DirtySlice>) {
-    for slice in slices {
-      let stripe = stripes[Int(slice.stripe)]
-      let (cleaned, waiters) = unsafe stripe.lock.pointee.withLock {
-        let before = unsafe stripe.state.pointee.dirtyCount
-        unsafe stripe.state.pointee.markWritten(
-          Int(slice.slot), key: slice.key, generation: slice.generation)
-        return unsafe (
-          before != stripe.state.pointee.dirtyCount, stripe.state.pointee.waiters.takeAll()
-        )
-      }
-      if cleaned { dirtySlices.wrappingSubtract(1, ordering: .relaxed) }
-      unsafe waiters.forEach { unsafe $0.resume() }
     }
   }
 }

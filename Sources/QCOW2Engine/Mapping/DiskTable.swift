@@ -1,4 +1,5 @@
 import BlockCore
+import Glibc
 import QCOW2Format
 import Synchronization
 
@@ -23,26 +24,33 @@ final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
   ///   - offset: Where the table starts in the host file; a cluster boundary.
   ///   - bytes: The table as it is on the host file, `count` big-endian entries or more.
   ///   - count: The number of entries.
-  init(offset: HostOffset, bytes: UnsafeRawBufferPointer, count: Int) {
+  /// - Throws: ``ImageError/noMemory(bytes:)``.
+  init(offset: HostOffset, bytes: UnsafeRawBufferPointer, count: Int) throws(ImageError) {
     self.offset = offset
     self.count = count
     sectors = (count + Self.entriesPerSector - 1) / Self.entriesPerSector
     let padded = max(sectors, 1) * Self.entriesPerSector
-    unsafe entries = .allocate(capacity: padded)
+    let entries: UnsafeMutablePointer<Atomic<UInt64>> = try unsafe ZeroedMemory.allocate(padded)
+    let words = sectors / 64 + 1
+    do throws(ImageError) {
+      unsafe dirty = try unsafe ZeroedMemory.allocate(words)
+    } catch {
+      unsafe free(entries)
+      throw error
+    }
+    unsafe self.entries = unsafe entries
     for index in 0..<padded {
       let value =
         unsafe (index + 1) * 8 <= bytes.count
         ? bytes.baseAddress.map { unsafe $0.be64(index * 8) } ?? 0 : 0
       unsafe (entries + index).initialize(to: Atomic(value))
     }
-    let words = sectors / 64 + 1
-    unsafe dirty = .allocate(capacity: words)
     for index in 0..<words { unsafe (dirty + index).initialize(to: Atomic(0)) }
   }
 
   deinit {
-    unsafe entries.deallocate()
-    unsafe dirty.deallocate()
+    unsafe free(entries)
+    unsafe free(dirty)
   }
 
   @inline(__always) func load(_ index: Int) -> UInt64 {

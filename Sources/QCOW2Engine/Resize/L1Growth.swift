@@ -23,10 +23,15 @@ extension Image {
     if oldRun.count > 0 {
       for cluster in oldRun.start..<oldRun.end { try await allocator.requireInUse(cluster) }
     }
-    let bytes = Self.bytes(of: old, entries: needed, geometry)
+    let bytes = try Self.bytes(of: old, entries: needed, geometry)
     let run = try await allocator.reserveContiguous(geometry.clusters(covering: needed * 8))
     let offset = geometry.start(ofHostCluster: run.start)
+    let table: DiskTable
+    defer { withExtendedLifetime(bytes) {} }
     do {
+      table = try unsafe DiskTable(
+        offset: offset, bytes: UnsafeRawBufferPointer(start: bytes.base, count: bytes.count),
+        count: Int(needed))
       try await storage.write(from: bytes, at: offset)
       // Nothing is dirty in the old table: what this writes is refcounts, and its last barrier
       // covers the table, too.
@@ -36,10 +41,6 @@ extension Image {
       throw error
     }
     try await headerEditor.setL1Table(at: offset, entries: UInt32(needed))
-    let table = unsafe DiskTable(
-      offset: offset, bytes: UnsafeRawBufferPointer(start: bytes.base, count: bytes.count),
-      count: Int(needed))
-    withExtendedLifetime(bytes) {}
     tables.l1.replace(with: table)
     metadata.moveL1Table(to: run.start..<run.end)
     frees.add(oldRun.count > 0 ? [oldRun] : [])
@@ -49,9 +50,9 @@ extension Image {
   /// The table in whole clusters, zeros behind the entries there are.
   private static func bytes(
     of old: DiskTable, entries: UInt64, _ geometry: ClusterGeometry
-  ) -> IOBuffer {
+  ) throws(ImageError) -> IOBuffer {
     let clusters = geometry.clusters(covering: entries * 8)
-    let buffer = IOBuffer(count: Int(clusters << UInt64(geometry.clusterBits)))
+    let buffer = try IOBuffer.ofTable(Int(clusters << UInt64(geometry.clusterBits)))
     for index in 0..<old.count { unsafe buffer.base.storeBE64(old.load(index), index * 8) }
     return buffer
   }

@@ -33,13 +33,21 @@ struct LockedStripes<State: ~Copyable>: @unchecked Sendable {  // why: the locks
   ///   - count: the number of stripes.
   ///   - rank: the rank of their locks.
   ///   - state: makes the state of the stripe with a number.
-  init(count: Int, rank: LockRank, _ state: (Int) -> State) {
+  /// - Throws: what `state` throws; nothing is left then.
+  init<E: Error>(
+    count: Int, rank: LockRank, _ state: (Int) throws(E) -> State
+  ) throws(E) {
     self.count = count
     stride = (Self.stateOffset + MemoryLayout<State>.size + 63) & ~63
     unsafe memory = .allocate(byteCount: count * stride, alignment: 64)
     for number in 0..<count {
+      do throws(E) {
+        try unsafe self[number].state.initialize(to: state(number))
+      } catch {
+        deallocate(made: number)
+        throw error
+      }
       unsafe self[number].lock.initialize(to: FutexLock(rank))
-      unsafe self[number].state.initialize(to: state(number))
     }
   }
 
@@ -51,8 +59,10 @@ struct LockedStripes<State: ~Copyable>: @unchecked Sendable {  // why: the locks
   }
 
   /// Ends the lives of all stripes; the owner calls this once, in its deinit.
-  func deallocate() {
-    for number in 0..<count {
+  func deallocate() { deallocate(made: count) }
+
+  private func deallocate(made: Int) {
+    for number in 0..<made {
       unsafe self[number].lock.deinitialize(count: 1)
       unsafe self[number].state.deinitialize(count: 1)
     }
