@@ -71,13 +71,17 @@ public struct Ring: ~Copyable {
     code == 4 || code == 11 || code == 12 || code == 16 || code == 62
   }
 
-  /// Calls `body` for each completion that is there, without waiting, and returns their number.
+  /// The completions handed out before what they lead to is submitted: more would leave a disk without
+  /// work meanwhile, fewer would cost enters (docs/decisions/0012).
+  @usableFromInline static let turn: UInt32 = 16
+
+  /// Calls `body` for completions that are there, 16 at most, without waiting, and returns their number.
   @inlinable @discardableResult
   public func drain(
     _ body: (_ userData: UserData, _ result: Int32, _ flags: CompletionFlags) -> Void
   ) -> Int {
     var head: UInt32 = 0
-    let count = unsafe qublk_cq_available(raw, &head)
+    let count = min(unsafe qublk_cq_available(raw, &head), Self.turn)
     var index: UInt32 = 0
     while index < count {
       // &+: ring positions wrap at 2^32 by design.

@@ -46,6 +46,22 @@ import Testing
     #expect(ring.unsubmitted == 0)
   }
 
+  @Test func `what completed is handed out in turns, between which something can be submitted`() throws {
+    let ring = try Ring(entries: 64, completions: 64)
+    for index in 0..<40 {
+      var entry = SubmissionEntry.nop
+      entry.userData = UserData(.operation, slot: index).word
+      ring.push(entry)
+    }
+    ring.enter(waitingFor: 40)
+    var seen: [Int] = []
+    // None is lost, and none has to be waited for.
+    for count in [16, 16, 8, 0] {
+      #expect(ring.drain { data, _, _ in seen.append(data.slot) } == count)
+    }
+    #expect(seen.sorted() == Array(0..<40))
+  }
+
   @Test func `completions are delivered after the positions have wrapped many times`() throws {
     let ring = try Ring(entries: 2, completions: 4)
     for round in 0..<10_000 {
