@@ -46,7 +46,7 @@ import Testing
     #expect(ring.unsubmitted == 0)
   }
 
-  @Test func `what completed is handed out in turns, between which something can be submitted`() throws {
+  @Test func `what completed is handed out in turns of sixteen`() throws {
     let ring = try Ring(entries: 64, completions: 64)
     for index in 0..<40 {
       var entry = SubmissionEntry.nop
