@@ -15,6 +15,7 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
@@ -176,6 +177,26 @@ int qublk_fallocate(int fd, int mode, uint64_t offset, uint64_t length) {
 int qublk_is_in_memory(int fd) {
   struct statfs facts;
   return fstatfs(fd, &facts) == 0 && facts.f_type == 0x01021994;  // TMPFS_MAGIC
+}
+
+int qublk_discards(int fd) {
+  struct stat status;
+  if (fstat(fd, &status) || !S_ISBLK(status.st_mode)) return 0;
+  // A partition has no queue of its own, its disk has.
+  static const char *const places[] = {"queue", "../queue"};
+  for (size_t i = 0; i < 2; i++) {
+    char path[96];
+    snprintf(
+        path, sizeof path, "/sys/dev/block/%u:%u/%s/discard_max_bytes", major(status.st_rdev),
+        minor(status.st_rdev), places[i]);
+    FILE *file = fopen(path, "re");
+    if (!file) continue;
+    unsigned long long bytes = 0;
+    int found = fscanf(file, "%llu", &bytes);
+    fclose(file);
+    return found == 1 && bytes > 0;
+  }
+  return 0;
 }
 
 int qublk_write_back(int fd) {

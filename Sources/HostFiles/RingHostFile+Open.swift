@@ -49,7 +49,8 @@ extension RingHostFile {
       isBlockDevice: kind == 2, offsetAlignment: alignment?.offset ?? 1, isReadOnly: readOnly)
     return RingHostFile(
       descriptor: descriptor, traits: traits, isDirect: alignment != nil,
-      memoryAlignment: alignment?.memory ?? 1)
+      memoryAlignment: alignment?.memory ?? 1,
+      clearsAtOnce: kind == 2 && qublk_discards(descriptor) != 0)
   }
 
   struct DirectAlignment {

@@ -32,10 +32,13 @@ extension RingHostFile {
     _ = try await allocate(.punchHole, Self.holeMode, offset.bytes, length)
   }
 
-  /// By PUNCH_HOLE, which on a block device is WRITE ZEROES, and is refused where the kernel would have
-  /// to write them; FALLOC_FL_WRITE_ZEROES says the same and needs Linux 6.17.
+  /// By PUNCH_HOLE, which on a block device is WRITE ZEROES with leave to unmap, and is refused where the
+  /// kernel would have to write the zeros.
+  ///
+  /// Only of a device that takes discards: there it is a change of its maps. Hard disks with WRITE SAME
+  /// would take the command, too, and be busy for as long as all the zeros take.
   package func clear(at offset: HostOffset, length: UInt64) async -> Bool {
-    if length == 0 || !traits.isBlockDevice { return false }
+    if length == 0 || !traits.isBlockDevice || !clearsAtOnce { return false }
     return (try? await allocate(.punchHole, Self.holeMode, offset.bytes, length)) ?? false
   }
 

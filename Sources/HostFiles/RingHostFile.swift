@@ -19,6 +19,8 @@ package final class RingHostFile: HostFile {
   package let memoryAlignment: Int
   /// The file lies in a file system that is nothing but memory.
   let isInMemory: Bool
+  /// A block device that makes ranges zero without being sent the zeros.
+  let clearsAtOnce: Bool
   /// Ways to write zeros and to free space that the host refused once; bits of ``Refusal``.
   let refusals = Atomic<UInt8>(0)
   private let isOpen = Atomic<Bool>(true)
@@ -26,11 +28,15 @@ package final class RingHostFile: HostFile {
   let cacheDrop = Mutex<WorkerThread?>(nil)
 
   /// Takes `descriptor` over.
-  init(descriptor: Int32, traits: HostFileTraits, isDirect: Bool, memoryAlignment: Int) {
+  init(
+    descriptor: Int32, traits: HostFileTraits, isDirect: Bool, memoryAlignment: Int,
+    clearsAtOnce: Bool = false
+  ) {
     self.descriptor = descriptor
     self.traits = traits
     self.isDirect = isDirect
     self.memoryAlignment = memoryAlignment
+    self.clearsAtOnce = clearsAtOnce
     isInMemory = qublk_is_in_memory(descriptor) != 0
   }
 

@@ -238,14 +238,15 @@ import Testing
     let temporary = try TemporaryFile()
     var bytes = [UInt8](repeating: 7, count: 3 << 16)
     pwrite(temporary.descriptor, &bytes, bytes.count, 0)
-    func cleared(isDevice: Bool, descriptor: Int32) async -> Bool {
+    func cleared(isDevice: Bool, descriptor: Int32, clears: Bool = true) async -> Bool {
       let file = RingHostFile(
         descriptor: dup(descriptor),
         traits: HostFileTraits(isBlockDevice: isDevice, offsetAlignment: 512), isDirect: false,
-        memoryAlignment: 512)
+        memoryAlignment: 512, clearsAtOnce: clears)
       return await file.clear(at: HostOffset(1 << 16), length: 1 << 16)
     }
     #expect(await !cleared(isDevice: false, descriptor: temporary.descriptor))
+    #expect(await !cleared(isDevice: true, descriptor: temporary.descriptor, clears: false))
     pread(temporary.descriptor, &bytes, bytes.count, 0)
     #expect(bytes.allSatisfy { $0 == 7 })
     // A pipe refuses, as a device without WRITE ZEROES does.

@@ -72,4 +72,7 @@ enum {
 // Whether the file lies in tmpfs.
 int qublk_is_in_memory(int fd);
 
+// Whether fd is a block device that takes discards (queue/discard_max_bytes in sysfs); 0 if it is not known.
+int qublk_discards(int fd);
+
 #endif
