@@ -135,7 +135,7 @@ extension Image {
     let editor = HeaderEditor(storage: storage, header: header)
     let allocator = ClusterAllocator(
       refcounts: refcounts, storage: storage, metadata: metadata, headerEditor: editor,
-      frees: frees, fileLength: fileLength)
+      frees: frees, fileLength: fileLength, clears: options.discardsToHost)
     return try ImageParts(
       header: header, options: options, sources: sources, storage: storage,
       guestData: guestData(header, sources, storage), l1: l1,

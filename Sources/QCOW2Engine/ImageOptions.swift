@@ -17,7 +17,8 @@ package struct ImageOptions: Sendable {
   package var bitmapIntentBytes: UInt64 = 64 << 20
   /// Bitmaps go back to the exact bits when no new range has been changed for this long.
   package var bitmapQuietMilliseconds = 5000
-  /// Freed clusters are punched out of the host file.
+  /// Freed clusters are punched out of the host file; new ones on a block device are cleared, which
+  /// may unmap them.
   package var discardsToHost = true
   /// Serve this internal snapshot, at its own size, in place of the active disk; nothing is
   /// written.

@@ -25,6 +25,8 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   var cursor: UInt64 = 0
   /// Host clusters from here on were never written, and read as zeros.
   var freshFrom: UInt64
+  /// New clusters of a block device may be cleared, which may unmap them, as discards do.
+  private let clears: Bool
   /// Clusters that a block device has room for; nil for a file that can grow.
   private(set) var limit: UInt64?
   /// Clusters reserved and given back since the image was opened; for statistics.
@@ -33,7 +35,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
 
   init(
     refcounts: RefcountStore, storage: ImageStorage, metadata: MetadataMap,
-    headerEditor: HeaderEditor, frees: DeferredFrees, fileLength: UInt64
+    headerEditor: HeaderEditor, frees: DeferredFrees, fileLength: UInt64, clears: Bool
   ) {
     self.refcounts = refcounts
     self.storage = storage
@@ -42,6 +44,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     self.frees = frees
     let geometry = refcounts.geometry
     let isDevice = storage.file.traits.isBlockDevice
+    self.clears = clears && isDevice
     freshFrom =
       isDevice
       ? UInt64.max : max(geometry.clusters(covering: fileLength), metadata.endOfMapped)
@@ -117,7 +120,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     if isFresh {
       freshFrom = found.upperBound
       try await extendFile(over: found)
-    } else if storage.file.traits.isBlockDevice {
+    } else if clears {
       isFresh = await clear(found)
     }
     return ClusterRun(
