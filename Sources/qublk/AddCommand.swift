@@ -187,11 +187,10 @@ struct AddCommand: ParsableCommand {
       try DeviceServer.run(request, ReadySignal())
       return
     }
-    let output = try Launch.detached { ready throws(CommandError) in
+    try Launch.detached { ready throws(CommandError) in
       try DeviceServer.run(request, ready)
-    }
-    guard writeAll(STDOUT_FILENO, output + "\n") else {
-      throw CommandError.untold(Errno(errno))
+    } output: { text throws(CommandError) in
+      guard writeAll(STDOUT_FILENO, text + "\n") else { throw .untold(Errno(errno)) }
     }
   }
 }
