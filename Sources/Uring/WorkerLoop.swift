@@ -105,11 +105,11 @@ public final class WorkerLoop: @unchecked Sendable {
     }
   }
 
-  /// Submits what is queued and hands out what has completed by then.
+  /// Submits what is queued and hands out all that has completed by then, in as many turns as it takes.
   public func turnWithoutWaiting(_ handler: some CompletionHandler) {
     ring.enter(waitingFor: 0)
     noteTurn()
-    reap(handler)
+    repeat { reap(handler) } while ring.hasCompletions
   }
 
   @inlinable func reap(_ handler: some CompletionHandler) {

@@ -49,6 +49,28 @@ final class TestWorker: @unchecked Sendable {
   }
 }
 
+/// Counts what it is handed, and is in no hurry to end.
+private final class CountingHandler: CompletionHandler {
+  var count = 0
+  func complete(_ userData: UserData, result: Int32) { count += 1 }
+  var isFinished: Bool { true }
+}
+
+@Suite struct LoopTurnTests {
+  @Test func `a turn without waiting hands out all that has completed`() throws {
+    let loop = try WorkerLoop(entries: 64, completions: 64)
+    defer { loop.leaveThread() }
+    for slot in 0..<40 {
+      var entry = SubmissionEntry.nop
+      entry.userData = UserData(.fetch, slot: slot).word
+      loop.ring.push(entry)
+    }
+    let handler = CountingHandler()
+    loop.turnWithoutWaiting(handler)
+    #expect(handler.count == 40)
+  }
+}
+
 /// Each test with a loop that sleeps at once, and with one that looks for completions first.
 @Suite struct WorkerLoopTests {
   @Test(arguments: [0, 500_000] as [UInt64])
