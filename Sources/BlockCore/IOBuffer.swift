@@ -36,6 +36,7 @@ public final class IOBuffer: @unchecked Sendable {  // why: immutable address; u
     unsafe self.init(base, count)
   }
 
+  /// As Swift's own allocations do: sizes that come here are bounded, most of them by a cluster or two.
   private static func fail(_ count: Int) -> Never { fatalError("no memory for \(count) bytes") }
 
   private static func allocateUnfilled(_ count: Int) -> UnsafeMutableRawPointer? {

@@ -74,7 +74,8 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
     lock.withLock {
       if contains(cluster) { return false }
       if (used + 1) * 2 > table.mask { grow() }
-      // Not even full is it of use: a search ends at an empty place.
+      // A set that lacks a table would let data be written over it: better no program than that. The one
+      // empty place that is left is where searches end.
       if used == table.mask { fatalError("no memory for a set of \(used) clusters") }
       place(cluster, in: table)
       return true

@@ -5,9 +5,7 @@ import Synchronization
 ///
 /// Copying is what makes a cut: what the copy holds is what the round may rely on, whatever changes
 /// meanwhile. The staging memory is bounded; a round takes as many batches as it needs.
-final class WriteBackBatch: @unchecked Sendable {
-  // why: owned by the one running flush round, whose lanes only read it and share `nextRun`.
-
+final class WriteBackBatch: @unchecked Sendable {  // why: one round's; lanes share `nextRun` alone
   /// The slices copied at once.
   static let capacity = 512
   private let cache: SliceCache
