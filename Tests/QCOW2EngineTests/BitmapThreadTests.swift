@@ -44,8 +44,8 @@ final class Guarded<Value: Sendable>: @unchecked Sendable {  // why: `lock` guar
 }
 
 /// Looks, when a data write starts and when it ends, whether the bits of its sectors are set.
-final class WatchedFile: HostFile, Sendable {
-  private let file: MemoryFile
+final class WatchedFile: ForwardingFile {
+  let file: any HostFile
   /// Table offset and log2 of the granularity of each bitmap.
   private let bitmaps: [(table: UInt64, bits: Int)]
   private let clusterSize: UInt64
@@ -58,8 +58,6 @@ final class WatchedFile: HostFile, Sendable {
     clusterSize = 1 << UInt64(bytes.be32(20))
     bitmaps = (ImageVerifier(bytes).bitmaps ?? []).map { ($0.tableOffset, $0.granularityBits) }
   }
-
-  var traits: HostFileTraits { file.traits }
 
   private func byte(_ offset: UInt64, count: Int) async throws(Errno) -> UInt64 {
     let buffer = IOBuffer(count: 8)
@@ -100,18 +98,4 @@ final class WatchedFile: HostFile, Sendable {
     try await file.write(from: buffer, at: offset)
     for sector in sectors { try await check(sector, "after") }
   }
-
-  func read(into buffer: DataBuffer, at offset: HostOffset) async throws(Errno) {
-    try await file.read(into: buffer, at: offset)
-  }
-  func writeZeroes(at offset: HostOffset, length: UInt64) async throws(Errno) {
-    try await file.writeZeroes(at: offset, length: length)
-  }
-  func punchHole(at offset: HostOffset, length: UInt64) async throws(Errno) {
-    try await file.punchHole(at: offset, length: length)
-  }
-  func sync() async throws(Errno) { try await file.sync() }
-  func length() async throws(Errno) -> UInt64 { try await file.length() }
-  func setLength(_ length: UInt64) async throws(Errno) { try await file.setLength(length) }
-  func extend(to length: UInt64) async throws(Errno) { try await file.extend(to: length) }
 }

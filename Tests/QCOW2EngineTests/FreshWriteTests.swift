@@ -70,18 +70,23 @@ import Testing
     }
   }
 
+  /// Writes a sector inside each of twenty new clusters, and returns what that did to the host file.
+  private func twentyWrites(_ bench: Bench, _ image: Image) async -> [HostEvent] {
+    let driver = MiniWorker(target: image, file: bench.file, worker: 0)
+    let before = bench.recording.events.count
+    for cluster in 1...20 {
+      let buffer = data(cluster * 8 + 3)
+      #expect(await driver.perform(write(cluster * 8 + 3, buffer), slot: 1) == nil)
+    }
+    return Array(bench.recording.events[before...])
+  }
+
   @Test("An allocating write costs one host write of the guest's data and nothing else")
   func oneHostWrite() throws {
     let bench = bench()
     try bench.host.run {
       let image = try await self.opened(bench)
-      let driver = MiniWorker(target: image, file: bench.file, worker: 0)
-      let before = bench.recording.events.count
-      for cluster in 1...20 {
-        let buffer = self.data(cluster * 8 + 3)
-        #expect(await driver.perform(self.write(cluster * 8 + 3, buffer), slot: 1) == nil)
-      }
-      let events = bench.recording.events[before...]
+      let events = await self.twentyWrites(bench, image)
       #expect(events.count == 20 && events.allSatisfy { $0.kind == .write && $0.length == 512 })
       try await image.close()
     }
@@ -100,13 +105,7 @@ import Testing
     for cluster in 1...20 { sectors[cluster * 8 + 3] = 7 }
     try bench.host.run {
       let image = try await self.opened(bench)
-      let driver = MiniWorker(target: image, file: bench.file, worker: 0)
-      let before = bench.recording.events.count
-      for cluster in 1...20 {
-        let buffer = self.data(cluster * 8 + 3)
-        #expect(await driver.perform(self.write(cluster * 8 + 3, buffer), slot: 1) == nil)
-      }
-      let events = bench.recording.events[before...]
+      let events = await self.twentyWrites(bench, image)
       let isOneEach = events.count == 20 && events.allSatisfy { $0.length == 512 }
       #expect(isOneEach == (clears && discards))
       try await image.close()

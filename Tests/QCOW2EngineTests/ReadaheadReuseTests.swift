@@ -172,8 +172,8 @@ import Testing
 }
 
 /// A layer that holds back the first read of one place.
-private final class HoldingFile: HostFile, @unchecked Sendable {  // why: one thread per simulation
-  private let file: any HostFile
+private final class HoldingFile: ForwardingFile, @unchecked Sendable {  // why: one thread
+  let file: any HostFile
   /// Where the read starts that is held back, once.
   var held: UInt64?
   private(set) var waiting: [UnsafeContinuation<Void, Never>] = []
@@ -186,8 +186,6 @@ private final class HoldingFile: HostFile, @unchecked Sendable {  // why: one th
     for continuation in all { continuation.resume() }
   }
 
-  var traits: HostFileTraits { file.traits }
-
   func read(into buffer: DataBuffer, at offset: HostOffset) async throws(Errno) {
     if offset.bytes == held {
       held = nil
@@ -195,21 +193,4 @@ private final class HoldingFile: HostFile, @unchecked Sendable {  // why: one th
     }
     try await file.read(into: buffer, at: offset)
   }
-
-  func write(from buffer: DataBuffer, at offset: HostOffset) async throws(Errno) {
-    try await file.write(from: buffer, at: offset)
-  }
-
-  func writeZeroes(at offset: HostOffset, length: UInt64) async throws(Errno) {
-    try await file.writeZeroes(at: offset, length: length)
-  }
-
-  func punchHole(at offset: HostOffset, length: UInt64) async throws(Errno) {
-    try await file.punchHole(at: offset, length: length)
-  }
-
-  func sync() async throws(Errno) { try await file.sync() }
-  func length() async throws(Errno) -> UInt64 { try await file.length() }
-  func setLength(_ length: UInt64) async throws(Errno) { try await file.setLength(length) }
-  func extend(to length: UInt64) async throws(Errno) { try await file.extend(to: length) }
 }

@@ -28,13 +28,15 @@ import Testing
     #expect(MemoryLayout<SubmissionEntry>.offset(of: \.command) == 48)
   }
 
+  private func pushNop(_ ring: borrowing Ring, slot: Int) {
+    var entry = SubmissionEntry.nop
+    entry.userData = UserData(.operation, slot: slot).word
+    ring.push(entry)
+  }
+
   @Test func `a full queue is submitted to make room`() throws {
     let ring = try Ring(entries: 8, completions: 1024)
-    for index in 0..<500 {
-      var entry = SubmissionEntry.nop
-      entry.userData = UserData(.operation, slot: index).word
-      ring.push(entry)
-    }
+    for index in 0..<500 { pushNop(ring, slot: index) }
     var seen: Set<Int> = []
     while seen.count < 500 {
       ring.enter(waitingFor: 1)
@@ -48,11 +50,7 @@ import Testing
 
   @Test func `what completed is handed out in turns of sixteen`() throws {
     let ring = try Ring(entries: 64, completions: 64)
-    for index in 0..<40 {
-      var entry = SubmissionEntry.nop
-      entry.userData = UserData(.operation, slot: index).word
-      ring.push(entry)
-    }
+    for index in 0..<40 { pushNop(ring, slot: index) }
     ring.enter(waitingFor: 40)
     var seen: [Int] = []
     // None is lost, and none has to be waited for.
@@ -65,9 +63,7 @@ import Testing
   @Test func `completions are delivered after the positions have wrapped many times`() throws {
     let ring = try Ring(entries: 2, completions: 4)
     for round in 0..<10_000 {
-      var entry = SubmissionEntry.nop
-      entry.userData = UserData(.operation, slot: round).word
-      ring.push(entry)
+      pushNop(ring, slot: round)
       ring.enter(waitingFor: 1)
       var count = 0
       ring.drain { data, _, _ in
