@@ -24,10 +24,14 @@ struct Control {
 
   /// Stops and deletes a device whose server is gone or is not asked; `waitsForUsers` until nobody
   /// has the disk open any more.
+  ///
+  /// A server that lives deletes its device when it finds it stopped, and may be the first.
   func end(_ name: DeviceName, waitsForUsers: Bool) throws(CommandError) {
     do throws(UblkError) {
-      try device.stop(name.id)
-      try device.delete(name.id, asynchronously: !waitsForUsers)
+      try device.unlessGone { () throws(UblkError) in try device.stop(name.id) }
+      try device.unlessGone { () throws(UblkError) in
+        try device.delete(name.id, asynchronously: !waitsForUsers)
+      }
     } catch {
       throw .device(error)
     }

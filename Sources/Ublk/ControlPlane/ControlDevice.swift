@@ -129,6 +129,14 @@ package final class ControlDevice {
     try run(CommandRequest(.stopDevice, device: id), deadline: deadline)
   }
 
+  /// Carries out a command on a device that others may stop and delete at the same time: that it is
+  /// gone then is no failure.
+  package func unlessGone(_ command: () throws(UblkError) -> Void) throws(UblkError) {
+    do throws(UblkError) { try command() } catch {
+      guard case .refused(_, .noDevice) = error else { throw error }
+    }
+  }
+
   /// Takes the device away; waits until its character device is closed, unless `asynchronously`.
   package func delete(_ id: UInt32, asynchronously: Bool = false) throws(UblkError) {
     try run(CommandRequest(asynchronously ? .deleteDeviceAsync : .deleteDevice, device: id))

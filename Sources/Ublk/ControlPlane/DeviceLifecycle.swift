@@ -155,7 +155,7 @@ package final class UblkDevice {
   package func stop(deadline: Int? = nil, waitsForUsers: Bool = true) throws(UblkError) {
     do throws(UblkError) {
       if loss == nil {
-        try unlessGone { () throws(UblkError) in try control.stop(id, deadline: deadline) }
+        try control.unlessGone { () throws(UblkError) in try control.stop(id, deadline: deadline) }
       }
     } catch {
       // The loss of a queue may be what kept the driver from answering.
@@ -166,15 +166,9 @@ package final class UblkDevice {
     for thread in threads { thread.join() }
     threads = []
     files.close()
-    if isLost { try unlessGone { () throws(UblkError) in try control.stop(id) } }
-    try unlessGone { () throws(UblkError) in
+    if isLost { try control.unlessGone { () throws(UblkError) in try control.stop(id) } }
+    try control.unlessGone { () throws(UblkError) in
       try control.delete(id, asynchronously: !waitsForUsers || isLost)
-    }
-  }
-
-  private func unlessGone(_ command: () throws(UblkError) -> Void) throws(UblkError) {
-    do throws(UblkError) { try command() } catch {
-      guard case .refused(_, .noDevice) = error else { throw error }
     }
   }
 
