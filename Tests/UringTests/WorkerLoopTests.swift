@@ -169,7 +169,7 @@ private final class CountingHandler: CompletionHandler {
     #expect(isQuiet)
     // A timer on its own keeps no look alive.
     _ = await worker.run {
-      for _ in 0..<5 { await WorkerLoop.current?.sleep(milliseconds: 200) }
+      for _ in 0..<20 { await WorkerLoop.current?.sleep(milliseconds: 60) }
     }
     #expect(counters.pollNanoseconds.current - time < 150_000_000)
   }
