@@ -7,6 +7,7 @@ BEGIN, END = "<!-- rows of docs/PERFORMANCE.md, put here by Benchmarks/render --
 def vm_table(section):
     works = ["4k randread, QD 1", "4k randread, QD 32", "4k randwrite, QD 32", "512k read, QD 8", "512k write, QD 8",
              "4k randwrite, QD 32, empty image", "4k randwrite, QD 32, empty image on a SCSI disk",
+             "4k randwrite, QD 32, empty image on ext4 on a SCSI disk",
              "4k randread, QD 32, cold, 64 GiB", "4k randwrite and fsync, 4 jobs"]
     rows = []
     for work in works:

@@ -13,8 +13,9 @@ TITLES = {
 NOTES = {
     "vm-7.2": "Clock: one guest instruction is one nanosecond, so the ratios repeat whatever else the host does, and the absolute "
               "figures say nothing. ext4 on brd, one queue, fio with io_uring and direct I/O. \"Copying\" is `--zero-copy off`; the "
-              "empty image is written for twice as long as the rest; cold reads go over a sparse image right after it was attached. "
-              "The SCSI disk is scsi_debug, memory with WRITE SAME and UNMAP, and the image lies straight on it. "
+              "empty image is written for ten times as long as the rest (1 s; for qublk raw it is a sparse file); cold reads go over a sparse "
+              "image right after it was attached. The SCSI disk is scsi_debug, memory with WRITE SAME and UNMAP; the image lies straight "
+              "on it, or on ext4. "
               "A row of qublk null moves no data.",
     "vm-6.12": "As above. This kernel has no zero copy: data is copied once.",
     "vm-7.2-disk": "An ordinary clock: these depend on the host's disk and on what else it does.",

@@ -94,11 +94,12 @@ def vm_targets():
     for work in works[:2]:
         yield Target("VM, Linux 7.2", f"{work}: qublk qcow2 / the kernel's loop device, to be tried for", 0.75,
                      ratio("vm-7.2", "qublk qcow2", "loop", work))
-    yield Target("VM, Linux 7.2", "4k randwrite, QD 32: qublk qcow2, empty / preallocated image", 0.8,
-                 ratio("vm-7.2", "qublk qcow2", "qublk qcow2", "4k randwrite, QD 32, empty image", "4k randwrite, QD 32"))
-    yield Target("VM, Linux 7.2", "4k randwrite, QD 32, on a SCSI disk: qublk qcow2, empty / preallocated image", 0.8,
-                 ratio("vm-7.2", "qublk qcow2", "qublk qcow2", "4k randwrite, QD 32, empty image on a SCSI disk",
-                       "4k randwrite, QD 32, on a SCSI disk"))
+    for place in ("", " on a SCSI disk", " on ext4 on a SCSI disk"):
+        beside = ("qublk raw, a sparse file", ratio("vm-7.2", "qublk raw", "qublk raw", "4k randwrite, QD 32, empty image",
+                                                    "4k randwrite, QD 32"))
+        yield Target("VM, Linux 7.2", f"4k randwrite, QD 32{place and ',' + place}: qublk qcow2, empty / preallocated image", 0.8,
+                     ratio("vm-7.2", "qublk qcow2", "qublk qcow2", f"4k randwrite, QD 32, empty image{place}",
+                           f"4k randwrite, QD 32{place and ',' + place}"), beside=None if place else beside)
     for work in ("512k read, QD 8", "512k write, QD 8"):
         yield Target("VM, Linux 7.2", f"{work}: qublk qcow2 / the kernel's loop device", 0.85,
                      ratio("vm-7.2", "qublk qcow2", "loop", work))
