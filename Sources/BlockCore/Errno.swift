@@ -20,4 +20,8 @@ public struct Errno: Error, Hashable, Sendable {
   public static let notSupported = Errno(95)
   public static let noBuffers = Errno(105)
   public static let timedOut = Errno(110)
+  public static let quota = Errno(122)
+
+  /// What a guest is told: a quota of the host's is, to it, a disk without space.
+  public var forGuest: Errno { self == .quota ? .noSpace : self }
 }

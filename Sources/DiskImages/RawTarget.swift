@@ -66,7 +66,7 @@ package final class RawTarget: BlockTarget {
       guard inBounds(request) else { throw .invalid }
       try await carryOut(request)
       return .done
-    } catch { return .failed(error) }
+    } catch { return .failed(error.forGuest) }
   }
 
   private func carryOut(_ request: BlockRequest) async throws(Errno) {

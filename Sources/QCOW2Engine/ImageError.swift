@@ -76,7 +76,7 @@ package enum ImageError: Error, Sendable {
   /// The errno that the guest gets.
   package var errno: Errno {
     switch self {
-    case .io(_, _, let errno): errno == .noSpace ? .noSpace : errno
+    case .io(_, _, let errno): errno.forGuest
     case .noSpace: .noSpace
     case .readOnly: .readOnly
     case .badRequest: .invalid

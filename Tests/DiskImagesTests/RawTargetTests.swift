@@ -89,6 +89,14 @@ import Testing
     #expect(await target.serve(forced, worker: 0, slot: 0) == .failed(.io))
   }
 
+  @Test func aQuotaOfTheHostsIsNoSpace() async {
+    let file = ArrayFile(count: 4096)
+    file.syncFailure = .quota
+    let target = RawTarget(file, length: 4096)
+    let outcome = await target.serve(request(.flush, 0, 0), worker: 0, slot: 0)
+    #expect(outcome == .failed(.noSpace))
+  }
+
   @Test func theSizeFollowsTheFile() async throws {
     let target = RawTarget(ArrayFile(count: 4096), length: 4096)
     try await target.resize(to: 8192)

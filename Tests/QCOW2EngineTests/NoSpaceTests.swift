@@ -52,6 +52,19 @@ import Testing
     #expect(ImageVerifier(bench.bytes).check().errors.isEmpty)
   }
 
+  @Test("A quota of the host's is a full disk to the guest, and the next write succeeds")
+  func aQuotaIsNoSpace() throws {
+    let bench = Bench(ImageBuilder(), schedule: nil)
+    try bench.host.run {
+      let image = try await bench.open()
+      bench.faulty.fault = Fault(.write, number: 1, errno: .quota)
+      #expect(await write(image, 0) == .noSpace)
+      #expect(await write(image, 0) == nil)
+      try await image.close()
+    }
+    #expect(ImageVerifier(bench.bytes).check().errors.isEmpty)
+  }
+
   @Test("What a discard freed is used before a request fails for want of space")
   func discardedSpaceIsReclaimedBeforeENOSPC() throws {
     let bench = bench(clusters: 5)

@@ -95,7 +95,7 @@ extension QueueWorker {
   }
 
   private func fail(_ tag: Int, _ error: Errno) {
-    if unsafe tags[tag].failure == 0 { unsafe tags[tag].failure = error.code }
+    if unsafe tags[tag].failure == 0 { unsafe tags[tag].failure = error.forGuest.code }
     endTransfer(tag)
   }
 }
