@@ -55,6 +55,14 @@ import Testing
     pthread_detach(thread)
   }
 
+  @Test func aClientThatCannotBeAcceptedIsNotTriedAgainAtOnce() {
+    let time = measure {
+      // As without room for one more descriptor.
+      if ControlConnection(listener: -1) != nil { Issue.record("a connection of no listener") }
+    }
+    #expect(time >= Double(ControlConnection.pause) / 1e6)
+  }
+
   @Test func aRequestThatComesByteByByteIsNotWaitedForForever() throws {
     let socket = try Socket()
     let client = try socket.client()
@@ -64,7 +72,7 @@ import Testing
       let isNone = connection == nil
       try #require(isNone)
     }
-    #expect((0.4...5).contains(seconds))
+    #expect((0.4...30).contains(seconds))
   }
 
   @Test func aClientThatSaysNothingIsNotWaitedForForever() throws {
@@ -76,7 +84,7 @@ import Testing
       let isNone = connection == nil
       try #require(isNone)
     }
-    #expect((0.1...5).contains(seconds))
+    #expect((0.1...30).contains(seconds))
   }
 
   @Test func aReplyThatIsTakenSlowlyIsNotWaitedForForever() throws {
@@ -96,7 +104,7 @@ import Testing
     let text = String(repeating: "x", count: 32 << 20)
     let start = now()
     connection.reply(.report(text))
-    #expect((0.4...5).contains(now() - start))
+    #expect((0.4...30).contains(now() - start))
   }
 
   @Test(arguments: ["", "\n", "stats", "STATS\n", "stats \n", "stop --force --now\n"])

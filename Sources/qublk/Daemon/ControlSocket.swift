@@ -52,6 +52,8 @@ struct ControlConnection: ~Copyable {
   let request: ControlRequest
   private let descriptor: Int32
   private let seconds: Double
+  /// The microseconds after which to try again for a client that could not be accepted.
+  static let pause: UInt32 = 100_000
 
   /// The next connection of a listening socket; nil if it brought no request that is understood.
   ///
@@ -60,7 +62,11 @@ struct ControlConnection: ~Copyable {
   ///   - seconds: How long the client may take over its request, and again over taking the reply.
   init?(listener: Int32, seconds: Double = 5) {
     let descriptor = qublk_unix_accept(listener)
-    guard descriptor >= 0 else { return nil }
+    guard descriptor >= 0 else {
+      // Without room for another descriptor the client stays where it is, and the listener readable.
+      usleep(Self.pause)
+      return nil
+    }
     guard
       let request = readLine(descriptor, Deadline(seconds: seconds)).flatMap(ControlRequest.init)
     else {
