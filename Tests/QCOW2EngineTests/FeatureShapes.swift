@@ -139,6 +139,7 @@ extension ImageShape {
   func adjust(_ bench: Bench) {
     bench.options.compressesWrites = compressesWrites
     bench.options.copyOnRead = copiesOnRead
+    bench.memory.clears = device == .clearing
   }
 
   /// Sets what a workload must know of such an image.

@@ -22,6 +22,9 @@ struct ImageShape: Sendable, CustomTestStringConvertible {
   var copiesOnRead = false
   /// See ``HostFileTraits``.
   var alignment = 1
+  /// The image lies on a block device, which makes ranges zero at once or not at all.
+  var device: Device?
+  enum Device: String, Sendable { case clearing, plain }
 
   static let nearGrowth = ImageShape(
     clusterBits: 9, refcountOrder: 6, contents: .prefilled, isNearGrowth: true)
@@ -41,6 +44,7 @@ struct ImageShape: Sendable, CustomTestStringConvertible {
     if let cipher = features.cipher { parts.append("cipher by \(cipher)") }
     if copiesOnRead { parts.append("copy-on-read") }
     if alignment > 1 { parts.append("aligned") }
+    if let device { parts.append("on a device, \(device)") }
     return parts.joined(separator: ", ")
   }
 

@@ -25,10 +25,11 @@ package final class Bench: @unchecked Sendable {  // why: one thread per simulat
 
   /// Builds the image, its mapped data clusters filled with patterns.
   ///
-  /// `schedule` is the seed of the order of events; nil for arrival order.
+  /// `schedule` is the seed of the order of events; nil for arrival order. `room` is the number of
+  /// bytes of a block device behind the image, none of them zero.
   package init(
     _ builder: ImageBuilder, schedule: UInt64?, traits: HostFileTraits = HostFileTraits(),
-    capacity: Int = 1 << 32, isImmediate: Bool = false
+    room: Int = 0, capacity: Int = 1 << 32, isImmediate: Bool = false
   ) {
     var builder = builder
     let model = DiskModel(size: builder.size & ~511, clock: clock)
@@ -58,6 +59,7 @@ package final class Bench: @unchecked Sendable {  // why: one thread per simulat
       }
     }
     let (bytes, data) = builder.buildFiles(capacity: capacity)
+    if room > 0 { bytes.fill(0xee, count: room, at: (bytes.length + 511) & ~511) }
     original = bytes.copy()
     originals = [original] + (data.map { [$0.copy()] } ?? [])
     self.host = host
@@ -135,7 +137,11 @@ package final class Bench: @unchecked Sendable {  // why: one thread per simulat
   package func immediateFiles(
     _ contents: [ImageBytes], yields: Bool = false
   ) -> [any HostFile] {
-    let own = contents.map { MemoryFile($0) }
+    let own = contents.enumerated().map { number, bytes in
+      let file = MemoryFile(bytes, traits: number == 0 ? memory.traits : HostFileTraits())
+      file.clears = memory.clears
+      return file
+    }
     let all =
       [own[0], own.count > 1 ? own[1] : own[0]]
       + (backing?.contents ?? []).map { MemoryFile($0) }

@@ -3,7 +3,7 @@ package import BlockCore
 /// One change of a host file, or barrier, as seen from above it.
 package struct HostEvent: Sendable {
   package enum Kind: String, Sendable { case write, zero, punch, setLength, sync }
-  package let kind: Kind
+  package fileprivate(set) var kind: Kind
   /// The number of the file.
   package let file: Int
   package let offset: UInt64
@@ -78,7 +78,9 @@ package final class RecordingFile: HostFile, @unchecked Sendable {
       end(index)
       return true
     }
-    _ = fail(index, .notSupported)
+    // Some of it may have become zero, or anything else.
+    log.events[index].kind = .punch
+    end(index)
     return false
   }
 
