@@ -53,6 +53,24 @@ import Testing
     }
   }
 
+  @Test("A table that alone is dirty is written: what failed before it may have been")
+  func aTableThatAloneIsDirtyIsWritten() throws {
+    let bench = bench(nil)
+    try bench.host.run {
+      let image = try await bench.open()
+      for table in [image.allocator.refcounts.table, image.tables.l1.table] {
+        let (last, at) = (table.count - 1, Int(table.offset.bytes))
+        let entry = table.load(last)
+        table.store(entry | 0x1000_0000, at: last)
+        #expect(try await self.flush(image, bench).filter { $0 == .write }.count == 1)
+        #expect(bench.bytes.be64(at + last * 8) == entry | 0x1000_0000)
+        table.store(entry, at: last)
+        try await image.flush()
+        #expect(bench.bytes.be64(at + last * 8) == entry)
+      }
+    }
+  }
+
   @Test(
     "Clients that flush after each write share rounds", arguments: 1...10 as ClosedRange<UInt64>)
   func clientsShareRounds(schedule: UInt64) throws {

@@ -163,6 +163,10 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   private func writeBack(
     _ l1Sectors: [TableSector], keepsRefcounts: Bool
   ) async throws(ImageError) {
+    if l1Sectors.isEmpty && !hasDirtySlices && !refcounts.table.hasDirty {
+      // The guest has overwritten what it had: its data is all there is.
+      return try await barrier()
+    }
     var dirty = l2.dirtyKeys()[...]
     repeat {
       l2Batch.take(from: &dirty)

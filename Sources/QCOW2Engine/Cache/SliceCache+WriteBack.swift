@@ -15,6 +15,8 @@ struct DirtySlice: Sendable {
 extension SliceCache {
   /// All slices that are dirty now, in order of host offset.
   func dirtyKeys() -> [DirtySlice] {
+    // Never too low: a change counts before its lock is released, a write-back after.
+    if dirtyCount == 0 { return [] }
     var found: [DirtySlice] = []
     found.reserveCapacity(dirtyCount)
     for number in 0..<stripes.count {

@@ -83,6 +83,14 @@ final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
     unsafe dirty[sector / 64].bitwiseOr(1 << UInt64(sector % 64), ordering: .acquiringAndReleasing)
   }
 
+  /// Whether any sector was dirty at some recent moment.
+  var hasDirty: Bool {
+    for word in 0...(sectors / 64) where unsafe dirty[word].load(ordering: .relaxed) != 0 {
+      return true
+    }
+    return false
+  }
+
   /// The dirty sectors, each copied after its mark was taken away: a later change marks it again.
   func takeDirty() -> [TableSector] {
     var taken: [TableSector] = []
