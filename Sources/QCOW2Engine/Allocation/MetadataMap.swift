@@ -72,24 +72,25 @@ final class MetadataMap: @unchecked Sendable {  // why: constants, atomics and a
 }
 
 /// Consecutive host clusters that hold a table which moves when it grows.
+///
+/// One word, so that a reader sees one place or the other: what lies between both is data.
 private struct MovingArea: ~Copyable {
-  private let start: Atomic<UInt64>
-  private let end: Atomic<UInt64>
+  /// Tables have at most 2^16 clusters, and host clusters less than 47 bits.
+  private static let countBits: UInt64 = 17
+  private static let countMask: UInt64 = (1 << countBits) - 1
+  private let place: Atomic<UInt64>
 
-  init(_ clusters: Range<UInt64>) {
-    start = Atomic(clusters.lowerBound)
-    end = Atomic(clusters.upperBound)
+  init(_ clusters: Range<UInt64>) { place = Atomic(Self.word(clusters)) }
+
+  private static func word(_ clusters: Range<UInt64>) -> UInt64 {
+    clusters.lowerBound << countBits | min(clusters.upperBound - clusters.lowerBound, countMask)
   }
 
   @inline(__always) func contains(_ cluster: UInt64) -> Bool {
-    cluster >= start.load(ordering: .relaxed) && cluster < end.load(ordering: .relaxed)
+    let word = place.load(ordering: .relaxed)
+    let start = word >> Self.countBits
+    return cluster >= start && cluster &- start < word & Self.countMask
   }
 
-  /// For a moment what lies between both places may count as protected, too; never neither place.
-  func move(to clusters: Range<UInt64>) {
-    let oldEnd = end.load(ordering: .relaxed)
-    end.store(max(clusters.upperBound, oldEnd), ordering: .relaxed)
-    start.store(clusters.lowerBound, ordering: .relaxed)
-    end.store(clusters.upperBound, ordering: .relaxed)
-  }
+  func move(to clusters: Range<UInt64>) { place.store(Self.word(clusters), ordering: .relaxed) }
 }
