@@ -13,6 +13,35 @@ import Testing
     return Bench(builder, schedule: nil, isImmediate: true)
   }
 
+  /// The format knows no compressed cluster that is COPIED, and one that is must not outlive its data.
+  @Test func `zeroes replace a compressed cluster that is marked COPIED`() throws {
+    var builder = ImageBuilder()
+    builder.clusterBits = 14
+    builder.size = 512 << 10
+    builder.features.isExtended = true
+    for cluster in 0..<4 { builder.mappings[cluster] = .compressed }
+    let bench = Bench(builder, schedule: nil, isImmediate: true)
+    let l2 = bench.bytes.be64(Int(bench.bytes.be64(40))) & 0x00ff_ffff_ffff_fe00
+    let entry = Int(l2) + 16
+    bench.bytes.put64(bench.bytes.be64(entry) | 1 << 63, entry)
+    try bench.host.run {
+      let image = try await bench.open()
+      let driver = MiniWorker(target: image, file: bench.file, worker: 0)
+      var request = BlockRequest(.writeZeroes, offset: GuestOffset(1 << 14), length: 1 << 14)
+      request.keepsAllocation = true
+      #expect(await driver.perform(request, slot: 0) == nil)
+      let buffer = IOBuffer(count: 1 << 14)
+      buffer.base.initializeMemory(as: UInt8.self, repeating: 0x99, count: buffer.count)
+      let read = BlockRequest(
+        .read, offset: GuestOffset(1 << 14), length: 1 << 14, data: buffer.data)
+      #expect(await driver.perform(read, slot: 0) == nil)
+      let bytes = UnsafeRawBufferPointer(start: buffer.base, count: buffer.count)
+      #expect(bytes.allSatisfy { $0 == 0 })
+      try await image.close()
+    }
+    #expect(ImageVerifier(bench.bytes).check().errors.isEmpty)
+  }
+
   /// Opens the image, breaks it by `damage`, and carries out `operation` on the guest clusters.
   ///
   /// Everything that existed must stay as it is, save the mark in the header. The damage comes

@@ -57,7 +57,9 @@ extension Image {
     let left = allocated & ~mask
     let bitmap = SubclusterBitmap(
       allocated: left, zero: readsZero ? zero | mask : zero & ~mask)
-    let keeps = left != 0 || change == .zeroInPlace && old.descriptor.isCopied
+    let keeps =
+      left != 0
+      || change == .zeroInPlace && old.descriptor.isCopied && rules.hostCluster(old) != nil
     return ClusterEntry(keeps ? old.descriptor : .unallocated, bitmap)
   }
 
