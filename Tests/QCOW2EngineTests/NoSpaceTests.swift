@@ -21,7 +21,8 @@ import Testing
 
   private func write(_ image: Image, _ cluster: Int, worker: Int = 0) async -> Errno? {
     let buffer = IOBuffer(count: Self.cluster)
-    buffer.base.initializeMemory(as: UInt8.self, repeating: UInt8(cluster), count: buffer.count)
+    buffer.base.initializeMemory(
+      as: UInt8.self, repeating: UInt8(truncatingIfNeeded: cluster), count: buffer.count)
     defer { withExtendedLifetime(buffer) {} }
     return await image.serve(
       BlockRequest(
@@ -57,8 +58,9 @@ import Testing
     let bench = Bench(ImageBuilder(), schedule: nil)
     try bench.host.run {
       let image = try await bench.open()
-      bench.faulty.fault = Fault(.write, number: 1, errno: .quota)
+      bench.faulty.fault = Fault(.write, number: 1, errno: .quota, isPermanent: true)
       #expect(await write(image, 0) == .noSpace)
+      bench.faulty.fault = nil
       #expect(await write(image, 0) == nil)
       try await image.close()
     }
@@ -74,6 +76,28 @@ import Testing
       #expect(await discard(image, 1) == nil)
       #expect(await write(image, 9) == nil)
       #expect(await write(image, 10) == .noSpace)
+      try await image.close()
+    }
+    #expect(ImageVerifier(bench.bytes).check().errors.isEmpty)
+  }
+
+  @Test("On a full host file system, too, discarded space is used before a request fails")
+  func discardedSpaceIsReclaimedOnAFullHost() throws {
+    var builder = ImageBuilder()
+    builder.clusterBits = 12
+    builder.size = 256 << 20
+    let bench = Bench(builder, schedule: nil, isImmediate: true)
+    try bench.host.run {
+      let file = FullFile(bench.file)
+      let image = try await bench.open([file, file], options: ImageOptions())
+      #expect(await write(image, 0) == nil)
+      file.limit = UInt64(bench.bytes.length)
+      var next = 1
+      while next < 60_000, await write(image, next) == nil { next += 1 }
+      #expect(next < 60_000)
+      #expect(await discard(image, 0) == nil)
+      #expect(await write(image, next) == nil)
+      #expect(await write(image, next + 1) == .noSpace)
       try await image.close()
     }
     #expect(ImageVerifier(bench.bytes).check().errors.isEmpty)
@@ -106,5 +130,41 @@ import Testing
       try await image.close()
     }
     #expect(ImageVerifier(bench.bytes).check().errors.isEmpty)
+  }
+}
+
+/// A regular file on a file system that is full.
+private final class FullFile: ForwardingFile, @unchecked Sendable {  // why: one thread
+  let file: any HostFile
+  /// Where space ends; all the file may have.
+  var limit = UInt64.max
+
+  init(_ file: any HostFile) { self.file = file }
+
+  private func require(_ end: UInt64) throws(Errno) { if end > limit { throw .noSpace } }
+
+  func write(from buffer: DataBuffer, at offset: HostOffset) async throws(Errno) {
+    try require(offset.bytes + UInt64(buffer.count))
+    try await file.write(from: buffer, at: offset)
+  }
+
+  func writeZeroes(at offset: HostOffset, length: UInt64) async throws(Errno) {
+    try require(offset.bytes + length)
+    try await file.writeZeroes(at: offset, length: length)
+  }
+
+  func setLength(_ length: UInt64) async throws(Errno) {
+    try require(length)
+    try await file.setLength(length)
+  }
+
+  func extend(to length: UInt64) async throws(Errno) {
+    try require(length)
+    try await file.extend(to: length)
+  }
+
+  func reserve(at offset: HostOffset, length: UInt64) async throws(Errno) {
+    try require(offset.bytes + length)
+    try await file.reserve(at: offset, length: length)
   }
 }

@@ -119,7 +119,11 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     var isFresh = found.lowerBound >= fresh
     if isFresh {
       freshFrom = found.upperBound
-      try await extendFile(over: found)
+      do throws(ImageError) { try await extendFile(over: found) } catch {
+        // Still beyond the end: whoever gets them is to extend the file first.
+        freshFrom = fresh
+        throw error
+      }
     } else if clears {
       isFresh = await clear(found)
     }

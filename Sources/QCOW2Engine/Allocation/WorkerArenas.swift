@@ -83,7 +83,7 @@ final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guar
         return run
       }
       do { try await refill(worker) } catch {
-        guard case .noSpace = error, let run = takeFromAny(upTo: wanted) else { throw error }
+        guard error.errno == .noSpace, let run = takeFromAny(upTo: wanted) else { throw error }
         return run
       }
     }

@@ -13,7 +13,7 @@ extension Image {
       if guestData.isTransformed && !request.data.isMemory { return .needsMemory }
       do { try await attempt(request, worker: worker, slot: slot) } catch {
         // Space may have been freed that only waited for being durable.
-        guard case .noSpace = error, try await reclaimSpace() else { throw error }
+        guard error.errno == .noSpace, try await reclaimSpace() else { throw error }
         try await attempt(request, worker: worker, slot: slot)
       }
       return .done
