@@ -58,7 +58,8 @@ struct AttachRequest {
     disk.engine.copyOnRead = command.copyOnRead && !isReadOnly
     disk.engine.compressesWrites = command.compress && !isReadOnly
     disk.mode = command.cache == .none ? .direct : .buffered
-    disk.granularity = blockSize
+    // The metadata of qcow2 is written by sectors of 512 bytes, whatever the guest's are.
+    disk.granularity = format == .raw ? blockSize : 512
     try command.disk.apply(to: &disk)
     self.disk = disk
   }

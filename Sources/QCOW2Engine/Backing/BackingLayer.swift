@@ -49,6 +49,8 @@ package final class RawLayer: BackingLayer {
     into buffer: DataBuffer, at offset: GuestOffset, worker: Int
   ) async throws(ImageError) {
     let available = available(buffer, at: offset)
+    // Direct I/O reads no part of a sector; plain memory can be read through a buffer of whole ones.
+    if available & 511 != 0 && !buffer.isMemory { throw .needsMemory }
     if available > 0 {
       try await storage.read(into: buffer.slice(0, available), at: HostOffset(offset.bytes))
     }
