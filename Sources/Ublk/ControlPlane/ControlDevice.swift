@@ -22,11 +22,16 @@ package final class ControlDevice {
 
   deinit { runner.retire() }
 
+  /// `keepsWaiting` is asked whenever the deadline has passed: true for as long again.
   @discardableResult
-  private func run(_ request: CommandRequest, deadline: Int? = nil) throws(UblkError) -> Int32 {
+  private func run(
+    _ request: CommandRequest, deadline: Int? = nil, keepsWaiting: () -> Bool = { false }
+  ) throws(UblkError) -> Int32 {
     let limit = deadline ?? self.deadline
     runner.post(request)
-    guard let result = request.wait(milliseconds: limit) else {
+    var answer = request.wait(milliseconds: limit)
+    while answer == nil, keepsWaiting() { answer = request.wait(milliseconds: limit) }
+    guard let result = answer else {
       runner.retire()
       runner = try CommandRunner()
       throw .timedOut(request.command, milliseconds: limit)
@@ -125,8 +130,14 @@ package final class ControlDevice {
   }
 
   /// Takes /dev/ublkbN away; ends requests first, so the queues must be served meanwhile.
-  package func stop(_ id: UInt32, deadline: Int? = nil) throws(UblkError) {
-    try run(CommandRequest(.stopDevice, device: id), deadline: deadline)
+  ///
+  /// What the system has not written yet is written before the command ends, which may take long:
+  /// `keepsWaiting` is asked each time that `deadline`, in milliseconds, has passed.
+  package func stop(
+    _ id: UInt32, deadline: Int? = nil, keepsWaiting: () -> Bool = { false }
+  ) throws(UblkError) {
+    try run(
+      CommandRequest(.stopDevice, device: id), deadline: deadline, keepsWaiting: keepsWaiting)
   }
 
   /// Carries out a command on a device that others may stop and delete at the same time: that it is

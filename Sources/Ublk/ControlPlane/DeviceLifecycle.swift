@@ -30,13 +30,13 @@ package final class UblkDevice {
 
   /// An eventfd that becomes readable when all workers have ended, or one has lost its queue.
   ///
-  /// They end when anyone stops the device; ``stop(deadline:waitsForUsers:)`` is still needed then, to
+  /// They end when anyone stops the device; ``stop(waitsForUsers:onWait:)`` is still needed then, to
   /// delete it.
   package var endedDescriptor: Int32 { ends.descriptor }
 
   /// Why the device cannot go on, ``UblkError/lost(queue:_:)``; nil while it can.
   ///
-  /// Requests wait in the driver from then on, until ``stop(deadline:waitsForUsers:)``.
+  /// Requests wait in the driver from then on, until ``stop(waitsForUsers:onWait:)``.
   package var loss: UblkError? { ends.loss }
 
   /// What is not as it should be, though the device serves.
@@ -64,7 +64,7 @@ package final class UblkDevice {
   /// - Parameters:
   ///   - target: What is served; made for `options.queues` workers with `options.depth` slots.
   ///   - options: How; checked before the driver sees them.
-  /// - Returns: The device, which serves until ``stop(deadline:)``.
+  /// - Returns: The device, which serves until ``stop(waitsForUsers:onWait:)``.
   /// - Throws: ``UblkError``; nothing of the device stays.
   package static func create(
     _ target: any BlockTarget, _ options: DeviceOptions
@@ -142,24 +142,38 @@ package final class UblkDevice {
 
   // MARK: End
 
+  /// Whether there are workers that have not been joined.
+  package var isServing: Bool { !threads.isEmpty }
+
   /// Stops and deletes the device; requests in flight are finished first.
   ///
-  /// A device that another process has stopped or deleted meanwhile is no error. One that has lost a
-  /// queue is stopped by the driver, once it is let go: it fails the requests that it still had.
+  /// That takes as long as the host takes for them, and for what the system has yet to write, which may
+  /// be gigabytes: to give up would be to lose it. A device that another process has stopped or deleted
+  /// meanwhile is no error. One that has lost a queue is stopped by the driver, once it is let go: it
+  /// fails the requests that it still had.
   ///
   /// - Parameters:
-  ///   - deadline: The milliseconds that stopping may take; nil for the usual ones.
   ///   - waitsForUsers: Whether to wait until nobody has the disk open any more. Without, the
   ///     nodes vanish at once, and the driver forgets the device when its last user has left.
-  /// - Throws: On ``UblkError/timedOut(_:milliseconds:)`` of the stop, the device still serves.
-  package func stop(deadline: Int? = nil, waitsForUsers: Bool = true) throws(UblkError) {
+  ///   - onWait: Called for every 30 s that stopping takes.
+  /// - Throws: If ``isServing`` then, the driver has refused to stop the device, which still serves.
+  package func stop(
+    waitsForUsers: Bool = true, onWait: () -> Void = {}
+  ) throws(UblkError) {
     do throws(UblkError) {
+      var seconds = 0
       if loss == nil {
-        try control.unlessGone { () throws(UblkError) in try control.stop(id, deadline: deadline) }
+        try control.unlessGone { () throws(UblkError) in
+          try control.stop(id, deadline: 1000) {
+            seconds += 1
+            if seconds % 30 == 0 { onWait() }
+            return loss == nil
+          }
+        }
       }
     } catch {
       // The loss of a queue may be what kept the driver from answering.
-      if loss == nil { throw error }
+      if loss == nil && !ends.haveAllEnded { throw error }
     }
     let isLost = loss != nil
     if isLost { for thread in threads { thread.abandon() } }
@@ -226,6 +240,7 @@ private final class EndSignal: Sendable {
 
   deinit { if descriptor >= 0 { close(descriptor) } }
 
+  var haveAllEnded: Bool { running.load(ordering: .acquiring) == 0 }
   var loss: UblkError? { firstLoss.withLock { $0 } }
 
   func workerEnded() {

@@ -36,8 +36,13 @@ final class ServedDevice {
     }
     name = DeviceName(id: device.id)
     directory = StateDirectory(id: device.id)
+    do throws(CommandError) { stateLock = try directory.claim(within: 30) } catch {
+      // The directory is another's.
+      try? device.stop()
+      try? disk.closeBlocking()
+      throw error
+    }
     do throws(CommandError) {
-      stateLock = try directory.claim(within: 30)
       try directory.write(Self.state(device, disk, request))
       try loop.listen(at: directory.controlSocket)
     } catch {
@@ -129,31 +134,47 @@ extension ServedDevice {
       switch loop.next(ended: device.endedDescriptor, milliseconds: isLeaving ? 200 : -1) {
       case .ended:
         if let loss = device.loss { return try stopAfterLoss(loss) }
-        return try stopAfterSignal()
+        if try stopAfterSignal() { return }
       case .signal(let number):
-        guard let use = DeviceUse.findLasting(name) else { return try stopAfterSignal() }
-        if isLeaving { return try stopAfterSignal(isForced: true) }
-        isLeaving = true
-        Log.warning(
-          "\(name.path): \(use.text): serving until that ends; signal \(number) again to insist")
+        if !isLeaving, let use = DeviceUse.findLasting(name) {
+          isLeaving = true
+          Log.warning(
+            "\(name.path): \(use.text): serving until that ends; signal \(number) again to insist")
+        } else {
+          if try stopAfterSignal(isForced: isLeaving && DeviceUse.findLasting(name) != nil) {
+            return
+          }
+          isLeaving = false
+        }
       case .timeout:
-        if DeviceUse.find(name) == nil { return try stopAfterSignal() }
+        if DeviceUse.find(name) != nil { continue }
+        if try stopAfterSignal() { return }
+        isLeaving = false
       case .request(let connection) where connection.request == .stats:
         connection.reply(.report(statistics.wire.text))
       case .request(let connection):
         let isForced = connection.request == .stopForced
-        guard !isForced, let use = DeviceUse.findLasting(name) else {
-          return connection.reply(stopAfterRequest(isForced: isForced))
+        if !isForced, let use = DeviceUse.findLasting(name) {
+          connection.reply(.refused(CommandError.busy(name, use).text))
+        } else {
+          let (reply, hasEnded) = stopAfterRequest(isForced: isForced)
+          connection.reply(reply)
+          if hasEnded { return }
         }
-        connection.reply(.refused(CommandError.busy(name, use).text))
       }
     }
   }
 
-  private func stopAfterSignal(isForced: Bool = false) throws(CommandError) {
+  /// False if the device still serves.
+  private func stopAfterSignal(isForced: Bool = false) throws(CommandError) -> Bool {
     let errors = stop(isForced: isForced)
+    if device.isServing {
+      for error in errors { Log.error("\(error.text): serving on") }
+      return false
+    }
     directory.remove(keepingLog: !errors.isEmpty)
     if !errors.isEmpty { throw .notStopped(errors) }
+    return true
   }
 
   /// Requests of a lost queue wait in the driver, and so do those who sent them: nothing is gained by
@@ -165,24 +186,31 @@ extension ServedDevice {
     throw .notStopped(errors + [.lost(name, loss)])
   }
 
-  private func stopAfterRequest(isForced: Bool) -> ControlReply {
+  private func stopAfterRequest(isForced: Bool) -> (ControlReply, hasEnded: Bool) {
     let errors = stop(isForced: isForced)
+    let reply: ControlReply =
+      errors.isEmpty ? .done : .failed(errors.map(\.text).joined(separator: "; "))
+    if device.isServing { return (reply, false) }
     directory.remove()
-    return errors.isEmpty ? .done : .failed(errors.map(\.text).joined(separator: "; "))
+    return (reply, true)
   }
 
   /// Ends the device, then closes the image: every request the driver still had is in by then.
   ///
   /// - Parameter isForced: Does not wait for those who still have the disk open.
-  /// - Returns: What went wrong; the image is closed all the same.
+  /// - Returns: What went wrong. The image is closed all the same, unless the device still serves:
+  ///   then nothing has changed, but that requests are no longer held for want of space.
   private func stop(isForced: Bool = false) -> [CommandError] {
     var errors: [CommandError] = []
     hold?.release()
     do throws(UblkError) {
-      try device.stop(waitsForUsers: !isForced)
+      try device.stop(waitsForUsers: !isForced) {
+        Log.warning("\(name.path): still stopping: the host is slow with what is to be written")
+      }
     } catch {
       errors.append(.device(error))
     }
+    if device.isServing { return errors }
     do throws(CommandError) { try disk.closeBlocking() } catch { errors.append(error) }
     return errors
   }
