@@ -1,6 +1,7 @@
 #include "curing.h"
 
 #include <errno.h>
+#include <unistd.h>
 
 int qublk_ring_init(
     struct io_uring *ring, unsigned entries, unsigned cq_entries, int sqe128, int tells_work) {
@@ -36,15 +37,29 @@ int qublk_ring_command(
   sqe->fd = fd;
   sqe->cmd_op = opcode;
   memcpy(sqe->cmd, command, size);
-  int submitted = io_uring_submit(ring);
-  if (submitted < 0) return submitted;
-  struct io_uring_cqe *cqe;
-  int waited;
-  do {
-    waited = io_uring_wait_cqe(ring, &cqe);
-  } while (waited == -EINTR || waited == -EAGAIN);
-  if (waited < 0) return waited;
-  int result = cqe->res;
-  io_uring_cqe_seen(ring, cqe);
-  return result;
+  // Tells this command's completion from those of commands that were given up.
+  static _Thread_local uint64_t sequence;
+  sqe->user_data = ++sequence;
+  int submitted;
+  for (int tries = 0;; tries++) {
+    submitted = io_uring_submit(ring);
+    if (submitted >= 0) break;
+    int may_pass = submitted == -EAGAIN || submitted == -EBUSY || submitted == -EINTR || submitted == -ENOMEM;
+    if (!may_pass || tries == 1000) {
+      // The kernel has not taken the entry, and will with the next one: as one that does nothing.
+      sqe->opcode = IORING_OP_NOP;
+      return submitted;
+    }
+    usleep(1000);
+  }
+  while (1) {
+    struct io_uring_cqe *cqe;
+    int waited = io_uring_wait_cqe(ring, &cqe);
+    if (waited == -EINTR || waited == -EAGAIN) continue;
+    if (waited < 0) return waited;
+    int result = cqe->res;
+    int is_ours = cqe->user_data == sequence;
+    io_uring_cqe_seen(ring, cqe);
+    if (is_ours) return result;
+  }
 }

@@ -88,6 +88,9 @@ public final class WorkerLoop: @unchecked Sendable {
   }
 
   deinit {
+    // Who made it and then failed has left the thread without ``leaveThread()``.
+    let context = unsafe Unmanaged.passUnretained(self).toOpaque()
+    if unsafe qublk_thread_context() == context { qublk_set_thread_context(nil) }
     unsafe wakeCounter.deallocate()
     unsafe clock.deallocate()
   }

@@ -10,7 +10,7 @@ enum DeviceUse: Equatable {
   case holder(String)
   /// A process that has the disk or a partition open.
   case opened(process: Int32, name: String)
-  /// Claimed, by whom could not be found out.
+  /// Claimed, or so it must be taken; by whom could not be found out.
   case claimed
 
   var text: String {
@@ -42,9 +42,13 @@ extension DeviceUse {
   /// (O_EXCL), plain openers by /proc. A partition's claim counts as one of the disk.
   static func find(_ device: DeviceName) -> DeviceUse? {
     let descriptor = unsafe qublk_open_file(device.path, O_RDONLY | O_EXCL | O_NONBLOCK, 0)
-    let isClaimed = descriptor < 0 && errno == EBUSY
+    let error = descriptor < 0 ? errno : 0
     if descriptor >= 0 { close(descriptor) }
-    return isClaimed ? claim(device) : opener(device)
+    switch error {
+    // Without memory or descriptors nothing is known: better in use than pulled away.
+    case EBUSY, EMFILE, ENFILE, ENOMEM, EINTR, EIO: return claim(device)
+    default: return opener(device)
+    }
   }
 
   /// The device numbers of the disk and its partitions, as "259:0".

@@ -21,6 +21,7 @@ final class QueueThread: @unchecked Sendable {
   private var thread: WorkerThread?
   private var failure: (stage: WorkerStage, error: Errno)?
   private var collected: [DeviceWarning] = []
+  /// Kept beyond the worker's end: a task that ends the last worker may still be waking it.
   private var executor: WorkerExecutor?
   private let abandoned = AbandonFlag()
   private let onEnd: @Sendable () -> Void
@@ -90,7 +91,6 @@ final class QueueThread: @unchecked Sendable {
         lock.withLock { executor = worker.loop.executor }
         set(State.serving)
         worker.serve()
-        lock.withLock { executor = nil }
       }
       worker.release()
     } catch {

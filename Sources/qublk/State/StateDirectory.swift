@@ -43,12 +43,16 @@ struct StateDirectory {
       try makeDirectory(Self.root)
       try makeDirectory(path)
       let descriptor = unsafe qublk_open_file(lock, O_RDWR, 1)
-      guard descriptor >= 0 else { throw .file(lock, .open, Errno(errno)) }
-      if qublk_flock(descriptor, 1) == 0, isStill(descriptor, at: lock) {
-        clear()
-        return descriptor
+      let error = Errno(errno)
+      // Its former owner may remove the directory at this very moment.
+      guard descriptor >= 0 || error == .noEntry else { throw .file(lock, .open, error) }
+      if descriptor >= 0 {
+        if qublk_flock(descriptor, 1) == 0, isStill(descriptor, at: lock) {
+          clear()
+          return descriptor
+        }
+        close(descriptor)
       }
-      close(descriptor)
       guard !deadline.hasPassed else { throw .stateTaken(path) }
       usleep(10_000)
     }
