@@ -25,7 +25,8 @@ package struct DiskImageOptions: Sendable {
   package var engine = ImageOptions()
   /// How the data of every file of the chain travels.
   package var mode = HostFileMode.direct
-  /// The largest offset alignment that requests keep to, in bytes: the block size.
+  /// The largest offset alignment that transfers keep to, in bytes: 512 for qcow2, whose metadata is
+  /// written by such sectors; the block size for raw disks.
   package var granularity = 512
   package var locks = Locks.qemu
   /// The format of the backing file, of that one's backing file, and so on, in place of what the

@@ -103,7 +103,10 @@ private struct Deletion {
     } else if !StateDirectory.known().contains(device.id) {
       throw .noDevice(device)
     }
+    // A new device may have the number by now, and its daemon the directory.
+    guard let lock = try? directory.claim(within: 0) else { return }
     directory.remove()
+    close(lock)
   }
 
   private func deleteFromKernel() throws(CommandError) {
