@@ -38,19 +38,24 @@ final class ServedDevice {
     directory = StateDirectory(id: device.id)
     do throws(CommandError) { stateLock = try directory.claim(within: 30) } catch {
       // The directory is another's.
-      try? device.stop()
-      try? disk.closeBlocking()
+      Self.withdraw(device, disk)
       throw error
     }
     do throws(CommandError) {
       try directory.write(Self.state(device, disk, request))
       try loop.listen(at: directory.controlSocket)
     } catch {
-      try? device.stop()
-      try? disk.closeBlocking()
+      Self.withdraw(device, disk)
       directory.remove()
       throw error
     }
+  }
+
+  /// Takes back a device that nobody has heard of; the reason is already known.
+  private static func withdraw(_ device: UblkDevice, _ disk: any OpenDisk) {
+    try? device.stop()
+    // Not under workers: should the driver refuse, the end of the process is the safer end.
+    if !device.isServing { try? disk.closeBlocking() }
   }
 
   private static func state(
