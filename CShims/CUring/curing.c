@@ -43,12 +43,13 @@ int qublk_ring_command(
   int submitted;
   for (int tries = 0;; tries++) {
     submitted = io_uring_submit(ring);
-    if (submitted >= 0) break;
-    int may_pass = submitted == -EAGAIN || submitted == -EBUSY || submitted == -EINTR || submitted == -ENOMEM;
+    if (io_uring_sq_ready(ring) == 0) break;
+    int may_pass = submitted >= 0 || submitted == -EAGAIN || submitted == -EBUSY ||
+                   submitted == -EINTR || submitted == -ENOMEM;
     if (!may_pass || tries == 1000) {
       // The kernel has not taken the entry, and will with the next one: as one that does nothing.
       sqe->opcode = IORING_OP_NOP;
-      return submitted;
+      return submitted < 0 ? submitted : -EAGAIN;
     }
     usleep(1000);
   }
