@@ -5,6 +5,26 @@ import Testing
 
 /// Damage in a backing file is the backing file's alone.
 @Suite struct BrokenBackingTests {
+  @Test("The sector that a raw file ends in is read through memory, whatever else is asked for")
+  func theLastSectorNeedsMemory() throws {
+    let bytes = ImageBytes(capacity: 1 << 20)
+    bytes.fill(0xee, count: 1000, at: 0)
+    let layer = RawLayer(MemoryFile(bytes), length: 1000)
+    try SimulatedHost(seed: nil).run {
+      let pages = DataBuffer(registered: 0, offset: 0, count: 1024)
+      do throws(ImageError) {
+        try await layer.read(into: pages, at: GuestOffset(0), worker: 0)
+        Issue.record("part of a sector was read into registered pages")
+      } catch {
+        guard case .needsMemory = error else { throw error }
+      }
+      let buffer = IOBuffer(count: 1024)
+      try await layer.read(into: buffer.data, at: GuestOffset(0), worker: 0)
+      let found = UnsafeRawBufferPointer(start: buffer.base, count: 1024)
+      #expect(found[..<1000].allSatisfy { $0 == 0xee } && found[1000...].allSatisfy { $0 == 0 })
+    }
+  }
+
   @Test(
     "A broken backing file fails what needs it, and neither marks the image corrupt nor stops writing",
     arguments: [BlockOperation.read, .write], [false, true])
