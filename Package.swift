@@ -9,16 +9,33 @@ let testSettings: [SwiftSetting] = [
   .enableUpcomingFeature("MemberImportVisibility"),
   .enableUpcomingFeature("NonisolatedNonsendingByDefault"),
   .treatAllWarnings(as: .error),
-  // Small helpers of one module must be inlined into the data path of another (DESIGN.md, section 2).
+  // Small helpers of one module must be inlined into the data path of another (docs/design.md, section 2).
   .unsafeFlags(["-cross-module-optimization"], .when(configuration: .release)),
 ]
 
+/// With QUBLK_TESTS=fast a debug build optimises what the tests spend their time in, and keeps
+/// assertions: the tests themselves would take longer to compile than they gain.
+let fastSettings: [SwiftSetting] =
+  Context.environment["QUBLK_TESTS"] == "fast"
+  ? [
+    .unsafeFlags(
+      ["-O", "-wmo", "-num-threads", "2", "-assert-config", "Debug"], .when(configuration: .debug))
+  ] : []
+
 /// The program's own modules mark every unsafe expression, too.
-let settings: [SwiftSetting] = testSettings + [.strictMemorySafety()]
+let settings: [SwiftSetting] = testSettings + fastSettings + [.strictMemorySafety()]
 
 /// The settings of the C shims.
 let cSettings: [CSetting] = [
   .unsafeFlags(["-Wall", "-Wextra", "-Werror", "-std=gnu11"])
+]
+
+/// QUBLK_PACKAGE=engine leaves out what the engine's own tests do not need: the thread sanitizer's
+/// build is of these only.
+let isEngineOnly = Context.environment["QUBLK_PACKAGE"] == "engine"
+let engineTargets = [
+  "CPlatform", "CZlib", "CLibdeflate", "CZstd", "CCrypto", "BlockCore", "QCOW2Format", "QCOW2Codec",
+  "QCOW2Engine", "QCOW2Tools", "TestTools", "TestSupport", "QCOW2EngineTests",
 ]
 
 let package = Package(
@@ -49,13 +66,14 @@ let package = Package(
     .target(name: "BlockCore", dependencies: ["CPlatform"], swiftSettings: settings),
     .target(name: "QCOW2Format", dependencies: ["BlockCore"], swiftSettings: settings),
     .target(
-      name: "QCOW2Codec", dependencies: ["BlockCore", "CPlatform", "CZlib", "CLibdeflate", "CZstd", "CCrypto"],
+      name: "QCOW2Codec",
+      dependencies: ["BlockCore", "CPlatform", "CZlib", "CLibdeflate", "CZstd", "CCrypto"],
       swiftSettings: settings),
     .target(
       name: "QCOW2Engine", dependencies: ["BlockCore", "QCOW2Format", "QCOW2Codec"],
       swiftSettings: settings),
     .target(
-      name: "QCOW2Tools", dependencies: ["BlockCore", "QCOW2Format", "QCOW2Codec"],
+      name: "QCOW2Tools", dependencies: ["BlockCore", "QCOW2Format", "QCOW2Codec", "CPlatform"],
       swiftSettings: settings),
     .target(
       name: "DiskImages",
@@ -81,10 +99,14 @@ let package = Package(
       ],
       swiftSettings: settings),
 
+    // What every test may need: seeds, numbers that come again, programs of the host.
+    .target(
+      name: "TestTools", dependencies: ["CPlatform"], path: "Tests/TestTools",
+      swiftSettings: testSettings + fastSettings),
     .target(
       name: "TestSupport",
-      dependencies: ["BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Engine"],
-      path: "Tests/TestSupport", swiftSettings: testSettings),
+      dependencies: ["BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "TestTools"],
+      path: "Tests/TestSupport", swiftSettings: testSettings + fastSettings),
     // Serves a plain file through both planes, for the tests in the virtual machine. No product.
     .executableTarget(
       name: "ublkprobe", dependencies: ["BlockCore", "HostFiles", "Uring", "Ublk"],
@@ -96,46 +118,57 @@ let package = Package(
       name: "UblkTests", dependencies: ["BlockCore", "Uring", "Ublk", "CUblk", "CPlatform"],
       swiftSettings: testSettings),
     .testTarget(
-      name: "BlockCoreTests", dependencies: ["BlockCore"], swiftSettings: testSettings),
+      name: "BlockCoreTests", dependencies: ["BlockCore", "TestTools"], swiftSettings: testSettings),
     .testTarget(
-      name: "QCOW2CodecTests", dependencies: ["BlockCore", "QCOW2Codec"],
+      name: "QCOW2CodecTests", dependencies: ["BlockCore", "QCOW2Codec", "TestTools"],
       swiftSettings: testSettings),
     .testTarget(
       name: "DiskImagesTests",
       dependencies: [
         "BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "DiskImages", "HostFiles", "Uring",
+        "TestTools",
       ],
       swiftSettings: testSettings),
     .testTarget(
-      name: "QCOW2FormatTests", dependencies: ["BlockCore", "QCOW2Format", "TestSupport"],
+      name: "QCOW2FormatTests",
+      dependencies: ["BlockCore", "QCOW2Format", "TestSupport", "TestTools"],
       swiftSettings: testSettings),
     .testTarget(
       name: "CommandLineTests",
       dependencies: [
         "BlockCore", "HostFiles", "CPlatform", "QCOW2Engine", "Ublk", "Uring", "qublk",
+        "TestTools",
       ],
       swiftSettings: testSettings),
     .testTarget(
       name: "QCOW2EngineTests",
       dependencies: [
         "BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Tools", "QCOW2Engine", "TestSupport",
+        "TestTools",
       ],
       swiftSettings: testSettings),
     .testTarget(
-      name: "QCOW2ToolsTests", dependencies: ["BlockCore", "QCOW2Format", "QCOW2Tools"],
+      name: "QCOW2ToolsTests",
+      dependencies: ["BlockCore", "QCOW2Format", "QCOW2Tools", "TestTools"],
       swiftSettings: testSettings),
     .testTarget(
       name: "InteropTests",
       dependencies: [
         "BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "DiskImages", "HostFiles", "Uring",
-        "CPlatform",
+        "CPlatform", "TestTools",
       ],
       swiftSettings: testSettings),
     .testTarget(
       name: "BadInputTests",
       dependencies: [
-        "BlockCore", "QCOW2Format", "QCOW2Engine", "QCOW2Tools", "HostFiles", "Uring",
+        "BlockCore", "QCOW2Format", "QCOW2Engine", "QCOW2Tools", "HostFiles", "Uring", "TestTools",
       ],
       swiftSettings: testSettings),
   ]
 )
+
+if isEngineOnly {
+  package.products = []
+  package.dependencies = []
+  package.targets.removeAll { !engineTargets.contains($0.name) }
+}

@@ -7,7 +7,7 @@ MISSES = """What is missed, and why:
 - *qublk null* moves no data and opens no file. At depth 32 and 128, 0.9 of it leaves some 1,250 instructions for a request, and one copy of 4 KiB takes
   about 1,600 ([0012](decisions/0012-how-speed-is-measured.md)): no storage can have it. A raw file through the same loop is as far from null as qcow2 is (in
   brackets), and so, nearly, is a RAM disk without a file system (`qublk add -f raw /dev/ram1`: 65,004 of 89,288 IOPS, 4k randread, QD 32). The null
-  device of ublksrv, which the target was set by, makes 46,087 IOPS in this VM (DESIGN.md, section 9), fewer than qublk on qcow2.
+  device of ublksrv, which the target was set by, makes 46,087 IOPS in this VM ([design](design.md), section 8), fewer than qublk on qcow2.
 - *Empty image on brd*: on ext4 the first write to each block converts an extent, in a sparse raw file as well (in brackets). On disks that know
   WRITE ZEROES, as scsi_debug does, new clusters need no conversion, and the target is met
   ([0009](decisions/0009-new-clusters-on-the-hit-path.md)).

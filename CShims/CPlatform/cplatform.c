@@ -95,6 +95,11 @@ int qublk_lock_memory_on_fault(void) {
   return mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) < 0 ? -errno : 0;
 }
 
+int qublk_drop_pages(void *start, size_t bytes) {
+  enum { DONTNEED_LOCKED = 24 };  // Linux 5.18
+  return madvise(start, bytes, DONTNEED_LOCKED) == 0 ? 0 : madvise(start, bytes, MADV_DONTNEED);
+}
+
 int qublk_advise_small_pages(void *base, size_t size) {
   return madvise(base, size, MADV_NOHUGEPAGE) < 0 ? -errno : 0;
 }
@@ -106,13 +111,30 @@ int qublk_eventfd(void) {
   return fd < 0 ? -errno : fd;
 }
 
-int qublk_open(const char *path, int read_only, int direct) {
-  int flags = (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | (direct ? O_DIRECT : 0);
+static int open_again_after_signals(const char *path, int flags) {
   int fd;
   do {
     fd = open(path, flags);
   } while (fd < 0 && errno == EINTR);
-  if (fd < 0) return -errno;
+  return fd < 0 ? -errno : fd;
+}
+
+static int is_block_device(int error, const struct stat *info) {
+  return error == 0 && S_ISBLK(info->st_mode);
+}
+
+int qublk_open(const char *path, int read_only, int held) {
+  int flags = (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
+  int must_claim = !read_only && !held;
+  struct stat info;
+  if (must_claim && is_block_device(stat(path, &info), &info)) flags |= O_EXCL;
+  int fd = open_again_after_signals(path, flags);
+  if (fd < 0) return fd;
+  // The name may have become a device's between the two calls.
+  if (must_claim && !(flags & O_EXCL) && is_block_device(fstat(fd, &info), &info)) {
+    close(fd);
+    return -EBUSY;
+  }
   int status = fcntl(fd, F_GETFL);
   if (status >= 0) fcntl(fd, F_SETFL, status & ~O_NONBLOCK);
   return fd;
@@ -173,6 +195,15 @@ int qublk_fallocate(int fd, int mode, uint64_t offset, uint64_t length) {
   } while (result < 0 && errno == EINTR);
   return result < 0 ? -errno : 0;
 }
+
+static int64_t seek_next(int fd, uint64_t offset, int what) {
+  off_t found = lseek(fd, (off_t)offset, what);
+  return found < 0 ? -errno : found;
+}
+
+int64_t qublk_next_data(int fd, uint64_t offset) { return seek_next(fd, offset, SEEK_DATA); }
+
+int64_t qublk_next_hole(int fd, uint64_t offset) { return seek_next(fd, offset, SEEK_HOLE); }
 
 int qublk_is_in_memory(int fd) {
   struct statfs facts;

@@ -7,7 +7,9 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -17,6 +19,65 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+static void raise_soft_limit(int which) {
+  struct rlimit limit;
+  if (getrlimit(which, &limit) < 0 || limit.rlim_cur == limit.rlim_max) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(which, &limit);
+}
+
+static void raise_stack_limit(void) {
+  const rlim_t wanted = 8 << 20;
+  struct rlimit limit;
+  if (getrlimit(RLIMIT_STACK, &limit) < 0 || limit.rlim_cur >= wanted) return;
+  struct rlimit raised = {wanted, limit.rlim_max < wanted ? wanted : limit.rlim_max};
+  // Beyond the hard limit only with CAP_SYS_RESOURCE.
+  if (setrlimit(RLIMIT_STACK, &raised) < 0) raise_soft_limit(RLIMIT_STACK);
+}
+
+// A pipe or a device must not get the number of a standard stream that the caller closed. Writing to
+// what is put there fails, as it did before.
+static void fill_standard_streams(void) {
+  for (int fd = 0; fd <= 2; fd++) {
+    if (fcntl(fd, F_GETFD) < 0 && errno == EBADF && open("/dev/null", O_RDONLY) < 0) return;
+  }
+}
+
+void qublk_process_prepare(void) {
+  fill_standard_streams();
+  signal(SIGXFSZ, SIG_IGN);
+  raise_stack_limit();
+  raise_soft_limit(RLIMIT_NOFILE);
+}
+
+int qublk_process_spare_descriptors(int count) {
+  int fds[256];
+  int made = 0;
+  while (made < count && made < 256) {
+    int fd = open("/", O_PATH | O_CLOEXEC);
+    if (fd < 0) break;
+    fds[made++] = fd;
+  }
+  int error = errno;
+  for (int i = 0; i < made; i++) close(fds[i]);
+  errno = error;
+  return made == count ? 0 : -1;
+}
+
+static uint64_t soft_limit(int which) {
+  struct rlimit limit;
+  return getrlimit(which, &limit) < 0 || limit.rlim_cur == RLIM_INFINITY ? UINT64_MAX : limit.rlim_cur;
+}
+
+uint64_t qublk_process_descriptor_limit(void) { return soft_limit(RLIMIT_NOFILE); }
+uint64_t qublk_process_address_limit(void) { return soft_limit(RLIMIT_AS); }
+uint64_t qublk_process_data_limit(void) { return soft_limit(RLIMIT_DATA); }
+
+int qublk_process_lift_time_limit(void) {
+  const struct rlimit none = {RLIM_INFINITY, RLIM_INFINITY};
+  return soft_limit(RLIMIT_CPU) == UINT64_MAX ? 0 : setrlimit(RLIMIT_CPU, &none);
+}
 
 pid_t qublk_process_fork(void) { return fork(); }
 
@@ -42,7 +103,8 @@ int qublk_signals_open(void) {
 
 int qublk_signals_next(int fd) {
   struct signalfd_siginfo info;
-  return read(fd, &info, sizeof info) == sizeof info ? (int)info.ssi_signo : 0;
+  if (read(fd, &info, sizeof info) != sizeof info) return 0;
+  return info.ssi_code <= 0 && info.ssi_pid == 1 ? -(int)info.ssi_signo : (int)info.ssi_signo;
 }
 
 static struct flock one_byte(short type, int64_t offset) {
@@ -71,6 +133,16 @@ int qublk_open_file(const char *path, int flags, int creating) {
   return open(path, flags | O_CLOEXEC | (creating ? O_CREAT : 0), 0600);
 }
 
+int qublk_is_cached(int fd, uint64_t offset) {
+  size_t size = (size_t)sysconf(_SC_PAGESIZE);
+  void *page = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, (off_t)(offset / size * size));
+  if (page == MAP_FAILED) return -1;
+  unsigned char resident = 0;
+  int result = mincore(page, size, &resident);
+  munmap(page, size);
+  return result < 0 ? -1 : resident & 1;
+}
+
 static int unix_socket(const char *path, struct sockaddr_un *address) {
   if (strlen(path) >= sizeof address->sun_path) {
     errno = ENAMETOOLONG;
@@ -94,7 +166,7 @@ int qublk_unix_listen(const char *path) {
   int fd = unix_socket(path, &address);
   if (fd < 0) return -1;
   if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || chmod(path, 0600) < 0 ||
-      listen(fd, 16) < 0)
+      listen(fd, 128) < 0)
     return closed_with_errno(fd);
   return fd;
 }
@@ -103,11 +175,20 @@ int qublk_unix_connect(const char *path) {
   struct sockaddr_un address;
   int fd = unix_socket(path, &address);
   if (fd < 0) return -1;
+  int flags = fcntl(fd, F_GETFL);
+  if (fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) return closed_with_errno(fd);
   if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) return closed_with_errno(fd);
+  fcntl(fd, F_SETFL, flags);
   return fd;
 }
 
-int qublk_unix_accept(int fd) { return accept4(fd, NULL, NULL, SOCK_CLOEXEC); }
+int qublk_unix_accept(int fd) { return accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK); }
+
+int qublk_unix_peer(int fd) {
+  struct ucred peer;
+  socklen_t size = sizeof peer;
+  return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0 ? -1 : peer.pid;
+}
 
 int qublk_pidfd_open(pid_t pid) { return (int)syscall(SYS_pidfd_open, pid, 0); }
 

@@ -14,6 +14,8 @@ public struct Errno: Error, Hashable, Sendable {
   public static let busy = Errno(16)
   public static let noDevice = Errno(19)
   public static let invalid = Errno(22)
+  /// EMFILE.
+  public static let descriptors = Errno(24)
   public static let fileTooBig = Errno(27)
   public static let noSpace = Errno(28)
   public static let readOnly = Errno(30)
@@ -22,6 +24,10 @@ public struct Errno: Error, Hashable, Sendable {
   public static let timedOut = Errno(110)
   public static let quota = Errno(122)
 
-  /// What a guest is told: a quota of the host's is, to it, a disk without space.
-  public var forGuest: Errno { self == .quota ? .noSpace : self }
+  /// The host gives a file no more space: its file system is full, a quota is used up, or the file has
+  /// reached a size limit (of the process, or of the file system).
+  public var isNoSpace: Bool { self == .noSpace || self == .quota || self == .fileTooBig }
+
+  /// What a guest is told: each of ``isNoSpace`` is a full disk to it.
+  public var forGuest: Errno { isNoSpace ? .noSpace : self }
 }

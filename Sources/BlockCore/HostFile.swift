@@ -37,7 +37,8 @@ public protocol HostFile: AnyObject, Sendable {
   func writeZeroes(at offset: HostOffset, length: UInt64) async throws(Errno)
 
   /// Gives the storage of the range back to the host. A hint: what the host file cannot do is no
-  /// error, and afterwards the contents of the range are undefined.
+  /// error, and afterwards the contents of the range are undefined; in a regular file they are zeros
+  /// or, where nothing could be done, what there was.
   func punchHole(at offset: HostOffset, length: UInt64) async throws(Errno)
 
   /// The barrier: every write that completed before the call is durable when it returns
@@ -58,8 +59,26 @@ public protocol HostFile: AnyObject, Sendable {
   /// Makes a regular file reach over the range, which was never written, and asks the host for
   /// storage there, so that writes into it need not; it reads as zeros.
   ///
-  /// The storage is a hint: a file without it holds the same, as long as there is room.
-  func reserve(at offset: HostOffset, length: UInt64) async throws(Errno)
+  /// - Returns: what the host gave. After ``Reservation/short`` the host has kept nothing: a smaller
+  ///   range may fit.
+  func reserve(at offset: HostOffset, length: UInt64) async throws(Errno) -> Reservation
+
+  /// Makes the range read as zeros and gives it the host's storage, so that a later write into it does
+  /// not fail for want of space. A regular file grows as needed.
+  func allocateZeroes(at offset: HostOffset, length: UInt64) async throws(Errno)
+
+  /// Gives the holes of the range the host's storage. The range reads as before, and the file keeps its
+  /// length.
+  ///
+  /// - Returns: false if the host file has no such way; ``fillHoles(at:length:)`` is the slow one.
+  func allocateHoles(at offset: HostOffset, length: UInt64) async throws(Errno) -> Bool
+
+  /// The same by writing zeros into the holes; no other write may touch the range meanwhile.
+  func fillHoles(at offset: HostOffset, length: UInt64) async throws(Errno)
+
+  /// A place, `offset` or later, behind which nothing was ever written: all of that is a hole, or storage
+  /// without data, and reads as zeros. Nil if the host file cannot tell.
+  func endOfData(from offset: HostOffset) async -> HostOffset?
 
   /// Makes the range of a block device read as zeros, if the device can do it without their being
   /// transferred.
@@ -68,11 +87,38 @@ public protocol HostFile: AnyObject, Sendable {
   func clear(at offset: HostOffset, length: UInt64) async -> Bool
 }
 
+/// What a host gave for a reservation.
+public enum Reservation: Sendable {
+  /// Storage: writes into the range need none.
+  case stored
+  /// The file reaches over the range; its storage comes with the writes.
+  case extended
+  /// The host has no room for so much, and the file is no longer than before.
+  case short
+}
+
 extension HostFile {
   /// Without storage: for a host file that has none to give.
-  public func reserve(at offset: HostOffset, length: UInt64) async throws(Errno) {
+  public func reserve(at offset: HostOffset, length: UInt64) async throws(Errno) -> Reservation {
     try await extend(to: offset.bytes + length)
+    return .extended
   }
+
+  /// For a host file where zeros have storage.
+  public func allocateZeroes(at offset: HostOffset, length: UInt64) async throws(Errno) {
+    try await writeZeroes(at: offset, length: length)
+  }
+
+  /// For a host file without holes.
+  public func allocateHoles(at offset: HostOffset, length: UInt64) async throws(Errno) -> Bool {
+    true
+  }
+
+  /// For a host file without holes.
+  public func fillHoles(at offset: HostOffset, length: UInt64) async throws(Errno) {}
+
+  /// For a host file that cannot tell.
+  public func endOfData(from offset: HostOffset) async -> HostOffset? { nil }
 
   /// For a host file that has no such way.
   public func clear(at offset: HostOffset, length: UInt64) async -> Bool { false }

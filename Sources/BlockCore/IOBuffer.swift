@@ -53,4 +53,25 @@ public final class IOBuffer: @unchecked Sendable {  // why: immutable address; u
 
   /// The whole buffer, as the target or source of a transfer.
   public var data: DataBuffer { unsafe DataBuffer(memory: base, count: count) }
+
+  /// Calls `body` with the bytes, for what reads them with bounds checks.
+  public func withBytes<Value, Failure: Error>(
+    _ body: (Span<UInt8>) throws(Failure) -> Value
+  ) throws(Failure) -> Value {
+    defer { withExtendedLifetime(self) {} }
+    let bytes = unsafe UnsafeBufferPointer(
+      start: base.assumingMemoryBound(to: UInt8.self), count: count)
+    return try body(unsafe bytes.span)
+  }
+
+  /// Calls `body` with the bytes, for what changes them with bounds checks.
+  public func withMutableBytes<Value, Failure: Error>(
+    _ body: (inout MutableSpan<UInt8>) throws(Failure) -> Value
+  ) throws(Failure) -> Value {
+    defer { withExtendedLifetime(self) {} }
+    let bytes = unsafe UnsafeMutableBufferPointer(
+      start: base.assumingMemoryBound(to: UInt8.self), count: count)
+    var span = unsafe bytes.mutableSpan
+    return try body(&span)
+  }
 }

@@ -1,6 +1,6 @@
 import CPlatform
 
-/// The order in which locks may nest (DESIGN.md section 4): a thread takes them in rising rank
+/// The order in which locks may nest (docs/design.md, section 4): a thread takes them in rising rank
 /// only.
 ///
 /// Debug builds keep the ranks that the thread holds in a thread-local bit set and trap on a lock

@@ -16,6 +16,7 @@ struct ChainLayer {
   var references: ImageReferences?
   var dataFile: RingHostFile?
   var dataNumber: UInt8?
+  var dataPath: String?
   /// Unlocked; nil for plain images.
   var cipher: (any SectorCipher)?
 }
@@ -51,6 +52,15 @@ struct Chain {
   }
 
   func close() { Self.close(files) }
+
+  /// What ``files`` are, by the same numbers.
+  var objects: [HostObject] {
+    layers.indices.flatMap { index in
+      let layer = layers[index]
+      return [HostObject(index == 0 ? .image : .backingFile, path: layer.path)]
+        + (layer.dataPath.map { [HostObject(.dataFile, path: $0)] } ?? [])
+    }
+  }
 
   /// Lets go of files and, at once, of their locks.
   static func close(_ files: [RingHostFile]) {
@@ -110,6 +120,7 @@ struct Chain {
       let file = try opener.open(
         path, for: override == nil ? layers[index].path : nil, readOnly: readOnly, seen: &seen)
       layers[index].dataFile = file
+      layers[index].dataPath = path
       layers[index].dataNumber = add(file)
     } catch {
       let isLost = override == nil && !name.hasPrefix("/") && error.isMissingFile
@@ -127,7 +138,13 @@ struct Chain {
     let directory: String
     do throws(Errno) {
       directory =
-        if let given = options.currentDirectory { given } else { try FilePath.currentDirectory() }
+        if name.hasPrefix("/") || name.hasPrefix("file:/") {
+          ""  // counts from nowhere
+        } else if let given = options.currentDirectory {
+          try given.get()
+        } else {
+          try FilePath.currentDirectory()
+        }
     } catch { throw .open(error) }
     return isOverride
       ? FilePath.combine(directory + "/", name)

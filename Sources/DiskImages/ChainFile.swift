@@ -72,6 +72,7 @@ struct ChainFileOpener {
     } catch {
       switch error {
       case .open(let errno): throw .open(errno)
+      case .inUse(let use): throw .deviceInUse(use)
       case .inspect(let errno): throw .inspect(errno)
       case .notAFile: throw .notAFile
       }

@@ -33,7 +33,7 @@ enum DirtyImage {
   ///
   /// Everything is synced at the end, so the two never differ.
   private static func rebuild(_ descriptor: Int32) throws(ToolError) -> RefcountChanges {
-    let bytes = try FileBytes(path: "/proc/self/fd/\(descriptor)", access: .readWrite)
+    let bytes = try FileBytes(path: "/proc/self/fd/\(descriptor)", access: .readWriteHeld)
     return try RefcountRebuild.run(bytes)
   }
 }

@@ -13,6 +13,7 @@ package final class DiskImage: OpenDisk {
   /// 0 is the image; data files and backing files follow. Those from 255 on have no number that
   /// host transfers could name.
   package let files: [RingHostFile]
+  package let objects: [HostObject]
   /// `st_dev` and `st_ino` of the image.
   package let identity: (device: UInt64, inode: UInt64)
   /// The images and raw files below the image.
@@ -41,6 +42,7 @@ package final class DiskImage: OpenDisk {
     self.rebuilt = rebuilt?.text
     self.identity = identity
     files = chain.files
+    objects = chain.objects
     backingDepth = chain.layers.count - 1
     isEncrypted = engine.header.cryptMethod != 0
     name = chain.options.name
@@ -59,7 +61,9 @@ package final class DiskImage: OpenDisk {
       try await chain.unlock()
       let identity = try identity(of: chain)
       let (engine, rebuilt) = try await openEngines(chain)
-      return DiskImage(engine, rebuilt, chain, identity)
+      let disk = DiskImage(engine, rebuilt, chain, identity)
+      disk.reportOpening(options.events)
+      return disk
     } catch {
       chain.close()
       throw error
@@ -73,6 +77,17 @@ package final class DiskImage: OpenDisk {
     defer { Chain.close(files) }
     do throws(ImageError) { try await engine.close() } catch {
       throw DiskImageError(image: name, referrer: nil, subject: .image, reason: .engine(error))
+    }
+  }
+
+  /// Has the events of opening counted; what the user is to read of them is in ``warnings``.
+  private func reportOpening(_ events: ImageEvents?) {
+    guard let events, let object = objects.first else { return }
+    if let rebuilt {
+      events.report(ImageEvent(.refcountsRebuilt, object, problem: rebuilt))
+    }
+    for warning in engine.bitmaps.warnings {
+      events.report(ImageEvent(.bitmapDropped, object, problem: warning))
     }
   }
 
@@ -101,7 +116,8 @@ package final class DiskImage: OpenDisk {
     let top = chain.layers[0]
     do throws(DiskImageError.Reason) {
       return try await DirtyImage.open(
-        sources(top, backing, chain.options), top.file, chain.options.engine)
+        sources(top, backing, chain.options), top.file,
+        options(chain.options.engine, for: top, .image, chain.options))
     } catch { throw chain.error(error, in: 0) }
   }
 
@@ -115,13 +131,16 @@ package final class DiskImage: OpenDisk {
       do throws(Errno) { length = try await layer.file.length() } catch {
         throw .io(.length, at: HostOffset(0), error)
       }
-      return RawLayer(options.engineFile(layer.file), length: length, fileNumber: layer.number)
+      return RawLayer(
+        options.engineFile(layer.file), length: length, fileNumber: layer.number,
+        reporter: reporter(layer, .backingFile, options))
     }
     var shared = ImageOptions()
     shared.readOnly = true
     shared.workers = options.engine.workers
     shared.slotsPerWorker = options.engine.slotsPerWorker
     shared.cacheBytes = cacheBytes(forEachOf: images, options.engine)
+    shared = Self.options(shared, for: layer, .backingFile, options)
     return ImageLayer(try await Image.open(sources(layer, backing, options), options: shared))
   }
 
@@ -132,6 +151,24 @@ package final class DiskImage: OpenDisk {
   static func cacheBytes(forEachOf images: Int, _ options: ImageOptions) -> Int? {
     if images < 2 { return options.cacheBytes }
     return max((options.cacheBytes ?? ImageOptions.standardCacheBytes) / images, 64 << 10)
+  }
+
+  /// Options of an engine, with a reporter for its layer.
+  private static func options(
+    _ engine: ImageOptions, for layer: ChainLayer, _ role: HostObject.Role,
+    _ options: DiskImageOptions
+  ) -> ImageOptions {
+    var engine = engine
+    engine.reporter = reporter(layer, role, options)
+    return engine
+  }
+
+  private static func reporter(
+    _ layer: ChainLayer, _ role: HostObject.Role, _ options: DiskImageOptions
+  ) -> EventReporter? {
+    options.events.map {
+      EventReporter($0, HostObject(role, path: layer.path), dataFile: layer.dataPath)
+    }
   }
 
   private static func sources(

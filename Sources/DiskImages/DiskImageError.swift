@@ -17,6 +17,8 @@ package struct DiskImageError: Error, Sendable {
   /// What is wrong with the subject.
   package enum Reason: Error, Sendable {
     case open(Errno)
+    /// A block device that is to be written has another use.
+    case deviceInUse(BlockDeviceUse)
     /// The kind, the size or the real path of the file cannot be found out.
     case inspect(Errno)
     /// Neither a regular file nor a block device.
@@ -91,6 +93,7 @@ extension DiskImageError.Reason {
   package var message: String {
     switch self {
     case .open(let errno): "cannot open: \(errno)"
+    case .deviceInUse(let use): "\(use.refusal), or open it read-only"
     case .inspect(let errno): "cannot read its status: \(errno)"
     case .notAFile: "neither a regular file nor a block device"
     case .lock(let error): error.text

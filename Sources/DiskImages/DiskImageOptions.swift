@@ -29,6 +29,8 @@ package struct DiskImageOptions: Sendable {
   /// written by such sectors; the block size for raw disks.
   package var granularity = 512
   package var locks = Locks.qemu
+  /// Where failures of the engines and their files are reported; nil if nobody wants to know.
+  package var events: ImageEvents?
   /// The format of the backing file, of that one's backing file, and so on, in place of what the
   /// images say; from where the list ends the images are asked.
   package var backingFormats: [BackingFormat] = []
@@ -37,8 +39,9 @@ package struct DiskImageOptions: Sendable {
   package var dataFile: String?
   /// Where the relative names count from that images have for their data files.
   ///
-  /// An absolute path; nil for the process's current directory at the time of opening.
-  package var currentDirectory: String?
+  /// An absolute path, or why there is none, for whoever needs it; nil for the process's current directory
+  /// at the time of opening.
+  package var currentDirectory: Result<String, Errno>?
   /// What the engines are given in place of a file of the chain: for tests and fault injection.
   package var engineFile: @Sendable (RingHostFile) -> any HostFile = { $0 }
   /// The passphrases; whoever opens the image takes them, whether or not that works.
@@ -60,7 +63,10 @@ package struct DiskImageOptions: Sendable {
 
   /// Makes the paths independent of the current directory, as a daemon needs them.
   package mutating func makePathsAbsolute() throws(Errno) {
-    currentDirectory = try FilePath.currentDirectory()
+    // It may be deleted or out of reach, which is nothing to those whose paths are absolute.
+    do throws(Errno) { currentDirectory = .success(try FilePath.currentDirectory()) } catch {
+      currentDirectory = .failure(error)
+    }
     path = try FilePath.absolute(path)
     dataFile = if let dataFile { try FilePath.absolute(dataFile) } else { nil }
   }

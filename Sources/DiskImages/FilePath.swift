@@ -4,8 +4,10 @@ import Glibc
 /// Paths as texts, apart from what the file system says of them.
 enum FilePath {
   /// `path` made independent of the current directory; symbolic links stay as they are.
+  ///
+  /// An empty path, which names nothing, stays empty.
   static func absolute(_ path: String) throws(Errno) -> String {
-    if path.hasPrefix("/") { return path }
+    if path.isEmpty || path.hasPrefix("/") { return path }
     return combine(try currentDirectory() + "/", path)
   }
 
@@ -13,7 +15,7 @@ enum FilePath {
   static func currentDirectory() throws(Errno) -> String {
     guard let current = unsafe getcwd(nil, 0) else { throw Errno(errno) }
     defer { unsafe free(current) }
-    return unsafe String(cString: current)
+    return try unsafe text(current)
   }
 
   /// `name` below the directory of `path`; an absolute `name` as it is.
@@ -32,6 +34,12 @@ enum FilePath {
   static func real(_ path: String) throws(Errno) -> String {
     guard let resolved = unsafe realpath(path, nil) else { throw Errno(errno) }
     defer { unsafe free(resolved) }
-    return unsafe String(cString: resolved)
+    return try unsafe text(resolved)
+  }
+
+  /// - Throws: EILSEQ for a path that is no text: repaired, it would be another one.
+  private static func text(_ path: UnsafePointer<CChar>) throws(Errno) -> String {
+    guard let text = unsafe String(validatingCString: path) else { throw Errno(EILSEQ) }
+    return text
   }
 }

@@ -1,5 +1,6 @@
 package import BlockCore
 package import HostFiles
+package import QCOW2Engine
 
 /// A disk with nothing behind it, to measure what the driver and the data plane cost by themselves.
 ///
@@ -13,6 +14,7 @@ package final class NullDisk: OpenDisk, BlockTarget {
 
   package var target: any BlockTarget { self }
   package var files: [RingHostFile] { [] }
+  package var objects: [HostObject] { [] }
   package var identity: (device: UInt64, inode: UInt64) { (0, 0) }
   package var allocationUnit: UInt64 { 4096 }
   package var isEncrypted: Bool { false }

@@ -1,5 +1,6 @@
 package import BlockCore
 package import HostFiles
+package import QCOW2Engine
 
 /// A disk that is open, whatever its format: what a device serves, and how it is looked after.
 package protocol OpenDisk: AnyObject, Sendable {
@@ -7,6 +8,8 @@ package protocol OpenDisk: AnyObject, Sendable {
   var target: any BlockTarget { get }
   /// Every file of the disk; transfers know the first 255 by their number here.
   var files: [RingHostFile] { get }
+  /// What ``files`` are, by the same numbers.
+  var objects: [HostObject] { get }
   /// `st_dev` and `st_ino` of the file that the disk is known by; zeros if there is none.
   var identity: (device: UInt64, inode: UInt64) { get }
   /// The bytes of the unit of allocation, a power of two: the cluster, where there are clusters.

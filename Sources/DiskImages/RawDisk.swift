@@ -1,13 +1,14 @@
 package import BlockCore
 import Glibc
 package import HostFiles
-import QCOW2Engine
+package import QCOW2Engine
 
 /// An open raw disk, locked: the counterpart of ``DiskImage`` for files without a format.
 package final class RawDisk: OpenDisk {
   package let raw: RawTarget
   /// The file, alone: what host transfers call 0.
   package let files: [RingHostFile]
+  package let objects: [HostObject]
   package let identity: (device: UInt64, inode: UInt64)
   private let name: String
 
@@ -18,7 +19,11 @@ package final class RawDisk: OpenDisk {
     files = [file]
     name = options.name
     self.identity = identity
-    raw = RawTarget(file, length: length, discardsToHost: options.engine.discardsToHost)
+    let object = HostObject(.image, path: options.path)
+    objects = [object]
+    raw = RawTarget(
+      file, length: length, discardsToHost: options.engine.discardsToHost,
+      reporter: options.events.map { EventReporter($0, object) })
   }
 
   package var target: any BlockTarget { raw }

@@ -1,5 +1,6 @@
 package import BlockCore
 import HostFiles
+package import QCOW2Engine
 import Synchronization
 
 /// A raw file or block device as a disk: what is at an offset of the disk is there in the file.
@@ -19,13 +20,22 @@ package final class RawTarget: BlockTarget {
   private let present: Atomic<UInt64>
   /// The errno of the first failed sync; 0 for none.
   private let failedSync = Atomic<Int32>(0)
+  /// A write failed for want of space, and none has succeeded since: all of them take the slow path,
+  /// which sees when there is some again.
+  private let lacksSpace = Atomic<Bool>(false)
+  private let reporter: EventReporter?
 
   /// - Parameters:
   ///   - file: opened by the caller.
   ///   - length: its length in bytes.
   ///   - discardsToHost: Discards give space back to the host.
-  package init(_ file: any HostFile, length: UInt64, discardsToHost: Bool = true) {
+  ///   - reporter: Hears of failures.
+  package init(
+    _ file: any HostFile, length: UInt64, discardsToHost: Bool = true,
+    reporter: EventReporter? = nil
+  ) {
     self.file = file
+    self.reporter = reporter
     isReadOnly = file.traits.isReadOnly
     self.discardsToHost = discardsToHost
     bytes = Atomic((min(length, 1 << 62) + 511) & ~511)
@@ -41,7 +51,9 @@ package final class RawTarget: BlockTarget {
     into plan: UnsafeMutableBufferPointer<HostTransfer>
   ) -> PlanResult {
     let isWrite = request.operation == .write
-    guard isWrite && !request.isFUA && !isReadOnly || request.operation == .read,
+    guard
+      isWrite && !request.isFUA && !isReadOnly && !lacksSpace.load(ordering: .relaxed)
+        || request.operation == .read,
       !plan.isEmpty, request.length > 0, request.length <= 1 << 30, inBounds(request),
       request.offset.bytes + request.length <= present.load(ordering: .acquiring)
     else { return .needsService }
@@ -65,8 +77,38 @@ package final class RawTarget: BlockTarget {
     do throws(Errno) {
       guard inBounds(request) else { throw .invalid }
       try await carryOut(request)
+      if request.operation == .write { noteSpaceFound() }
       return .done
-    } catch { return .failed(error.forGuest) }
+    } catch {
+      if inBounds(request) { note(error, request) }
+      return .failed(error.forGuest)
+    }
+  }
+
+  private func noteSpaceFound() {
+    if lacksSpace.load(ordering: .relaxed), lacksSpace.exchange(false, ordering: .relaxed) {
+      reporter?.note(.spaceFound)
+    }
+  }
+
+  private func note(_ error: Errno, _ request: BlockRequest) {
+    let operation = request.hostOperation
+    // A failed sync is reported where it is seen first.
+    if operation == .sync || request.isFUA && failedSync.load(ordering: .acquiring) != 0 { return }
+    if isReadOnly && operation != .read { return }
+    guard error.forGuest == .noSpace else {
+      reporter?.note(
+        operation, at: HostOffset(request.offset.bytes), length: request.length, error)
+      return
+    }
+    lacksSpace.store(true, ordering: .relaxed)
+    reporter?.note(.spaceLacking) { event in
+      event.operation = operation
+      event.offset = HostOffset(request.offset.bytes)
+      event.length = request.length
+      event.guest = request.offset
+      event.errno = error
+    }
   }
 
   private func carryOut(_ request: BlockRequest) async throws(Errno) {
@@ -95,6 +137,7 @@ package final class RawTarget: BlockTarget {
     do throws(Errno) { try await file.sync() } catch {
       // Data may be lost that a later sync, which succeeds, knows nothing of.
       failedSync.store(error.code, ordering: .releasing)
+      reporter?.note(.sync, at: HostOffset(0), length: 0, error)
       throw error
     }
   }
@@ -106,5 +149,16 @@ package final class RawTarget: BlockTarget {
     try await file.setLength(length)
     bytes.store(length, ordering: .releasing)
     present.store(length, ordering: .releasing)
+  }
+}
+
+extension BlockRequest {
+  fileprivate var hostOperation: HostOperation {
+    switch operation {
+    case .read: .read
+    case .write: .write
+    case .flush: .sync
+    case .discard, .writeZeroes: .zero
+    }
   }
 }

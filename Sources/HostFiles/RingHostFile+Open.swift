@@ -13,7 +13,8 @@ package enum HostFileMode: Sendable {
 extension RingHostFile {
   /// Opens a regular file or a block device.
   ///
-  /// Never creates, never waits for a FIFO or a device to appear.
+  /// Never creates, never waits for a FIFO or a device to appear. A block device is opened for writing
+  /// exclusively (O_EXCL), and stays claimed until ``closeDescriptor()``: nobody can mount it meanwhile.
   ///
   /// - Parameters:
   ///   - path: The file's path.
@@ -22,12 +23,17 @@ extension RingHostFile {
   ///   - granularity: The largest offset alignment that the caller can keep to, in bytes. A file
   ///     whose direct I/O needs more is opened buffered.
   /// - Returns: The open file.
-  /// - Throws: ``HostFileError``.
+  /// - Throws: ``HostFileError``; ``HostFileError/inUse(_:)`` for a block device that others have
+  ///   claimed.
   package static func open(
     _ path: String, readOnly: Bool, mode: HostFileMode = .direct, granularity: Int = 512
   ) throws(HostFileError) -> RingHostFile {
     let descriptor = unsafe qublk_open(path, readOnly ? 1 : 0, 0)
-    if descriptor < 0 { throw .open(Errno(-descriptor)) }
+    if descriptor < 0 {
+      let error = Errno(-descriptor)
+      if error == .busy, !readOnly, let use = BlockDeviceUse.find(path) { throw .inUse(use) }
+      throw .open(error)
+    }
     do throws(HostFileError) {
       return try adopt(descriptor, readOnly: readOnly, mode: mode, granularity: granularity)
     } catch {

@@ -1,5 +1,6 @@
 package import BlockCore
 import CPlatform
+import Glibc
 import Synchronization
 
 /// What a host file system refused once and is not asked for again.
@@ -109,30 +110,89 @@ extension RingHostFile {
   /// and takes the file's lock for itself. Through the page cache a hole costs nothing of the kind,
   /// and in memory (tmpfs) storage is never prepared.
   ///
-  /// - Throws: only what keeps the file from reaching so far. That there is no storage in advance is no
-  ///   failure, whatever the reason: what is written in the end may find room all the same.
-  package func reserve(at offset: HostOffset, length: UInt64) async throws(Errno) {
-    if length == 0 || traits.isBlockDevice { return }
-    if isDirect, !isInMemory, await hasReserved(offset.bytes, length) { return }
-    try await extend(to: offset.bytes + length)
+  /// - Throws: what keeps the file from reaching so far. A host that refuses storage for another reason
+  ///   than want of space only gives none in advance.
+  package func reserve(
+    at offset: HostOffset, length: UInt64
+  ) async throws(Errno) -> Reservation {
+    if length == 0 || traits.isBlockDevice { return .stored }
+    if isDirect, !isInMemory {
+      do throws(Errno) {
+        if try await hasReserved(offset.bytes, length) { return .stored }
+      } catch {
+        if error.isNoSpace {
+          // File systems keep what they found before they failed.
+          _ = try? await allocate(.punchHole, Self.holeMode, offset.bytes, length)
+          return .short
+        }
+      }
+    }
+    do { try await extend(to: offset.bytes + length) } catch {
+      if error.isNoSpace { return .short }
+      throw error
+    }
+    return .extended
   }
 
-  /// Tries to give the range storage, the file growing as needed.
+  /// Tries to give the range storage, the file growing as needed; false if the host refuses.
   ///
   /// Best as zeros that a command of the device writes without moving data: then the first write to
   /// a block costs the file system no more than later ones. Only behind the end of the file, where
   /// there is nothing that zeros could take the place of; a plain allocation changes no contents.
-  private func hasReserved(_ offset: UInt64, _ length: UInt64) async -> Bool {
-    do throws(Errno) {
-      if try await self.length() <= offset,
-        try await allocate(.writtenZeroes, QUBLK_FALLOC_WRITE_ZEROES, offset, length)
-      {
-        return true
-      }
-      return try await allocate(.reserve, 0, offset, length)
-    } catch {
-      return false
+  private func hasReserved(_ offset: UInt64, _ length: UInt64) async throws(Errno) -> Bool {
+    if try await self.length() <= offset,
+      try await allocate(.writtenZeroes, QUBLK_FALLOC_WRITE_ZEROES, offset, length)
+    {
+      return true
     }
+    return try await allocate(.reserve, 0, offset, length)
+  }
+
+  /// By ZERO_RANGE, which keeps or takes space; else by plain writes.
+  ///
+  /// Never by a hole.
+  package func allocateZeroes(at offset: HostOffset, length: UInt64) async throws(Errno) {
+    if length == 0 { return }
+    if try await allocate(.zeroRange, QUBLK_FALLOC_ZERO_RANGE, offset.bytes, length) { return }
+    try await zeroByWriting(offset.bytes, length)
+  }
+
+  /// By fallocate(2); nothing is to be done on a block device.
+  package func allocateHoles(
+    at offset: HostOffset, length: UInt64
+  ) async throws(Errno) -> Bool {
+    if length == 0 || traits.isBlockDevice { return true }
+    return try await allocate(.reserve, QUBLK_FALLOC_KEEP_SIZE, offset.bytes, length)
+  }
+
+  package func fillHoles(at offset: HostOffset, length: UInt64) async throws(Errno) {
+    if traits.isBlockDevice { return }
+    let unit = UInt64(traits.offsetAlignment)
+    let end = min(offset.bytes + length, try await self.length()) / unit * unit
+    var next = offset.bytes
+    while next < end {
+      let hole = qublk_next_hole(descriptor, next)
+      if hole < 0 || hole >= end { return }
+      let data = qublk_next_data(descriptor, UInt64(hole))
+      next = data < 0 ? end : min(UInt64(data), end)
+      if next <= hole { return }
+      try await zeroByWriting(UInt64(hole), next - UInt64(hole))
+    }
+  }
+
+  package func endOfData(from offset: HostOffset) async -> HostOffset? {
+    if traits.isBlockDevice { return nil }
+    var end = offset.bytes
+    // A reservation that was used from its start has one stretch of data; more than a few are not worth
+    // the time.
+    for _ in 0..<64 {
+      let data = qublk_next_data(descriptor, end)
+      if data < 0 { return data == -Int64(ENXIO) ? HostOffset(end) : nil }
+      let hole = qublk_next_hole(descriptor, UInt64(data))
+      guard hole > end else { return nil }
+      end = UInt64(hole)
+    }
+    return nil
   }
 
   private func zeroByWriting(_ offset: UInt64, _ length: UInt64) async throws(Errno) {

@@ -36,25 +36,31 @@ extension Image {
   /// Everything is checked before anything is allocated or written. A writable open clears those
   /// autoclear bits, durably, whose promise is not kept.
   ///
-  /// - Throws: ``ImageError/format(_:)`` or ``ImageError/missing(_:)`` with the file untouched.
+  /// - Throws: ``ImageError/format(_:)``, ``ImageError/damaged(_:)``,
+  ///   ``ImageError/cutBeforeTable(_:)`` or ``ImageError/missing(_:)``, with the file untouched.
   package static func open(
     _ sources: ImageSources, options wanted: ImageOptions
   ) async throws(ImageError) -> Image {
     var options = wanted
     if wanted.snapshot != nil { options.readOnly = true }
-    let storage = ImageStorage(file: sources.file, health: ImageHealth())
+    let storage = ImageStorage(
+      file: sources.file, health: ImageHealth(reporter: options.reporter))
     let length = try await storage.length()
     var references = try await ImageReferences.read(sources.file)
     try requireSupported(references.header, sources, options)
+    try requireUsable(references.header, fileLength: length, forWriting: !options.readOnly)
     let snapshots = try await SnapshotTable.read(references.header, storage, options)
-    references.header = try snapshots.select(
-      options.snapshot, in: references.header, fileLength: length)
+    references.header = try snapshots.select(options.snapshot, in: references.header)
     let header = references.header
     let l1 = try await readTable(
-      storage, at: header.l1TableOffset, count: Int(header.l1Size))
+      storage, at: header.l1TableOffset, count: Int(header.l1Size), fileLength: length)
+    // A reader needs no refcounts, so it does not matter whether they are there.
     let refcountTable = try await readTable(
       storage, at: header.refcountTableOffset,
-      count: Int(header.refcountTableClusters) << Int(header.clusterBits) / 8)
+      count: options.readOnly
+        ? 0 : Int(header.refcountTableClusters) << Int(header.clusterBits) / 8,
+      fileLength: length)
+    if options.readOnly { markDamage(in: l1, header.geometry, fileLength: length) }
     let metadata = try survey(
       references, l1, refcountTable, snapshots, fileLength: length, forWriting: !options.readOnly)
     var parts = try assemble(
@@ -73,25 +79,32 @@ extension Image {
     let bitmaps = try await loader.load()
     parts.bitmaps = bitmaps.tracked
     parts.bitmapReport = bitmaps.report
-    var kept: AutoclearFeatures = bitmaps.isConsistent ? .bitmaps : []
-    if parts.guestData.isExternal { kept.insert(.rawExternalData) }
-    if parts.header.autoclear.isSubset(of: kept) { return }
+    let kept = parts.header.autoclearToKeep(keepsBitmaps: bitmaps.isConsistent)
+    if parts.header.autoclear == kept { return }
     try await parts.headerEditor.clearAutoclear(keeping: kept)
   }
 
-  static func readHeader(
-    _ storage: ImageStorage, fileLength: UInt64
-  ) async throws(ImageError) -> Header {
-    let buffer = IOBuffer(count: 512)
-    try await storage.read(into: buffer, at: HostOffset(0))
-    let available = Int(min(fileLength, UInt64(buffer.count)))
-    do {
-      let header = try unsafe Header(
-        parsing: UnsafeRawBufferPointer(start: buffer.base, count: available))
-      try header.validate(fileLength: fileLength)
-      return header
-    } catch {
-      throw .format(error)
+  /// Throws if the header allows nothing to be read or, for a writer, to be written.
+  private static func requireUsable(
+    _ header: Header, fileLength: UInt64, forWriting: Bool
+  ) throws(ImageError) {
+    if let problem = header.problemForReading(fileLength: fileLength) {
+      throw header.isCutInL1(fileLength: fileLength) ? .cutBeforeTable(problem) : .format(problem)
+    }
+    guard forWriting, let problem = header.problemForWriting(fileLength: fileLength) else { return }
+    throw .damaged(problem)
+  }
+
+  /// Makes L1 entries unusable that lie, or lead, beyond the end of the file: requests that need
+  /// them fail, and all others are served.
+  private static func markDamage(
+    in l1: DiskTable, _ geometry: ClusterGeometry, fileLength: UInt64
+  ) {
+    for index in 0..<l1.count {
+      let isMissing = l1.offset.bytes + UInt64(index + 1) * 8 > fileLength
+      let entry = isMissing ? .unallocated : L1Entry(raw: l1.load(index))
+      let leadsBeyond = (entry.l2Table?.bytes ?? 0) >= fileLength
+      if isMissing || leadsBeyond { l1.poison(entry.unusable.raw, at: index) }
     }
   }
 
@@ -112,11 +125,13 @@ extension Image {
   }
 
   private static func readTable(
-    _ storage: ImageStorage, at offset: UInt64, count: Int
+    _ storage: ImageStorage, at offset: UInt64, count: Int, fileLength: UInt64
   ) async throws(ImageError) -> DiskTable {
     let buffer = try IOBuffer.ofTable((count * 8 + 511) & ~511)
     defer { withExtendedLifetime(buffer) {} }
-    if count > 0 { try await storage.read(into: buffer, at: HostOffset(offset)) }
+    if count > 0, offset < fileLength {
+      try await storage.read(into: buffer, at: HostOffset(offset))
+    }
     return try unsafe DiskTable(
       offset: HostOffset(offset),
       bytes: UnsafeRawBufferPointer(start: buffer.base, count: buffer.count), count: count)
@@ -135,7 +150,8 @@ extension Image {
     let editor = HeaderEditor(storage: storage, header: header)
     let allocator = ClusterAllocator(
       refcounts: refcounts, storage: storage, metadata: metadata, headerEditor: editor,
-      frees: frees, fileLength: fileLength, clears: options.discardsToHost)
+      frees: frees, tables: tablesInPlace(header), fileLength: fileLength,
+      clears: options.discardsToHost)
     return try ImageParts(
       header: header, options: options, sources: sources, storage: storage,
       guestData: guestData(header, sources, storage), l1: l1,
@@ -144,12 +160,22 @@ extension Image {
       allocator: allocator, metadata: metadata, frees: frees, headerEditor: editor)
   }
 
+  /// The bytes of the tables that change in place, without those that the header has none of.
+  private static func tablesInPlace(_ header: Header) -> [Range<UInt64>] {
+    let l1 = UInt64(header.l1Size) * 8
+    let refcounts = UInt64(header.refcountTableClusters) << UInt64(header.clusterBits)
+    return [(header.l1TableOffset, l1), (header.refcountTableOffset, refcounts)].filter { $0.1 > 0 }
+      .map { $0.0..<($0.0 + $0.1) }
+  }
+
   private static func guestData(
     _ header: Header, _ sources: ImageSources, _ storage: ImageStorage
   ) -> GuestData {
     let external = header.incompatible.contains(.externalDataFile) ? sources.dataFile : nil
     return GuestData(
-      storage: external.map { ImageStorage(file: $0, health: storage.health) } ?? storage,
+      storage: external.map {
+        ImageStorage(file: $0, health: storage.health, isDataFile: true)
+      } ?? storage,
       cipher: header.cryptMethod == 0 ? nil : sources.cipher, isExternal: external != nil,
       // What is enciphered is no raw image of the disk, whatever the header says.
       isRaw: external != nil && header.cryptMethod == 0

@@ -5,8 +5,9 @@ import QCOW2Format
 extension Image {
   /// Maps all metadata of the active disk; looks at no L2 table and no refcount block.
   ///
-  /// - Throws: ``ImageError/format(_:)`` for L1 entries that break the format and, if the image is
-  ///   to be written, for metadata that lies inside other metadata.
+  /// - Throws: ``ImageError/damaged(_:)``, if the image is to be written, for L1 entries that cannot
+  ///   be used, for refcount blocks beyond the end of the file, which would count what is in use as
+  ///   free, and for metadata that lies inside other metadata.
   static func survey(
     _ references: ImageReferences, _ l1: DiskTable, _ refcountTable: DiskTable,
     _ snapshots: SnapshotTable, fileLength: UInt64, forWriting: Bool
@@ -18,20 +19,22 @@ extension Image {
       expectedTables: l1.countUsed() + refcountTable.countUsed() + 64)
     let geometry = references.header.geometry
     if forWriting { try snapshots.addL1Tables(to: map, geometry, fileLength: fileLength) }
-    try addL2Tables(geometry, l1, to: map, forWriting)
-    try addRefcountBlocks(geometry, refcountTable, to: map, forWriting)
+    try addL2Tables(geometry, l1, to: map, fileLength: fileLength, forWriting)
+    try addRefcountBlocks(geometry, refcountTable, to: map, fileLength: fileLength, forWriting)
     return map
   }
 
   /// A writer takes no table that two entries share: what one of them frees, the other would lose.
   private static func addL2Tables(
-    _ geometry: ClusterGeometry, _ l1: DiskTable, to map: MetadataMap, _ forWriting: Bool
+    _ geometry: ClusterGeometry, _ l1: DiskTable, to map: MetadataMap, fileLength: UInt64,
+    _ forWriting: Bool
   ) throws(ImageError) {
     for index in 0..<l1.count {
       let raw = l1.load(index)
       if raw == 0 { continue }
       let entry = L1Entry(raw: raw)
-      try L2Tables.check(entry, index: index, geometry)
+      // A reader meets what is wrong with an entry when it needs it.
+      if forWriting { try requireUsable(entry, index: index, geometry, fileLength: fileLength) }
       guard let table = entry.l2Table else { continue }
       let cluster = geometry.hostCluster(of: table)
       map.noteMapped(cluster)
@@ -42,12 +45,31 @@ extension Image {
     }
   }
 
+  private static func requireUsable(
+    _ entry: L1Entry, index: Int, _ geometry: ClusterGeometry, fileLength: UInt64
+  ) throws(ImageError) {
+    let leadsBeyond = (entry.l2Table?.bytes ?? 0) >= fileLength
+    do throws(ImageError) {
+      try L2Tables.check(leadsBeyond ? entry.unusable : entry, index: index, geometry)
+    } catch {
+      guard case .format(let problem) = error else { throw error }
+      throw .damaged(problem)
+    }
+  }
+
   private static func addRefcountBlocks(
-    _ geometry: ClusterGeometry, _ table: DiskTable, to map: MetadataMap, _ forWriting: Bool
+    _ geometry: ClusterGeometry, _ table: DiskTable, to map: MetadataMap, fileLength: UInt64,
+    _ forWriting: Bool
   ) throws(ImageError) {
     for index in 0..<table.count {
       let entry = RefcountTableEntry(raw: table.load(index))
       guard let block = entry.block else { continue }
+      if forWriting && block.bytes >= fileLength {
+        throw .damaged(
+          .badEntry(
+            name: "refcount table entry", index: UInt64(index), value: entry.raw,
+            problem: .beyondEnd))
+      }
       let cluster = geometry.hostCluster(of: block)
       map.noteMapped(cluster)
       let isAlone = map.tables.insert(cluster)
@@ -58,7 +80,7 @@ extension Image {
   }
 
   private static func overlap(_ name: FieldName, _ index: Int, _ value: UInt64) -> ImageError {
-    .format(
+    .damaged(
       .badEntry(name: name, index: UInt64(index), value: value, problem: .overlapsMetadata))
   }
 }
@@ -93,7 +115,9 @@ private struct FixedAreas {
       named.append(("encryption header", pointer.offset.bytes, area))
       unmovable.append(area)
     }
-    refcountTable = clusters(header.refcountTableOffset, UInt64(table.count) * 8)
+    refcountTable = clusters(
+      header.refcountTableOffset,
+      UInt64(header.refcountTableClusters) << UInt64(header.clusterBits))
     named.append(("refcount_table_offset", header.refcountTableOffset, refcountTable))
     self.named = named
   }
@@ -101,7 +125,7 @@ private struct FixedAreas {
   func requireDisjoint() throws(ImageError) {
     for (index, area) in named.enumerated() {
       if named[..<index].contains(where: { $0.clusters.overlaps(area.clusters) }) {
-        throw .format(
+        throw .damaged(
           .badOffset(
             name: area.name, offset: HostOffset(area.offset), problem: .overlapsMetadata))
       }

@@ -94,7 +94,7 @@ package final class Image: BlockTarget {
     flusher = FlushCoordinator(
       storage: storage, externalData: guestData.isExternal ? guestData.storage : nil,
       splitsEntries: rules.isExtended, l1: l1, l2: parts.l2, refcounts: allocator.refcounts,
-      frees: frees,
+      arenas: arenas, frees: frees,
       stamps: stamps, health: health,
       lazy: parts.hasLazyRefcounts ? LazyRefcounts(editor: parts.headerEditor) : nil)
     changes = parts.bitmaps.isEmpty ? nil : ChangeTracker(parts.bitmaps, parts, flusher)
@@ -104,7 +104,10 @@ package final class Image: BlockTarget {
       allowsWrites: !options.readOnly && !options.compressesWrites && parts.bitmaps.isEmpty,
       tables: tables, metadata: metadata)
     let flusher = self.flusher
-    allocator.makeRoom = { () async throws(ImageError) in try await flusher.flush() }
+    // Weak: the coordinator leads back to the allocator, by way of the arenas.
+    allocator.makeRoom = { [weak flusher] () async throws(ImageError) in
+      try await flusher?.flush()
+    }
   }
 
   /// The virtual size in bytes, down to whole 512-byte sectors.
@@ -119,6 +122,7 @@ package final class Image: BlockTarget {
       noteDirty()
       throw error
     }
+    noteSpaceFound(by: .flush)
   }
 
   /// One step of background work: writes back what has been dirty for too long, then returns freed
@@ -126,10 +130,13 @@ package final class Image: BlockTarget {
   ///
   /// Failures stick in the image's health and show in the next flush.
   package func maintain() async {
-    if options.readOnly || !health.allowsWrites { return }
+    if options.readOnly || health.hasLostSync { return }
     let since = dirtySince.load(ordering: .relaxed)
     let age = UInt64(options.dirtyAgeMilliseconds)
-    if since != 0 && MonotonicClock.milliseconds() &- since >= age { try? await flush() }
+    if since != 0 && MonotonicClock.milliseconds() &- since >= age {
+      do { try await flush() } catch { await report(error, of: BlockRequest(.flush)) }
+    }
+    if health.isCorrupt { return }
     if maturing.tryAcquire() {
       defer { maturing.release() }
       _ = try? await returnMatureClusters()
@@ -148,7 +155,16 @@ package final class Image: BlockTarget {
   /// - Throws: the first failure; the image is then as after a crash: leaks at worst.
   package func close() async throws(ImageError) {
     if options.readOnly { return }
+    // What was changed before corruption was found is still to be kept; nothing else is touched then.
+    if health.isCorrupt { return try await flusher.flush() }
+    // After a failed sync the file stays as it is.
+    try health.requireWriteBack()
+    // First, since a full host may need the room to write back what was changed. Its failure must not
+    // keep that from being written.
+    var failure: ImageError?
+    do { try await arenas.returnAll() } catch { failure = error }
     try await flush()
+    if let failure { throw failure }
     try await changes?.finish()
     await maturing.acquire()
     defer { maturing.release() }
@@ -159,8 +175,8 @@ package final class Image: BlockTarget {
       try await flusher.flush()
     }
     try await packer.close()
-    try await arenas.returnAll()
     try await flusher.clean()
+    await allocator.cutFile()
   }
 
   /// Makes clusters that were freed allocatable, and looks for room that has been added.
@@ -206,11 +222,5 @@ package final class Image: BlockTarget {
     }
     if !mature.isEmpty { noteDirty() }
     return !mature.isEmpty
-  }
-
-  /// Acts on a failure: corruption stops all writing and is marked in the header.
-  func report(_ error: ImageError) async {
-    guard error.isCorruption, !options.readOnly, health.noteCorruption() else { return }
-    try? await headerEditor.markCorrupt()
   }
 }

@@ -39,6 +39,11 @@ package enum ResizeObstacle: Sendable, Equatable {
 package enum ImageError: Error, Sendable {
   /// The metadata breaks the format.
   case format(FormatError)
+  /// The metadata breaks the format in a way that still lets the image be read: it is refused for
+  /// writing.
+  case damaged(FormatError)
+  /// The file ends before its L1 table, so that nothing can be read.
+  case cutBeforeTable(FormatError)
   /// A host operation failed at `offset`.
   case io(HostOperation, at: HostOffset, Errno)
   /// The image cannot be served without something that the caller did not give.
@@ -87,8 +92,8 @@ package enum ImageError: Error, Sendable {
     case .cannotResize(_, .partialSector): .invalid
     case .cannotResize: .notSupported
     case .brokenBacking(let error): error.errno
-    case .format, .markedCorrupt, .markedDirty, .writesStopped, .refcountRange,
-      .overlapsMetadata, .badCompressedData:
+    case .format, .damaged, .cutBeforeTable, .markedCorrupt, .markedDirty, .writesStopped,
+      .refcountRange, .overlapsMetadata, .badCompressedData:
       .io
     }
   }
@@ -101,10 +106,22 @@ package enum ImageError: Error, Sendable {
     }
   }
 
+  /// Whether bytes of the image itself are at fault, metadata or compressed data.
+  var isDamage: Bool {
+    if case .badCompressedData = self { return true }
+    return isCorruption
+  }
+
   /// What failed and why, in the form of an error line after the image's name.
   package var message: String {
     switch self {
     case .format(let error): error.message
+    case .damaged(let error):
+      "\(error.message): not opened for writing: repair the image with \"qublk check -r all\", "
+        + "or open it read-only, which reads all that the damage does not concern"
+    case .cutBeforeTable(let error):
+      "\(error.message): the file was cut: copy it anew, or let \"qublk check -r all\" give it an empty "
+        + "table, which reads as zeros"
     case .io(let operation, let offset, let errno):
       "host \(operation.rawValue) at \(hex(offset.bytes)): errno \(errno.code)"
     case .missing(let source): "the image has \(source.rawValue), which was not opened with it"
@@ -112,7 +129,8 @@ package enum ImageError: Error, Sendable {
       "compressed cluster at host offset \(hex(offset.bytes)) does not inflate to one cluster"
     case .needsMemory: "the data has to be transformed in memory"
     case .markedCorrupt:
-      "image is marked corrupt: repair it with \"qublk check -r all\" or add it with --read-only"
+      "image is marked corrupt: \"qublk check -r all\" may repair it; if that leaves errors, add it with "
+        + "--read-only and copy the data off"
     case .markedDirty:
       "image is marked dirty, its refcounts may be wrong: "
         + "repair it with \"qublk check -r all\" or add it with --read-only"
@@ -120,9 +138,9 @@ package enum ImageError: Error, Sendable {
     case .writesStopped: "writing was stopped by an earlier failure"
     case .noSpace: "no free host cluster"
     case .refcountRange(let cluster):
-      "refcount of host cluster \(cluster) is out of range; marked corrupt"
+      "refcount of host cluster \(cluster) is out of range"
     case .overlapsMetadata(let cluster):
-      "host cluster \(cluster) would be written as data but holds metadata; marked corrupt"
+      "host cluster \(cluster) would be written as data but holds metadata"
     case .brokenBacking(let error): "backing file: \(error.message)"
     case .badRequest: "request is outside of the disk or not a multiple of 512 bytes"
     case .noSuchSnapshot(let selector, let existing):

@@ -29,5 +29,8 @@ package struct ImageOptions: Sendable {
   /// Clusters that are written whole are compressed; what does not get smaller is written plain.
   package var compressesWrites = false
 
+  /// Tells whoever runs the disk what goes wrong; nil if nobody wants to know.
+  package var reporter: EventReporter?
+
   package init() {}
 }

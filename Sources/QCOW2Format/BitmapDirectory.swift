@@ -15,7 +15,7 @@ public struct BitmapsExtension: Equatable, Sendable {
   public let directoryLength: UInt64
   public let directory: HostOffset
 
-  public init(parsing bytes: [UInt8]) throws(FormatError) {
+  public init(parsing bytes: Span<UInt8>) throws(FormatError) {
     guard bytes.count == Self.length else {
       throw .badField(
         name: "length of the bitmaps extension", found: UInt64(bytes.count),

@@ -29,3 +29,17 @@ public struct AutoclearFeatures: OptionSet, Sendable {
   public static let bitmaps = Self(rawValue: 1 << 0)
   public static let rawExternalData = Self(rawValue: 1 << 1)
 }
+
+extension Header {
+  /// The autoclear bits that may stay when somebody is about to write: the one rule for all writers.
+  ///
+  /// An unknown bit promises something that a writer may break. So it is cleared, durably, before
+  /// the first write to the image [FMT-4].
+  ///
+  /// With `keepsBitmaps` the writer keeps the persistent bitmaps true.
+  public func autoclearToKeep(keepsBitmaps: Bool) -> AutoclearFeatures {
+    var kept: AutoclearFeatures = keepsBitmaps ? .bitmaps : []
+    if incompatible.contains(.externalDataFile) { kept.insert(.rawExternalData) }
+    return autoclear.intersection(kept)
+  }
+}

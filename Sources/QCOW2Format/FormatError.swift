@@ -24,6 +24,8 @@ public enum OffsetProblem: String, Equatable, Sendable {
   case unaligned = "not aligned to a cluster"
   case zero = "zero"
   case beyondLimit = "beyond the format's limit"
+  case beyondEnd = "beyond the end of the file"
+  case missing = "the file ends before it"
   case overlapsMetadata = "inside other metadata"
   case reservedBits = "reserved bits are set"
   case compressedWithDataFile = "compressed, which an image with an external data file cannot have"

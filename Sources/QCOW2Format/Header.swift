@@ -8,6 +8,8 @@ public struct Header: Equatable, Sendable {
   public static let v2Length = 72
   /// The length of the shortest version 3 header.
   public static let v3Length = 104
+  /// The length of the version 3 header of a new image: with the compression type and its padding.
+  public static let newV3Length = 112
 
   public var version: UInt32
   public var backingFileOffset: UInt64
@@ -30,58 +32,26 @@ public struct Header: Equatable, Sendable {
   public var headerLength: UInt32 = UInt32(Header.v2Length)
   public var compressionType: UInt8 = 0
 
-  /// Byte positions of the fields that are edited in place; each lies within one 512-byte sector.
-  public enum Field {
-    public static let size = 24
-    public static let l1Size = 36
-    public static let l1TableOffset = 40
-    public static let refcountTableOffset = 48
-    public static let refcountTableClusters = 56
-    public static let incompatible = 72
-    public static let autoclear = 88
-  }
-
-  /// Reads the fields from the first bytes of a file; checks only what is needed to read on.
+  /// The header of a new image without any table.
   ///
-  /// - Parameter bytes: The start of the file; 112 bytes hold every field known here.
-  /// - Throws: ``FormatError`` if there is no header of version 2 or 3.
-  public init(parsing bytes: UnsafeRawBufferPointer) throws(FormatError) {
-    guard let base = bytes.baseAddress, bytes.count >= Self.v2Length else {
-      throw .truncated(
-        structure: "header", needed: UInt64(Self.v2Length), available: UInt64(bytes.count))
-    }
-    guard unsafe base.be32(0) == Self.magic else { throw unsafe .notQCOW2(magic: base.be32(0)) }
-    version = unsafe base.be32(4)
-    guard version == 2 || version == 3 else { throw .unsupportedVersion(version) }
-    backingFileOffset = unsafe base.be64(8)
-    backingFileSize = unsafe base.be32(16)
-    clusterBits = unsafe base.be32(20)
-    size = unsafe base.be64(24)
-    cryptMethod = unsafe base.be32(32)
-    l1Size = unsafe base.be32(36)
-    l1TableOffset = unsafe base.be64(40)
-    refcountTableOffset = unsafe base.be64(48)
-    refcountTableClusters = unsafe base.be32(56)
-    snapshotCount = unsafe base.be32(60)
-    snapshotsOffset = unsafe base.be64(64)
-    if version == 3 { try unsafe parseVersion3(base, available: bytes.count) }
-  }
-
-  private mutating func parseVersion3(
-    _ base: UnsafeRawPointer, available: Int
-  ) throws(FormatError) {
-    guard available >= Self.v3Length else {
-      throw .truncated(
-        structure: "header", needed: UInt64(Self.v3Length), available: UInt64(available))
-    }
-    incompatible = unsafe IncompatibleFeatures(rawValue: base.be64(72))
-    compatible = unsafe CompatibleFeatures(rawValue: base.be64(80))
-    autoclear = unsafe AutoclearFeatures(rawValue: base.be64(88))
-    refcountOrder = unsafe base.be32(96)
-    headerLength = unsafe base.be32(100)
-    if headerLength > 104 && available > 104 {
-      compressionType = unsafe base.load(fromByteOffset: 104, as: UInt8.self)
-    }
+  /// - Parameters:
+  ///   - version: 2 or 3.
+  ///   - clusterBits: log2 of the cluster size.
+  ///   - size: The virtual size in bytes.
+  public init(version: UInt32, clusterBits: Int, size: UInt64) {
+    self.version = version
+    self.clusterBits = UInt32(clusterBits)
+    self.size = size
+    backingFileOffset = 0
+    backingFileSize = 0
+    cryptMethod = 0
+    l1Size = 0
+    l1TableOffset = 0
+    refcountTableOffset = 0
+    refcountTableClusters = 0
+    snapshotCount = 0
+    snapshotsOffset = 0
+    headerLength = UInt32(version == 2 ? Self.v2Length : Self.newV3Length)
   }
 
   /// The geometry; valid after ``validate(fileLength:)``.

@@ -21,6 +21,9 @@ public struct HeaderExtension: Equatable, Sendable {
   public let offset: Int
   /// The number of bytes of data, without padding.
   public let length: Int
+
+  /// Where the data lies, counted from the start of the file.
+  public var bytes: Range<Int> { offset..<(offset + length) }
 }
 
 extension HeaderExtension {
@@ -33,26 +36,33 @@ extension HeaderExtension {
   /// - Returns: The extensions, known and unknown.
   /// - Throws: ``FormatError/badField(name:found:allowed:)`` if an extension does not fit.
   public static func list(
-    in cluster: UnsafeRawBufferPointer, from start: Int, to end: Int
+    in cluster: Span<UInt8>, from start: Int, to end: Int
   ) throws(FormatError) -> [HeaderExtension] {
-    guard let base = cluster.baseAddress else { return [] }
     let end = min(end, cluster.count)
     var found: [HeaderExtension] = []
     var position = start
     while position < end {
       guard end - position >= 8 else { throw tooLong(UInt64(8), end - position) }
-      let kind = unsafe Kind(rawValue: base.be32(position))
-      let length = unsafe base.be32(position + 4)
+      let kind = Kind(rawValue: cluster.be32(position))
+      let length = cluster.be32(position + 4)
       position += 8
       guard UInt64(length) <= UInt64(end - position) else {
         throw tooLong(UInt64(length), end - position)
       }
       if kind == .end { break }
       found.append(HeaderExtension(kind: kind, offset: position, length: Int(length)))
-      position += (Int(length) + 7) & ~7
+      position += paddedLength(Int(length))
     }
     return found
   }
+
+  /// The bytes of an extension as it stands in an image, padding included.
+  public static func encode(_ kind: Kind, _ data: [UInt8] = []) -> [UInt8] {
+    let padding = [UInt8](repeating: 0, count: paddedLength(data.count) - data.count)
+    return bigEndianBytes(kind.rawValue) + bigEndianBytes(UInt32(data.count)) + data + padding
+  }
+
+  private static func paddedLength(_ length: Int) -> Int { (length + 7) & ~7 }
 
   private static func tooLong(_ found: UInt64, _ space: Int) -> FormatError {
     .badField(
@@ -69,7 +79,12 @@ public struct EncryptionHeaderPointer: Equatable, Sendable {
   /// In bytes; the clusters that hold them all belong to the encryption header.
   public let length: UInt64
 
-  public init(parsing bytes: [UInt8]) throws(FormatError) {
+  public init(offset: HostOffset, length: UInt64) {
+    self.offset = offset
+    self.length = length
+  }
+
+  public init(parsing bytes: Span<UInt8>) throws(FormatError) {
     guard bytes.count == Self.length else {
       throw .badField(
         name: "length of the encryption header extension", found: UInt64(bytes.count),
@@ -78,4 +93,7 @@ public struct EncryptionHeaderPointer: Equatable, Sendable {
     offset = HostOffset(bytes.be64(0))
     length = bytes.be64(8)
   }
+
+  /// The data of the extension.
+  public var encoded: [UInt8] { bigEndianBytes(offset.bytes) + bigEndianBytes(length) }
 }

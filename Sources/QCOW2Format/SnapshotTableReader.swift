@@ -31,11 +31,18 @@ public struct SnapshotTableReader {
   /// The bytes from the start of the first to the end of the last entry read so far.
   public private(set) var length: UInt64 = 0
   private let count: UInt32
+  private let mostExtraLength: UInt32
   /// The entry whose texts come next.
   private var current: SnapshotEntry?
 
-  /// - Parameter count: the number of entries, at most ``FormatLimit/snapshots``.
-  public init(count: UInt32) { self.count = count }
+  /// - Parameters:
+  ///   - count: The number of entries, at most ``FormatLimit/snapshots``.
+  ///   - mostExtraLength: The most extra data that an entry may have. Repair passes more than the
+  ///     format's limit, to shorten what is too long.
+  public init(count: UInt32, mostExtraLength: UInt32 = SnapshotEntry.mostExtraLength) {
+    self.count = count
+    self.mostExtraLength = mostExtraLength
+  }
 
   private var start: UInt64 { (length + 7) & ~7 }
 
@@ -63,13 +70,13 @@ public struct SnapshotTableReader {
     if let entry = current {
       try unsafe finish(entry, bytes)
     } else if let base = bytes.baseAddress {
-      current = try unsafe Self.entry(base)
+      current = try unsafe entry(base)
     }
   }
 
-  private static func entry(_ base: UnsafeRawPointer) throws(FormatError) -> SnapshotEntry {
+  private func entry(_ base: UnsafeRawPointer) throws(FormatError) -> SnapshotEntry {
     var entry = unsafe SnapshotEntry(parsing: base)
-    guard entry.extraLength <= SnapshotEntry.mostExtraLength else {
+    guard entry.extraLength <= mostExtraLength else {
       throw .badField(
         name: "extra_data_size of a snapshot", found: UInt64(entry.extraLength),
         allowed: "at most \(SnapshotEntry.mostExtraLength)")

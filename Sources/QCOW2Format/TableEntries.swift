@@ -29,6 +29,17 @@ public struct L1Entry: Equatable, Sendable {
   @inlinable public var isCopied: Bool { raw & copiedFlag != 0 }
   /// Bits that must be zero are not.
   @inlinable public var hasReservedBits: Bool { raw & ~(offsetField | copiedFlag) != 0 }
+
+  /// All reserved bits below the offset: how an entry is marked, in memory only, that cannot be used
+  /// since the file is too short.
+  private static let unusableMark: UInt64 = 0x1fe
+
+  /// The same entry, marked; whoever looks at reserved bits will not use it.
+  public var unusable: L1Entry { L1Entry(raw: raw | Self.unusableMark) }
+  /// The entry as it was before ``unusable``; nil if it has no such mark.
+  public var beforeUnusable: L1Entry? {
+    raw & Self.unusableMark == Self.unusableMark ? L1Entry(raw: raw & ~Self.unusableMark) : nil
+  }
 }
 
 /// An entry of an L2 table without subclusters, or the first half of an extended one.

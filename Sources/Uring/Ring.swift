@@ -20,8 +20,9 @@ public struct Ring: ~Copyable {
   public init(
     entries: Int, completions: Int, counters: LoopCounters = LoopCounters(), isPolled: Bool = false
   ) throws(Errno) {
-    self.counters = counters
-    unsafe raw = .allocate(capacity: 1)
+    // Nothing is stored before the ring is there: an error after the last property has its value would
+    // run `deinit`, too.
+    let raw = UnsafeMutablePointer<io_uring>.allocate(capacity: 1)
     unsafe raw.initialize(to: io_uring())
     let result = unsafe qublk_ring_init(
       raw, UInt32(entries), UInt32(completions), 0, isPolled ? 1 : 0)
@@ -29,6 +30,8 @@ public struct Ring: ~Copyable {
       unsafe raw.deallocate()
       throw Errno(-result)
     }
+    unsafe self.raw = unsafe raw
+    self.counters = counters
     // Saves a file lookup per enter; older kernels lack it.
     _ = unsafe io_uring_register_ring_fd(raw)
   }

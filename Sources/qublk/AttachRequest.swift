@@ -14,13 +14,15 @@ struct AttachRequest {
   let nullSize: UInt64
   /// How the image is opened: by its absolute path as it was given, since what it refers to counts
   /// from there; data files from the caller's directory.
-  let disk: DiskImageOptions
+  var disk: DiskImageOptions
   let id: UInt32?
   let queues: Int
   let depth: Int
   let isReadOnly: Bool
   let blockSize: Int
-  let zeroCopy: AddCommand.Switch
+  var zeroCopy: AddCommand.Switch
+  /// The requests of each queue that the slow path serves at once; nil for all.
+  var servingLimit: Int?
   /// The slots of each queue's table of registered buffers; nil for one per tag.
   let zeroCopySlots: Int?
   let batches: Bool

@@ -12,6 +12,9 @@ struct BenchCommand: ParsableCommand {
       The short options, --flush-interval, --no-drain, --pattern and --image-opts are those of qemu-img \
       bench. The time is that from the first request to the last completion. I/O goes through io_uring \
       whatever -i and -n say.
+
+      -w and --mix overwrite the data of the image. A block device that is mounted or has another use is \
+      refused.
       """)
 
   @Option(name: .short, help: "The number of requests. (default: 75000)") var count: Int?
@@ -30,7 +33,9 @@ struct BenchCommand: ParsableCommand {
     name: .customShort("t"),
     help: "The cache mode: none, writeback, writethrough, directsync or unsafe.")
   var cache: String?
-  @Flag(name: .customShort("w"), help: "Write instead of reading.") var isWrite = false
+  @Flag(
+    name: .customShort("w"), help: "Write instead of reading: the data of the image is overwritten."
+  ) var isWrite = false
   @Flag(name: .customShort("q"), help: "Print nothing but errors.") var isQuiet = false
   @Flag(name: [.customShort("U"), .long], help: "Take no locks; not for writing.")
   var forceShare = false
@@ -51,7 +56,11 @@ struct BenchCommand: ParsableCommand {
   @Flag(help: "Requests go anywhere from the first byte on, by multiples of the step.")
   var random = false
   @Option(help: "What random choices depend on.") var seed: UInt64 = 1
-  @Option(help: "Reads and writes: the percentage of reads, 70 or 70:30.") var mix: BenchMix?
+  @Option(
+    help: """
+      Reads and writes: the percentage of reads, 70 or 70:30. The writes overwrite the data of the image.
+      """)
+  var mix: BenchMix?
   @Option(help: "The number of queues, each with a thread and a ring.") var queues = 1
   @Option(help: "Begin requests for so long, instead of so many.") var seconds: Double?
   @Flag(help: "Print a JSON object with everything that was counted.") var json = false

@@ -18,22 +18,37 @@ struct Control {
     do throws(UblkError) { device = try ControlDevice() } catch { throw .device(error) }
   }
 
+  /// Whether the driver moves data without copies, if that is left to it.
+  func hasZeroCopy() throws(CommandError) -> Bool {
+    do throws(UblkError) {
+      return try UblkDevice.zeroCopy(.automatic, device.features())
+    } catch { throw .device(error) }
+  }
+
   func info(_ name: DeviceName) throws(CommandError) -> DeviceInfo {
     do throws(UblkError) { return try device.info(name.id) } catch { throw .device(error) }
   }
 
-  /// Stops and deletes a device whose server is gone or is not asked; `waitsForUsers` until nobody
-  /// has the disk open any more.
+  /// Stops and deletes a device whose server is gone or is not asked.
   ///
-  /// A server that lives deletes its device when it finds it stopped, and may be the first.
-  func end(_ name: DeviceName, waitsForUsers: Bool) throws(CommandError) {
+  /// A server that lives deletes its device when it finds it stopped, and may be the first. The
+  /// driver forgets the device when the last user has left.
+  func end(_ name: DeviceName) throws(CommandError) {
     do throws(UblkError) {
       try device.unlessGone { () throws(UblkError) in try device.stop(name.id) }
       try device.unlessGone { () throws(UblkError) in
-        try device.delete(name.id, asynchronously: !waitsForUsers)
+        try device.delete(name.id, asynchronously: true)
       }
     } catch {
       throw .device(error)
     }
+  }
+
+  /// Whether the driver still knows a device.
+  func knows(_ name: DeviceName) -> Bool {
+    do throws(UblkError) { _ = try device.info(name.id) } catch {
+      if case .refused(_, .noDevice) = error { return false }
+    }
+    return true
   }
 }

@@ -1,6 +1,7 @@
 import ArgumentParser
 import DiskImages
 import QCOW2Codec
+import QCOW2Format
 import QCOW2Tools
 
 /// `qublk create`: a new, empty image, in qemu-img's language.
@@ -33,8 +34,13 @@ struct CreateCommand: ParsableCommand {
       """)
   var object: [String] = []
   @OptionGroup var secrets: SecretOptions
-  @Argument(help: "The image file or block device; what it holds is lost.") var file: String
+  @Argument(
+    help: ArgumentHelp(
+      "The image file or block device; what it holds is lost.", valueName: "file"))
+  var name: String
   @Argument(help: "The virtual size.") var size: String?
+
+  private var file: String { FileReference.commandLinePath(name) }
 
   func run() throws {
     let created = try createOptions()

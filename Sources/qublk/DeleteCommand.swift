@@ -10,7 +10,8 @@ struct DeleteCommand: ParsableCommand {
     commandName: "del", abstract: "Detach devices.",
     discussion: """
       A device that is mounted or open is refused, and so is one whose cached data cannot be \
-      written back; --force detaches it all the same, and what was not written is lost.
+      written back; --force detaches it all the same, and what was not written is lost. A device \
+      that is not there, or that another command has detached meanwhile, is an error.
       """,
     aliases: ["delete"])
 
@@ -43,7 +44,7 @@ struct DeleteCommand: ParsableCommand {
 
   private func wanted() throws(CommandError) -> [DeviceName] {
     guard all else { return devices }
-    return try DeviceList.read().filter { force || $0.qublk != nil }.map(\.name)
+    return try DeviceList.read().filter { force || $0.isOurs }.map(\.name)
   }
 }
 
@@ -62,7 +63,10 @@ private struct Deletion {
   func run() throws(CommandError) {
     if directory.hasDaemon {
       if !isForced { try checkUnused() }
+      let trouble = directory.read()?.trouble
       try askDaemon()
+      // It has ended well, and yet something had happened.
+      if let trouble { _ = writeAll(STDERR_FILENO, "qublk: \(device.path): \(trouble)\n") }
     } else {
       try deleteDirectly()
     }
@@ -74,26 +78,48 @@ private struct Deletion {
 
   /// Refuses a device in use, and writes its page cache back while failing can still be undone.
   private func checkUnused() throws(CommandError) {
-    if let use = DeviceUse.findLasting(device) { throw .busy(device, use) }
+    guard case .done = try ask(.check) else { return }
+    try writePageCacheBack()
+  }
+
+  private func writePageCacheBack() throws(CommandError) {
     let descriptor = unsafe qublk_open_file(device.path, O_RDONLY, 0)
     guard descriptor >= 0 else { return }  // not started, or gone: the daemon knows better
     defer { close(descriptor) }
-    if fsync(descriptor) < 0 { throw .lastFlush(device, Errno(errno)) }
+    guard fsync(descriptor) < 0 else { return }
+    let error = Errno(errno)
+    if !DeviceList.kernelIDs().contains(device.id) { throw .goneMeanwhile(device) }
+    // The daemon may be about to write down what has just failed.
+    _ = wait(seconds: 1) { directory.read()?.trouble != nil }
+    throw .lastFlush(device, error, trouble: directory.read()?.trouble)
   }
 
   private func askDaemon() throws(CommandError) {
     let process = directory.read()?.process
     let handle = process.map { qublk_pidfd_open($0) } ?? -1
     defer { if handle >= 0 { close(handle) } }
-    let request: ControlRequest = isForced ? .stopForced : .stop
-    switch ControlClient.ask(request, socket: directory.controlSocket) {
-    case .done: break
-    case .refused(let text), .failed(let text), .report(let text):
-      throw .daemonRefused(device, text)
-    case nil where isForced && DeviceList.kernelIDs().contains(device.id): try deleteFromKernel()
-    case nil: throw .daemonLost(device)
-    }
+    if try ask(isForced ? .stopForced : .stop) == nil { try deleteFromKernel() }
     if handle >= 0 { _ = waitReadable(handle, milliseconds: 10_000) }
+  }
+
+  /// Has the daemon answer.
+  ///
+  /// - Returns: Success; nil if there is no answer and the driver is to be asked instead.
+  private func ask(_ request: ControlRequest) throws(CommandError) -> ControlReply? {
+    switch ControlClient.ask(request, socket: directory.controlSocket) {
+    case .reply(.done): return .done
+    case .reply(.gone): throw .goneMeanwhile(device)
+    case .reply(.refused(let text)), .reply(.failed(let text)), .reply(.report(let text)):
+      throw .daemonRefused(device, text)
+    case .silent(let process):
+      throw .daemonSilent(device, process > 0 ? process : directory.read()?.process ?? 0)
+    case .nothing:
+      // Another command may have stopped it a moment ago: then it goes, or has gone.
+      let isGone = wait(seconds: 2) { !DeviceList.kernelIDs().contains(device.id) }
+      if isGone { throw .goneMeanwhile(device) }
+      if isForced { return nil }
+      throw .daemonLost(device)
+    }
   }
 
   /// A device without a daemon of ours: dead, another program's, or only a state that was left.
@@ -109,13 +135,33 @@ private struct Deletion {
     close(lock)
   }
 
+  /// Ends a daemon of qublk whose files in /run/qublk are lost, its socket among them: by SIGTERM, at which
+  /// it writes everything back.
+  private func endDaemonWithoutFiles(_ process: Int32) throws(CommandError) {
+    let handle = qublk_pidfd_open(process)
+    guard handle >= 0 else { throw .stillServed(device, process: process) }
+    defer { close(handle) }
+    if let use = DeviceUse.findLasting(device) { throw .busy(device, use) }
+    try writePageCacheBack()
+    guard kill(process, SIGTERM) == 0, waitReadable(handle, milliseconds: 60_000) else {
+      throw .stillServed(device, process: process)
+    }
+  }
+
   private func deleteFromKernel() throws(CommandError) {
     let control = try Control()
     let info = try control.info(device)
     if !isForced {
-      if info.state == .live { throw .foreign(device, server: info.serverPID) }
-      if let use = DeviceUse.findLasting(device) { throw .busy(device, use) }
+      if info.state == .live {
+        guard DeviceList.isQublk(info.serverPID) else {
+          throw .foreign(device, server: info.serverPID)
+        }
+        return try endDaemonWithoutFiles(info.serverPID)
+      }
+      if let use = DeviceUse.findLasting(device) { throw .deadInUse(device, use) }
     }
-    try control.end(device, waitsForUsers: !isForced)
+    try control.end(device)
+    guard !isForced else { return }
+    if !wait(seconds: 10, until: { !control.knows(device) }) { throw .stillHeld(device) }
   }
 }

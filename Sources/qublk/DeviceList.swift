@@ -7,6 +7,8 @@ import Ublk
 struct ListedDevice {
   enum State: String {
     case live, dead, quiesced
+    /// A signal has stopped its server: requests wait until it is continued.
+    case stopped
     /// Its server is gone and requests fail.
     case failing = "fail-io"
     /// Left in /run/qublk; the kernel has no such device.
@@ -25,10 +27,27 @@ struct ListedDevice {
   var depth: Int?
   /// The server, if there is one.
   var process: Int32?
+
+  /// Whether qublk made it: its state says so, or, if that is lost, the name of its server.
+  var isOurs: Bool { qublk != nil || process.map(DeviceList.isQublk) ?? false }
+
+  /// The state as it is shown to people: of a device that is served, what is wrong with it, if anything
+  /// is.
+  var stateText: String {
+    guard state == .live, let condition = qublk?.condition, condition != .good else {
+      return state.rawValue
+    }
+    return condition.rawValue
+  }
 }
 
 /// The ublk devices of this machine.
 enum DeviceList {
+  /// Whether a process runs qublk, by its name.
+  static func isQublk(_ process: Int32) -> Bool {
+    smallFile("/proc/\(process)/comm").prefix { $0 != "\n" } == "qublk"
+  }
+
   /// The ids that the kernel has, in order.
   static func kernelIDs() -> [UInt32] {
     directoryEntries("/sys/class/ublk-char").compactMap { name in
@@ -63,8 +82,10 @@ enum DeviceList {
     _ name: DeviceName, _ info: DeviceInfo?, _ directory: StateDirectory
   ) -> ListedDevice {
     let isLive = info?.state == .live
+    var state = info.map(ListedDevice.State.init) ?? .unknown
+    if isLive, let info, ProcessState(of: info.serverPID).isStopped { state = .stopped }
     return ListedDevice(
-      name: name, state: info.map(ListedDevice.State.init) ?? .unknown,
+      name: name, state: state,
       qublk: owner(directory, isLive: isLive), size: diskSize(name), queues: info?.queues,
       depth: info?.depth, process: isLive ? info?.serverPID : nil)
   }

@@ -8,6 +8,7 @@ extension UblkError {
     switch self {
     case .noControlDevice(let errno): "/dev/ublk-control: \(errno)\(Self.wayOut(errno))"
     case .noControlRing(let errno): "cannot make a ring for control commands: \(errno)"
+    case .noEndSignal(let errno): "cannot make an eventfd: \(errno)"
     case .refused(let command, let errno):
       "ublk driver: \(command.kernelName): \(errno)\(Self.wayOut(command, errno))"
     case .timedOut(let command, let milliseconds):
@@ -20,7 +21,8 @@ extension UblkError {
         + "-d \(depth)"
     case .lacks(let features): "ublk driver lacks \(features.names)"
     case .noCharacterDevice(let id, let errno): "/dev/ublkc\(id): cannot open: \(errno)"
-    case .worker(let queue, let stage, let errno): "queue \(queue): \(stage.text): \(errno)"
+    case .worker(let queue, let stage, let errno):
+      "queue \(queue): \(stage.text): \(errno)\(stage == .thread ? errno.threadHint : "")"
     case .lost(let queue, let errno): "queue \(queue): the driver refuses its commands: \(errno)"
     }
   }
@@ -54,6 +56,7 @@ extension ControlCommand {
     case .getParameters: "GET_PARAMS"
     case .startDevice: "START_DEV"
     case .stopDevice: "STOP_DEV"
+    case .tryStopDevice: "TRY_STOP_DEV"
     case .deleteDevice: "DEL_DEV"
     case .deleteDeviceAsync: "DEL_DEV_ASYNC"
     case .getDeviceInfo: "GET_DEV_INFO"
@@ -95,6 +98,7 @@ extension DeviceFeatures {
       (.userCopy, "UBLK_F_USER_COPY"), (.userRecoveryFailIO, "UBLK_F_USER_RECOVERY_FAIL_IO"),
       (.updateSize, "UBLK_F_UPDATE_SIZE"), (.autoBufferRegistration, "UBLK_F_AUTO_BUF_REG"),
       (.quiesce, "UBLK_F_QUIESCE"), (.batch, "UBLK_F_BATCH_IO"),
+      (.safeStop, "UBLK_F_SAFE_STOP_DEV"),
       (.noPartitionScan, "UBLK_F_NO_AUTO_PART_SCAN"),
     ]
     return known.filter { contains($0.0) }.map(\.1).joined(separator: ", ")

@@ -21,6 +21,12 @@ enum CommandError: Error {
   case stateTaken(String)
   case controlSocket(String, Errno)
   case fork(Errno)
+  /// A limit that is too low for serving.
+  case shortage(Shortage)
+  /// A file of a device below /run/qublk cannot be written.
+  case state(String, Errno)
+  /// A device of qublk whose files in /run/qublk are lost. Its daemon did not end.
+  case stillServed(DeviceName, process: Int32)
   case startSilent(status: Int32)
   case startFailed(String)
   case startAbandoned
@@ -36,20 +42,29 @@ enum CommandError: Error {
   /// The daemon answered in a way of another version.
   case otherVersion(DeviceName)
   case busy(DeviceName, DeviceUse)
+  /// The daemon is gone, but somebody has not noticed.
+  case deadInUse(DeviceName, DeviceUse)
+  /// Deleted, but the driver does not forget it while somebody has it open.
+  case stillHeld(DeviceName)
   case foreign(DeviceName, server: Int32)
-  case lastFlush(DeviceName, Errno)
+  /// With what the daemon knows about it.
+  case lastFlush(DeviceName, Errno, trouble: String?)
   case daemonRefused(DeviceName, String)
   case daemonLost(DeviceName)
+  /// The daemon does not answer. 0 for a process that is not known.
+  case daemonSilent(DeviceName, Int32)
+  /// Another command has detached it.
+  case goneMeanwhile(DeviceName)
   case leftBehind(DeviceName)
   case notStopped([CommandError])
   /// A queue was lost, and the device with it.
   case lost(DeviceName, UblkError)
 
-  enum HygieneStep { case signals, mountNamespace, flusher }
+  enum HygieneStep { case signals, mountNamespace, flusher, events, timeLimit }
 }
 
 extension CommandError {
-  /// The message after "qublk: ", in the form of STYLE.md section 7.
+  /// The message after "qublk: ", in the form of docs/design.md, section 9.
   var text: String {
     switch self {
     case .file(let path, let step, let errno): "\(path): cannot \(step.verb): \(errno)"
@@ -64,7 +79,13 @@ extension CommandError {
       "the kernel did not keep PR_SET_IO_FLUSHER: it needs Linux 5.6 and CAP_SYS_RESOURCE"
     case .stateTaken(let path): "\(path): in use by another daemon"
     case .controlSocket(let path, let errno): "\(path): cannot listen: \(errno)"
-    case .fork(let errno): "cannot start the daemon: \(errno)"
+    case .fork(let errno): "cannot start the daemon: \(errno)\(errno.threadHint)"
+    case .shortage(let shortage): shortage.text
+    case .state(let path, let errno):
+      "\(path): cannot write the files of a device: \(errno)\(Self.wayOut(ofStateError: errno))"
+    case .stillServed(let device, let process):
+      "\(device.disk): its files in \(StateDirectory.root) are lost, and process \(process) still "
+        + "serves it: its log says why"
     case .startSilent(let status): "the daemon ended before it was ready: \(Self.ending(status))"
     case .startFailed(let text): text
     case .startAbandoned: "nobody waits for the device any more: it was removed again"
@@ -80,17 +101,43 @@ extension CommandError {
       "\(device.disk): its daemon is of another version of qublk than this one"
     case .busy(let device, let use):
       "\(device.path): in use: \(use.text): stop that first, or add --force"
+    case .deadInUse(let device, let use):
+      "\(device.path): its daemon is gone, but it is \(use.text): \(use.wayOut), then delete it again"
+    case .stillHeld(let device):
+      "\(device.disk): deleted, but someone who could not be found still has it open: its number is "
+        + "free when that ends"
     case .foreign(let device, let server):
       "\(device.disk): served by process \(server), which is not qublk: add --force to delete it"
-    case .lastFlush(let device, let errno):
-      "\(device.path): cannot write back what is cached: \(errno): add --force to lose it"
-    case .daemonRefused(let device, let text): "\(device.disk): \(text)"
+    case .lastFlush(let device, let errno, let trouble):
+      "\(device.path): cannot write back what is cached: \(errno): "
+        + (trouble.map { $0 + ": " } ?? "") + "add --force to lose it"
+    // The daemon's own words name the device, where they are about it.
+    case .daemonRefused(let device, let text):
+      text.hasPrefix(device.path) ? text : "\(device.disk): \(text)"
     case .daemonLost(let device): "\(device.disk): the daemon ended without an answer"
+    case .daemonSilent(let device, let process): Self.silence(device, process)
+    case .goneMeanwhile(let device):
+      "\(device.disk): no such device any more: another command has detached it"
     case .leftBehind(let device): "\(device.disk): the device is still there after it was deleted"
     case .lost(let device, let error):
       "\(device.path): \(error.text): the device was stopped, and requests have failed"
     case .notStopped(let errors): errors.map(\.text).joined(separator: "\nqublk: ")
     }
+  }
+
+  private static func wayOut(ofStateError errno: Errno) -> String {
+    switch errno {
+    case _ where errno == .fileTooBig: ": raise the limit of file size (ulimit -f)"
+    case _ where errno.isNoSpace: ": make room in \(StateDirectory.root)"
+    default: ""
+    }
+  }
+
+  private static func silence(_ device: DeviceName, _ process: Int32) -> String {
+    let state = ProcessState(of: process)
+    let wayOut = state.isStopped ? ": let it go on with \"kill -CONT \(process)\"" : ""
+    return
+      "the daemon (process \(process)) of \(device.path) does not answer: \(state.text)\(wayOut)"
   }
 
   /// How a child ended, from its wait status.
@@ -117,8 +164,18 @@ extension CommandError.HygieneStep {
   fileprivate var text: String {
     switch self {
     case .signals: "cannot take over the signals"
+    case .events: "cannot make an eventfd"
+    case .timeLimit:
+      "cannot take away the limit of processor time (ulimit -t), at which the system would end the daemon"
     case .mountNamespace: "cannot make a mount namespace (needs CAP_SYS_ADMIN)"
     case .flusher: "cannot set PR_SET_IO_FLUSHER (needs CAP_SYS_RESOURCE)"
     }
+  }
+}
+
+extension Errno {
+  /// What keeps a process or a thread from being made.
+  var threadHint: String {
+    self == .again ? ": raise the limit of processes (ulimit -u, or pids.max of the cgroup)" : ""
   }
 }

@@ -1,4 +1,5 @@
 import ArgumentParser
+import QCOW2Format
 import QCOW2Tools
 
 /// `qublk info`: what an image is, in qemu-img's words.
@@ -14,6 +15,7 @@ struct InfoCommand: ParsableCommand {
 
   func run() throws {
     let info: ImageInfo
+    let file = FileReference.commandLinePath(self.file)
     do throws(ToolError) {
       try ToolOutput.expectQCOW2(format)
       let lock = forceShare ? ToolLock.none : ToolLock.reader
@@ -22,6 +24,7 @@ struct InfoCommand: ParsableCommand {
     } catch {
       throw ToolOutput.fail(file, error)
     }
+    for warning in info.warnings { ToolOutput.note(file, warning) }
     try ToolOutput.write(output == .json ? info.json : info.humanText)
   }
 }

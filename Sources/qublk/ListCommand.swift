@@ -8,9 +8,14 @@ struct ListCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "list", abstract: "List devices.",
     discussion: """
-      States: live; dead or fail-io (the daemon is gone, requests fail); quiesced (it is gone, \
+      States: live; io-errors (the host could not read or write something), no-space (the host is \
+      full), damaged (the image breaks the format and is no longer changed) or sync-failed (what was \
+      written may be lost, nothing more is written) in place of live: "qublk stats" and the log say \
+      more; stopped (a signal has stopped the daemon: kill -CONT lets it go on); dead or fail-io (the \
+      daemon is gone, requests fail); quiesced (it is gone, \
       requests wait); stale (only files in /run/qublk are left). "qublk del" removes each of \
-      them. A device of another program has no image.
+      them. A device of another program has no image; nor has one of qublk whose files in /run/qublk \
+      are lost, which "qublk del" ends all the same.
       """,
     aliases: ["ls"])
 
@@ -41,8 +46,8 @@ extension ListedDevice {
   fileprivate var row: [String] {
     let shape = queues.flatMap { queues in depth.map { "\(queues)x\($0)" } }
     return [
-      String(name.id), name.path, state.rawValue, size.map(SizeText.short) ?? "-", shape ?? "-",
-      process.map { String($0) } ?? "-", qublk?.image ?? "-",
+      String(name.id), name.path, stateText, size.map(SizeText.short) ?? "-", shape ?? "-",
+      process.map { String($0) } ?? "-", qublk.map { printable($0.image) } ?? "-",
     ]
   }
 
@@ -59,6 +64,9 @@ extension ListedDevice {
       .init("pid", Self.number(process)),
       .init("version", qublk.map { .string($0.version) } ?? .null),
       .init("started", Self.number(qublk?.started)),
+      .init(
+        "condition", state == .live ? qublk.map { .string($0.condition.rawValue) } ?? .null : .null),
+      .init("trouble", qublk?.trouble.map { .string($0) } ?? .null),
     ])
   }
 

@@ -1,4 +1,6 @@
 import ArgumentParser
+import CPlatform
+import Glibc
 import QCOW2Codec
 
 @main
@@ -13,6 +15,14 @@ struct Qublk: ParsableCommand {
       CreateCommand.self,
       InfoCommand.self, CheckCommand.self, BenchCommand.self, IOCommand.self,
     ])
+
+  static func main() {
+    qublk_process_prepare()
+    do throws(ArgumentError) { main(try ProgramArguments.all()) } catch {
+      _ = writeAll(STDERR_FILENO, "qublk: \(error.text)\n")
+      Glibc.exit(64)
+    }
+  }
 
   /// Every message starts with the program's name, the parser's own too.
   static var _errorPrefix: String { "qublk: " }

@@ -1,6 +1,7 @@
 import ArgumentParser
 import BlockCore
 import Glibc
+import HostFiles
 import QCOW2Tools
 
 /// The forms in which `info` and `check` answer.
@@ -40,7 +41,8 @@ enum ToolOutput {
 
   /// Writes one error line and ends the command with exit status 1.
   static func fail(_ path: String, _ error: ToolError) -> ExitCode {
-    note(path, error.message)
+    let use = error == .deviceInUse ? BlockDeviceUse.find(path) : nil
+    note(path, use?.refusal ?? error.message)
     return ExitCode(1)
   }
 

@@ -1,3 +1,5 @@
+import Glibc
+import TestTools
 import Testing
 
 @testable import BlockCore
@@ -41,9 +43,10 @@ import Testing
   }
 
   @Test func percentilesAreWithinAFifthOfAPercent() {
-    let seed = UInt64.random(in: 0...UInt64.max)
+    let given = getenv("QUBLK_SEED").flatMap { UInt64(String(cString: $0)) }
+    let seed = given ?? .random(in: 0...UInt64.max)
     print("seed \(seed)")
-    var generator = Generator(state: seed)
+    var generator = SeededGenerator(seed: seed)
     let durations = (0..<10_000).map { _ in generator.next() >> (24 + generator.next() % 36) }
     let all = histogram(durations)
     let sorted = durations.sorted()
@@ -107,18 +110,5 @@ import Testing
 
   private final class Shared: Sendable {
     let value = LatencyHistograms(count: 1)
-  }
-}
-
-/// SplitMix64.
-private struct Generator {
-  var state: UInt64
-
-  mutating func next() -> UInt64 {
-    state &+= 0x9e37_79b9_7f4a_7c15
-    var word = state
-    word = (word ^ (word >> 30)) &* 0xbf58_476d_1ce4_e5b9
-    word = (word ^ (word >> 27)) &* 0x94d0_49bb_1331_11eb
-    return word ^ (word >> 31)
   }
 }

@@ -1,5 +1,6 @@
 import BlockCore
 import Glibc
+import TestTools
 import Testing
 
 @testable import qublk

@@ -1,5 +1,6 @@
 import CPlatform
 import Glibc
+import TestTools
 import Testing
 
 @testable import qublk
@@ -27,10 +28,27 @@ import Testing
     }
   }
 
-  private func measure(_ body: () throws -> Void) rethrows -> Double {
-    let start = now()
-    try body()
-    return now() - start
+  /// Serves clients until `isOver`, or for `limit` seconds.
+  private func serve(
+    _ clients: inout ControlClients, limit: Double = 20,
+    until isOver: (_ count: Int, [ControlRequest]) -> Bool,
+    answer: (ControlRequest, ControlConnection) -> Void = { _, _ in },
+    sourceLocation: SourceLocation = #_sourceLocation
+  ) {
+    let end = now() + limit
+    var seen: [ControlRequest] = []
+    while !isOver(clients.count, seen) {
+      guard now() < end else {
+        Issue.record("not in \(limit) s", sourceLocation: sourceLocation)
+        return
+      }
+      var entries = clients.pollEntries
+      poll(&entries, nfds_t(entries.count), min(clients.milliseconds ?? 20, 20))
+      for (request, connection) in clients.serve(entries) {
+        seen.append(request)
+        answer(request, connection)
+      }
+    }
   }
 
   /// Runs `body` until it answers false, on a thread of its own.
@@ -55,79 +73,183 @@ import Testing
     pthread_detach(thread)
   }
 
-  @Test func aClientThatCannotBeAcceptedIsNotTriedAgainAtOnce() {
-    let time = measure {
-      // As without room for one more descriptor.
-      if ControlConnection(listener: -1) != nil { Issue.record("a connection of no listener") }
-    }
-    #expect(time >= Double(ControlConnection.pause) / 1e6)
+  @Test func `a client that cannot be accepted is not tried again at once`() {
+    // As without room for one more descriptor.
+    var clients = ControlClients(listener: -1)
+    var entries = clients.pollEntries
+    entries[0].revents = Int16(POLLIN)
+    _ = clients.serve(entries)
+    #expect(clients.count == 0)
+    #expect((1...101).contains(clients.milliseconds ?? -1))
   }
 
-  @Test func aRequestThatComesByteByByteIsNotWaitedForForever() throws {
+  @Test func `silent clients do not delay another`() throws {
     let socket = try Socket()
-    let client = try socket.client()
-    repeatedly(100_000) { send(client, "x", 1, Int32(MSG_NOSIGNAL)) == 1 }
-    let seconds = try measure {
-      let connection = ControlConnection(listener: socket.listener, seconds: 0.5)
-      let isNone = connection == nil
-      try #require(isNone)
-    }
-    #expect((0.4...30).contains(seconds))
-  }
-
-  @Test func aClientThatSaysNothingIsNotWaitedForForever() throws {
-    let socket = try Socket()
+    var clients = ControlClients(listener: dup(socket.listener), seconds: 60)
+    let silent = try (0..<20).map { _ in try socket.client() }
+    defer { for client in silent { close(client) } }
     let client = try socket.client()
     defer { close(client) }
-    let seconds = try measure {
-      let connection = ControlConnection(listener: socket.listener, seconds: 0.2)
-      let isNone = connection == nil
-      try #require(isNone)
+    try #require(write(client, "stats\n", 6) == 6)
+    serve(&clients) { _, seen in
+      seen == [.stats]
+    } answer: { _, connection in
+      connection.reply(.report("x"))
     }
-    #expect((0.1...30).contains(seconds))
+    var answer = [UInt8](repeating: 0, count: 9)
+    let count = read(client, &answer, 9)
+    #expect(count == 9)
+    #expect(String(decoding: answer, as: UTF8.self) == "report x\n")
   }
 
-  @Test func aReplyThatIsTakenSlowlyIsNotWaitedForForever() throws {
+  @Test func `of too many clients the oldest silent one is dropped`() throws {
     let socket = try Socket()
+    var clients = ControlClients(listener: dup(socket.listener), seconds: 60)
+    let worker = try socket.client()
+    try #require(write(worker, "stop\n", 5) == 5)
+    serve(&clients) { _, seen in seen == [.stop] }
+    let silent = try (1..<ControlClients.limit).map { _ in try socket.client() }
+    serve(&clients) { count, _ in count == ControlClients.limit }
+    let late = try socket.client()
+    defer { for client in [worker, late] + silent.dropFirst() { close(client) } }
+    try #require(write(late, "stats\n", 6) == 6)
+    serve(&clients) { _, seen in seen == [.stats] }
+    #expect(clients.count == ControlClients.limit)
+    var byte: UInt8 = 0
+    let ended = read(silent[0], &byte, 1)
+    #expect(ended == 0, "the oldest silent one")
+    close(silent[0])
+    for client in [silent[1], worker] {
+      let count = recv(client, &byte, 1, Int32(MSG_DONTWAIT))
+      #expect(count == -1, "the next silent one and the one that waits are still there")
+    }
+  }
+
+  @Test(arguments: [true, false])
+  func `a request that does not come whole ends after its time`(_ sends: Bool) throws {
+    let socket = try Socket()
+    var clients = ControlClients(listener: dup(socket.listener), seconds: 0.5)
+    let client = try socket.client()
+    if sends { repeatedly(100_000) { send(client, "x", 1, Int32(MSG_NOSIGNAL)) == 1 } }
+    serve(&clients) { count, _ in count == 1 }
+    serve(&clients) { count, _ in count == 0 }
+    if !sends { close(client) }
+  }
+
+  @Test func `a reply that is taken slowly ends after its time`() throws {
+    let socket = try Socket()
+    var clients = ControlClients(listener: dup(socket.listener), seconds: 0.5)
     let client = try socket.client()
     try #require(write(client, "stats\n", 6) == 6)
-    let connection = ControlConnection(listener: socket.listener, seconds: 0.5)
-    guard let connection else {
-      Issue.record("no connection")
-      return
+    let text = String(repeating: "x", count: 32 << 20)
+    serve(&clients) { _, seen in
+      seen == [.stats]
+    } answer: { _, connection in
+      connection.reply(.report(text))
     }
-    #expect(connection.request == .stats)
     repeatedly(50_000) {
       var bytes = [UInt8](repeating: 0, count: 65536)
       return read(client, &bytes, bytes.count) > 0
     }
-    let text = String(repeating: "x", count: 32 << 20)
-    let start = now()
-    connection.reply(.report(text))
-    #expect((0.4...30).contains(now() - start))
+    serve(&clients) { count, _ in count == 0 }
   }
 
   @Test(arguments: ["", "\n", "stats", "STATS\n", "stats \n", "stop --force --now\n"])
-  func whatIsNoRequestIsNoConnection(_ text: String) throws {
+  func `what is no request ends the connection`(_ text: String) throws {
     let socket = try Socket()
+    var clients = ControlClients(listener: dup(socket.listener), seconds: 60)
     let client = try socket.client()
     try #require(write(client, text, text.utf8.count) == text.utf8.count)
+    serve(&clients) { count, _ in count == 1 }
+    shutdown(client, Int32(SHUT_WR))
+    serve(&clients) { count, seen in count == 0 && seen.isEmpty }
     close(client)
-    let isNone = ControlConnection(listener: socket.listener) == nil
-    #expect(isNone)
   }
 
-  @Test func aClientThatHasGoneDoesNotEndTheDaemon() throws {
-    signal(SIGPIPE, SIG_IGN)
+  @Test func `a client that has gone does not end the daemon`() throws {
+    signal(SIGPIPE, SIG_DFL)
     let socket = try Socket()
+    var clients = ControlClients(listener: dup(socket.listener))
     let client = try socket.client()
     try #require(write(client, "stats\n", 6) == 6)
-    let connection = ControlConnection(listener: socket.listener)
-    close(client)
-    guard let connection else {
-      Issue.record("no connection")
-      return
+    serve(&clients) { _, seen in
+      seen == [.stats]
+    } answer: { _, connection in
+      close(client)
+      connection.reply(.report(String(repeating: "x", count: 1 << 20)))
     }
-    connection.reply(.report(String(repeating: "x", count: 1 << 20)))
+    serve(&clients) { count, _ in count == 0 }
+  }
+
+  @Test func `what a client that has given up asked for is not done`() throws {
+    let socket = try Socket()
+    var clients = ControlClients(listener: dup(socket.listener), seconds: 60)
+    let client = try socket.client()
+    try #require(write(client, "stop --force\n", 13) == 13)
+    close(client)
+    serve(&clients) { count, _ in count == 1 }
+    serve(&clients) { count, seen in count == 0 && seen.isEmpty }
+  }
+
+  @Test func `a client that has gone is noticed while it waits`() throws {
+    let socket = try Socket()
+    var clients = ControlClients(listener: dup(socket.listener), seconds: 60)
+    let client = try socket.client()
+    try #require(write(client, "stop\n", 5) == 5)
+    serve(&clients) { _, seen in
+      seen == [.stop]
+    } answer: { _, connection in
+      #expect(connection.hasClient)
+      shutdown(client, Int32(SHUT_WR))
+      #expect(connection.hasClient, "it says no more, and listens")
+      close(client)
+      #expect(!connection.hasClient)
+    }
+    serve(&clients) { count, _ in count == 0 }
+  }
+
+  // MARK: The commands' side
+
+  @Test func `a client waits for as long as it is told to`() throws {
+    let socket = try Socket()
+    let listener = dup(socket.listener)
+    repeatedly(1) {
+      var clients = ControlClients(listener: listener)
+      let end = now() + 2.5
+      var connections: [ControlConnection] = []
+      while now() < end {
+        var entries = clients.pollEntries
+        poll(&entries, nfds_t(entries.count), min(clients.milliseconds ?? 20, 20))
+        connections += clients.serve(entries).map(\.1)
+      }
+      for connection in connections { connection.reply(.gone) }
+      clients.drain()
+      return false
+    }
+    #expect(ControlClient.ask(.stop, socket: socket.path, silence: 2) == .reply(.gone))
+  }
+
+  @Test func `a daemon that says nothing is not waited for for ever`() throws {
+    let socket = try Socket()
+    let answer = ControlClient.ask(.stats, socket: socket.path, silence: 0.3)
+    #expect(answer == .silent(process: getpid()))
+  }
+
+  @Test func `a daemon that is stopped is found out`() throws {
+    let sleeper = try Subprocess("sleep", ["100"])
+    let process = sleeper.process
+    kill(process, SIGSTOP)
+    #expect(wait(seconds: 10) { ProcessState(of: process).isStopped })
+    #expect(ProcessState(of: process).text == "it is stopped (state T)")
+    kill(process, SIGKILL)
+    _ = sleeper.finish()
+    // This thread runs; the first one, which the state is of, may wait.
+    #expect(ProcessState(of: getpid()).letter.map("RS".contains) == true)
+    #expect(ProcessState(of: 0).text == "it is gone")
+  }
+
+  @Test func `a daemon that is not there gives no answer`() throws {
+    let socket = try Socket()
+    #expect(ControlClient.ask(.stats, socket: socket.path + "x") == .nothing)
   }
 }

@@ -1,3 +1,4 @@
+import TestTools
 import Testing
 
 /// `qublk create` with encryption, judged by QEMU's tools and by our own commands.
@@ -43,7 +44,7 @@ import Testing
     "\(quick),encrypt.cipher-mode=ecb,encrypt.ivgen-alg=plain64,encrypt.hash-alg=sha384",
   ]
 
-  @Test(arguments: forms)
+  @Test(arguments: share(of: forms))
   func whatIsMadeIsReadAndWrittenByBoth(form: String) throws {
     let list = form.replacing("%", with: "y") + ",encrypt.key-secret=k"
     let key = form == "encryption=on" ? "" : ",encrypt.key-secret=k"

@@ -1,3 +1,4 @@
+import TestTools
 import Testing
 
 /// Where a data file is that an image names by a relative path: in the current directory, as QEMU

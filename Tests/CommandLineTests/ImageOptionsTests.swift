@@ -1,5 +1,6 @@
 import CPlatform
 import Glibc
+import TestTools
 import Testing
 
 /// Options for what images refer to, as whole messages of the commands.

@@ -2,6 +2,7 @@ import BlockCore
 import CPlatform
 import Glibc
 import HostFiles
+import TestTools
 import Testing
 
 /// Locks against the real QEMU tools, in both directions [SEC-6].

@@ -1,4 +1,5 @@
 import Glibc
+import TestTools
 import Testing
 
 /// Starts that fail: each ends soon, with nothing on standard output and one line of reason.

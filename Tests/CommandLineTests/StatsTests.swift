@@ -1,5 +1,6 @@
 import BlockCore
 import QCOW2Engine
+import TestTools
 import Testing
 import Ublk
 import Uring
@@ -28,7 +29,8 @@ import Uring
 
   @Test func aReportSurvivesTheWayThroughTheSocket() throws {
     let report = report()
-    let text = ControlReply.report(report.wire.text).text
+    let text = ControlReply.report(report.wire.line).line
+    #expect(!text.contains("\n"), "one line is one message")
     guard case .report(let received) = ControlReply(text) else {
       Issue.record("no report")
       return
@@ -99,7 +101,7 @@ import Uring
         "device", "id", "image", "interval", "requests", "in_flight", "failures", "hits", "misses",
         "hit_ratio", "host_ios", "host_syncs", "host_allocations", "io_uring_enters", "turns",
         "polls_found", "polls_missed", "poll_ns", "unregistered", "user_copies", "driver_errors",
-        "operations", "engine", "queues",
+        "operations", "engine", "condition", "events", "queues",
       ])
     let json = JSONValue.object(members)
     #expect(json["interval"] == .fraction("1.500000"))

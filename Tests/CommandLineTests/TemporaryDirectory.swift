@@ -1,6 +1,7 @@
 import CPlatform
 import Glibc
 import HostFiles
+import TestTools
 import Testing
 
 /// A directory that is gone, with its files, when its owner is.

@@ -1,3 +1,4 @@
+import HostFiles
 import Testing
 
 @testable import qublk
@@ -40,8 +41,10 @@ import Testing
   }
 
   @Test func repliesSurviveTheWayThroughText() {
-    for reply in [ControlReply.done, .refused("busy: a; b"), .failed("two\nlines")] {
-      #expect(ControlReply(reply.text) == reply)
+    let replies = [ControlReply.done, .gone, .refused("busy: a; b"), .failed("two\nlines \\ \"\t")]
+    for reply in replies {
+      #expect(ControlReply(reply.line) == reply)
+      #expect(!reply.line.contains("\n"))
     }
     #expect(ControlReply("") == nil)
   }

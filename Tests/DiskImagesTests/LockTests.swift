@@ -1,5 +1,6 @@
 import Glibc
 import HostFiles
+import TestTools
 import Testing
 import Uring
 
@@ -24,9 +25,10 @@ import Uring
   ///
   /// Programs that other tests start hold copies of this process's locks until they exec, so what
   /// was closed here may stay locked for a moment.
-  private func holder(_ options: String, _ image: String) throws -> RunningShell {
+  private func holder(_ options: String, _ image: String) throws -> Subprocess {
     for _ in 0..<50 {
-      let running = try RunningShell("exec qemu-io \(options) '\(scratch.file(image))'")
+      let running = try Subprocess(
+        "bash", ["-c", "exec qemu-io \(options) '\(scratch.file(image))'"], joinsErrors: true)
       running.send("read 0 512")
       if running.waitFor("ops") { return running }
       _ = running.finish()
@@ -45,7 +47,7 @@ import Uring
     return openMessage(options)
   }
 
-  private func qemu(_ options: String) throws -> ShellResult {
+  private func qemu(_ options: String) throws -> Outcome {
     try shell("cd '\(scratch.path)' && qemu-io \(options)")
   }
 

@@ -1,4 +1,5 @@
 import BlockCore
+import TestTools
 import Testing
 
 @testable import DiskImages
@@ -79,7 +80,7 @@ import Testing
     try scratch.run("cd in; qemu-img create -q -f qcow2 -o data_file=../out/data top 1M")
     try scratch.run("qemu-img create -q -f raw out/data 1M")
     var options = scratch.options("in/top")
-    options.currentDirectory = scratch.file("in")
+    options.currentDirectory = .success(scratch.file("in"))
     options.backingPolicy = .sameDirectory
     #expect(
       openMessage(options)

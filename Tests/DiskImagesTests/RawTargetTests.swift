@@ -1,5 +1,6 @@
 import BlockCore
 import DiskImages
+import TestTools
 import Testing
 
 @Suite struct RawTargetTests {

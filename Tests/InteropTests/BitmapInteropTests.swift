@@ -1,6 +1,7 @@
 import BlockCore
 import HostFiles
 import QCOW2Engine
+import TestTools
 import Testing
 import Uring
 
@@ -11,7 +12,7 @@ struct BitmapInteropTests {
   /// Name and granularity.
   private static let bitmaps = [("fine", 512), ("usual", 65536), ("coarse", 1 << 20)]
 
-  private func make(_ scratch: Scratch, _ random: inout Random) throws -> String {
+  private func make(_ scratch: Scratch, _ random: inout SeededGenerator) throws -> String {
     let path = scratch.file("image.qcow2")
     let bits = [9, 12, 16].randomElement(using: &random) ?? 16
     try mustRun(
@@ -60,7 +61,7 @@ struct BitmapInteropTests {
   }
 
   @Test func afterACloseQemuFindsTheBitsOfOurRequestsAndNoOthers() throws {
-    var random = Random(seed: runSeed)
+    var random = SeededGenerator(seed: runSeed)
     for _ in 0..<3 {
       let scratch = try Scratch()
       let path = try make(scratch, &random)
@@ -83,6 +84,8 @@ struct BitmapInteropTests {
         // QEMU's own changes come into the same bitmaps.
         let offset = UInt64(Int.random(in: 0..<512, using: &random)) * 65536
         try Qemu.io(path, ["write -P 7 \(offset) 4096"])
+        let sevens = [UInt8](repeating: 7, count: 4096)
+        try sevens.withUnsafeBytes { try shadow.write($0, at: offset) }
         asked.append(offset..<(offset + 4096))
         let file = try BitmapFile(path)
         #expect(file.autoclear == 1)
@@ -99,7 +102,7 @@ struct BitmapInteropTests {
   }
 
   @Test func afterACrashQemuStillTrustsTheBitmaps() throws {
-    var random = Random(seed: runSeed &+ 1)
+    var random = SeededGenerator(seed: runSeed &+ 1)
     let scratch = try Scratch()
     let path = try make(scratch, &random)
     var offsets: [UInt64] = []
@@ -130,7 +133,7 @@ struct BitmapInteropTests {
   }
 
   @Test func aBackupChainFromTheBitmapIsTheDisk() throws {
-    var random = Random(seed: runSeed &+ 2)
+    var random = SeededGenerator(seed: runSeed &+ 2)
     let scratch = try Scratch()
     let path = try make(scratch, &random)
     let shadow = try Shadow(scratch.file("shadow.raw"), size: UInt64(Self.size))

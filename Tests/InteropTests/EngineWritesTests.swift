@@ -1,22 +1,23 @@
 import QCOW2Engine
+import TestTools
 import Testing
 
 /// qemu-img makes images of every kind, our engine writes them, qemu-img judges.
 @Suite(.enabled(if: Qemu.isInstalled, Qemu.reason))
 struct EngineWritesTests {
   @Test func whatWeWriteQemuReadsAndFindsInOrder() throws {
-    var random = Random(seed: runSeed)
+    var random = SeededGenerator(seed: runSeed)
     for combination in Combination.sample(&random) {
       let seed = random.next()
       do {
-        try writeAndCompare(combination, Random(seed: seed))
+        try writeAndCompare(combination, SeededGenerator(seed: seed))
       } catch {
         Issue.record("QUBLK_SEED=\(runSeed) \(combination): \(error)")
       }
     }
   }
 
-  private func writeAndCompare(_ combination: Combination, _ seeded: Random) throws {
+  private func writeAndCompare(_ combination: Combination, _ seeded: SeededGenerator) throws {
     var random = seeded
     let scratch = try Scratch()
     let path = scratch.file("image.qcow2")
@@ -44,7 +45,8 @@ struct EngineWritesTests {
   }
 
   private func work(
-    _ path: String, _ shadow: Shadow, _ source: inout OperationSource, _ random: inout Random,
+    _ path: String, _ shadow: Shadow, _ source: inout OperationSource,
+    _ random: inout SeededGenerator,
     batches: Int
   ) throws {
     var work: [[GuestOperation]] = []

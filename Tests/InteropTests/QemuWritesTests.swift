@@ -1,22 +1,23 @@
 import BlockCore
+import TestTools
 import Testing
 
 /// qemu-io and our engine write the same image in turn; each must read what the other wrote.
 @Suite(.enabled(if: Qemu.isInstalled, Qemu.reason))
 struct QemuWritesTests {
   @Test func whatQemuWritesWeReadAndContinue() throws {
-    var random = Random(seed: runSeed ^ 0x51)
+    var random = SeededGenerator(seed: runSeed ^ 0x51)
     for combination in Combination.sample(&random).shuffled(using: &random).prefix(24) {
       let seed = random.next()
       do {
-        try alternate(combination, Random(seed: seed))
+        try alternate(combination, SeededGenerator(seed: seed))
       } catch {
         Issue.record("QUBLK_SEED=\(runSeed) \(combination): \(error)")
       }
     }
   }
 
-  private func alternate(_ combination: Combination, _ seeded: Random) throws {
+  private func alternate(_ combination: Combination, _ seeded: SeededGenerator) throws {
     var random = seeded
     let scratch = try Scratch()
     let path = scratch.file("image.qcow2")
@@ -45,7 +46,8 @@ struct QemuWritesTests {
   }
 
   private func readAndWrite(
-    _ path: String, _ shadow: Shadow, _ source: inout OperationSource, _ random: inout Random
+    _ path: String, _ shadow: Shadow, _ source: inout OperationSource,
+    _ random: inout SeededGenerator
   ) throws {
     try withImage(path, &random, readOnly: true) { try await $0.verify(shadow) }
     var work: [[GuestOperation]] = []
@@ -58,7 +60,8 @@ struct QemuWritesTests {
   }
 
   /// The request in qemu-io's words; nil for one that has none.
-  private func qemuCommand(_ operation: GuestOperation, _ random: inout Random) -> String? {
+  private func qemuCommand(_ operation: GuestOperation, _ random: inout SeededGenerator) -> String?
+  {
     let place = "\(operation.range.lowerBound) \(operation.range.count)"
     switch operation.kind {
     case .write: return "write -P \(operation.stamp & 0xff) \(place)"

@@ -1,4 +1,5 @@
 import QCOW2Engine
+import TestTools
 import Testing
 
 /// Images opened without something that they need: a clear error, and not a byte changed.

@@ -1,6 +1,7 @@
 import BlockCore
 import Glibc
 import QCOW2Engine
+import TestTools
 import Testing
 
 /// Internal snapshots that qemu-img takes, kept and read by our engine.
@@ -24,7 +25,7 @@ struct SnapshotTests {
 
   @Test("What snapshots hold survives heavy writing, and attaches as it was", arguments: kinds)
   func snapshotsSurviveWriting(kind: Kind) throws {
-    var random = Random(seed: runSeed)
+    var random = SeededGenerator(seed: runSeed)
     let scratch = try Scratch()
     let path = try makeImage(
       scratch, kind.options, size: String((kind.clusterSize == 512 ? 3 : 24) << 20))
@@ -49,7 +50,8 @@ struct SnapshotTests {
   }
 
   private func work(
-    _ path: String, _ shadow: Shadow, _ source: inout OperationSource, _ random: inout Random
+    _ path: String, _ shadow: Shadow, _ source: inout OperationSource,
+    _ random: inout SeededGenerator
   ) throws {
     var work: [[GuestOperation]] = []
     for _ in 0..<20 { work.append(source.batch(Int.random(in: 1...8, using: &random))) }
@@ -77,7 +79,7 @@ struct SnapshotTests {
 
   @Test("Snapshots attach at the size that the disk had", arguments: ["4096", "65536"])
   func snapshotsOfOtherSizes(clusterSize: String) throws {
-    var random = Random(seed: runSeed)
+    var random = SeededGenerator(seed: runSeed)
     let scratch = try Scratch()
     let path = try makeImage(scratch, "cluster_size=\(clusterSize)", size: "3M")
     let sizes: [(name: String, size: UInt64)] = [
@@ -101,7 +103,7 @@ struct SnapshotTests {
 
   @Test("An ID comes before a name, and what is not there is refused by name")
   func selection() throws {
-    var random = Random(seed: runSeed)
+    var random = SeededGenerator(seed: runSeed)
     let scratch = try Scratch()
     let path = try makeImage(scratch, "cluster_size=4096")
     for (byte, name) in [(1, "2"), (2, "1"), (3, "same")] {

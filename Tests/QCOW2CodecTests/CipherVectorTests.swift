@@ -1,3 +1,4 @@
+import TestTools
 import Testing
 
 @testable import QCOW2Codec
@@ -80,7 +81,7 @@ import Testing
 
   @Test(arguments: [AESKeyLength.aes128, .aes256])
   func xtsFromSingleBlocksEqualsTheLibrarys(cipher: AESKeyLength) throws {
-    var random = Random(seed: 11)
+    var random = SeededGenerator(seed: 11)
     let key = Secret(random.bytes(cipher.rawValue * 2))
     let suite = CipherSuite(cipher, .xts, .plain64)
     let plain = random.bytes(2048)
@@ -96,7 +97,7 @@ import Testing
   }
 
   @Test func everySuiteComesBackAndEverySectorDiffers() throws {
-    var random = Random(seed: 12)
+    var random = SeededGenerator(seed: 12)
     let generators: [IVGenerator] = [.plain, .plain64, .essiv(.sha256), .essiv(.md5)]
     for cipher in AESKeyLength.allCases {
       for mode in CipherMode.allCases {
@@ -141,7 +142,7 @@ import Testing
   }
 
   @Test func manyThreadsUseOneCipher() async throws {
-    var random = Random(seed: 13)
+    var random = SeededGenerator(seed: 13)
     let transform = try SectorTransform(
       CipherSuite(.aes256, .xts, .plain64), key: Secret(random.bytes(64)))
     let plain = random.bytes(4096)

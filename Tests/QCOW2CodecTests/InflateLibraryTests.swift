@@ -1,4 +1,6 @@
+import Glibc
 import QCOW2Codec
+import TestTools
 import Testing
 
 /// libdeflate beside zlib: what a cluster reads as does not depend on which is installed.
@@ -31,7 +33,7 @@ struct InflateLibraryTests {
   }
 
   /// A cluster of text and runs, which makes blocks of all kinds.
-  private func cluster(_ random: inout Random) -> [UInt8] {
+  private func cluster(_ random: inout SeededGenerator) -> [UInt8] {
     var bytes: [UInt8] = []
     while bytes.count < Self.size {
       switch Int.random(in: 0...3, using: &random) {
@@ -48,9 +50,10 @@ struct InflateLibraryTests {
   }
 
   @Test func whatZlibReadsIsReadTheSameAndWhatItRefusesIsRefused() throws {
-    let seed: UInt64 = .random(in: 1...999_999)
+    let given = getenv("QUBLK_SEED").flatMap { UInt64(String(cString: $0)) }
+    let seed = given ?? .random(in: 1...999_999)
     print("whatZlibReads: seed \(seed)")
-    var random = Random(seed: seed)
+    var random = SeededGenerator(seed: seed)
     var whole = Counts()
     var mutated = Counts()
     for _ in 0..<60 {
@@ -78,7 +81,7 @@ struct InflateLibraryTests {
   }
 
   @Test func aFullClusterNeedsNoEndOfItsStream() throws {
-    var random = Random(seed: 3)
+    var random = SeededGenerator(seed: 3)
     let cluster = random.bytes(Self.size)
     var writer = DeflateWriter()
     writer.stored(cluster, isLast: false)
@@ -89,7 +92,7 @@ struct InflateLibraryTests {
   }
 
   @Test func aStreamThatEndsShortOrGoesOnIsZlibsToDecide() throws {
-    var random = Random(seed: 4)
+    var random = SeededGenerator(seed: 4)
     for size in [Self.size - 1, Self.size + 1, 2 * Self.size] {
       let bytes = random.bytes(size)
       var writer = DeflateWriter()

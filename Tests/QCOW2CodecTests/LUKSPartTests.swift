@@ -1,3 +1,4 @@
+import TestTools
 import Testing
 
 @testable import QCOW2Codec
@@ -28,7 +29,7 @@ import Testing
 
   @Test(arguments: HashAlgorithm.allCases, [16, 24, 32, 48, 64])
   func aSplitKeyMergesAgain(hash: HashAlgorithm, length: Int) throws {
-    var random = Random(seed: 21)
+    var random = SeededGenerator(seed: 21)
     let key = Secret(random.bytes(length))
     let split = try AntiForensic.split(key, stripes: 7, hash: hash)
     #expect(split.count == 7 * length)

@@ -1,3 +1,4 @@
+import TestTools
 import Testing
 
 @testable import QCOW2Codec
@@ -10,7 +11,9 @@ import Testing
     "driver=qcow2,file.driver=file,file.filename=\(path),encrypt.format=\(format),encrypt.key-secret=s"
   }
 
-  @Test(arguments: [128, 192, 256], CipherMode.allCases)
+  static let ciphers = [128, 192, 256].flatMap { bits in CipherMode.allCases.map { (bits, $0) } }
+
+  @Test(arguments: share(of: ciphers))
   func ourKeysOpenQEMUsImages(bits: Int, mode: CipherMode) throws {
     // QEMU ends with an assertion on these: their key material is not whole sectors.
     guard bits != 192 || mode == .xts else { return }

@@ -53,4 +53,26 @@ import Testing
     }
     #expect(bench.problems() == [])
   }
+
+  @Test("A run of clusters is inside the file, or behind its end, and never both")
+  func aRunIsInsideOrBehind() throws {
+    var builder = ImageBuilder()
+    builder.clusterBits = 9
+    let bench = Bench(builder, schedule: nil, isImmediate: true)
+    let end = (bench.bytes.length + 511) / 512
+    // Three clusters with bytes of somebody's at the end of the file, which no refcount counts.
+    bench.bytes.fill(0xee, count: 3 * 512, at: end * 512)
+    try bench.host.run {
+      let image = try await bench.open()
+      let inside = try await image.allocator.reserve(upTo: 16)
+      #expect(inside == ClusterRun(start: UInt64(end), count: 3, isFresh: false))
+      let behind = try await image.allocator.reserve(upTo: 16)
+      #expect(behind.start >= inside.end && behind.isFresh)
+      #expect(bench.bytes.length >= Int(behind.end) * 512)
+      for run in [inside, behind] { try await image.allocator.unreserve(run) }
+      try await image.close()
+    }
+    let report = ImageVerifier(bench.bytes).check()
+    #expect(report.errors.isEmpty && report.leaks == 0, "\(report)")
+  }
 }

@@ -1,11 +1,14 @@
 import BlockCore
 import QCOW2Engine
 import TestSupport
+import TestTools
 import Testing
 
 /// Cuts the power at every moment of workloads on images with persistent bitmaps [SNAP-7, ORD-12].
 @Suite struct BitmapPowerCutTests {
-  @Test("Every crash state has valid bitmaps that miss no change", arguments: BitmapShape.all)
+  @Test(
+    "Every crash state has valid bitmaps that miss no change", arguments: share(of: BitmapShape.all)
+  )
   func everyCrashStateHasValidBitmaps(shape: BitmapShape) throws {
     let seed = testSeed("bitmap power cut")
     for round in 0..<UInt64(testSetting("QUBLK_POWER_CUT_ROUNDS", default: 1)) {
@@ -86,13 +89,15 @@ import Testing
     _ shape: BitmapShape, _ fault: Fault?, _ seed: UInt64
   ) throws -> (bench: Bench, problem: String?) {
     let bench = shape.bench(schedule: seed)
+    bench.allow(fault)
     let found = Box<String?>(nil)
     try bench.host.run {
       let image = try await bench.open()
       bench.faulty.fault = fault
+      var options = shape.workload(operations: 40)
+      options.allow(fault)
       let workload = Workload(
-        image: image, file: bench.file, model: bench.model,
-        options: shape.workload(operations: 40), seed: seed)
+        image: image, file: bench.file, model: bench.model, options: options, seed: seed)
       workload.toleratesFailures = fault != nil
       await workload.run()
       found.value = workload.problems.first

@@ -1,6 +1,7 @@
 import BlockCore
 import QCOW2Engine
 import TestSupport
+import TestTools
 import Testing
 
 /// Real threads on an image with bitmaps whose bits are cleared all the time.

@@ -10,9 +10,11 @@ import Testing
   private func request(
     _ operation: BlockOperation, _ cluster: Int, _ buffer: IOBuffer? = nil
   ) -> BlockRequest {
-    BlockRequest(
-      operation, offset: GuestOffset(UInt64(cluster * Self.cluster)),
-      length: UInt64(Self.cluster), data: buffer?.data ?? .none)
+    // A worker keeps what it decompresses for a part of a cluster only: reads are of a sector.
+    let length = operation == .read ? 512 : Self.cluster
+    return BlockRequest(
+      operation, offset: GuestOffset(UInt64(cluster * Self.cluster)), length: UInt64(length),
+      data: buffer?.data.slice(0, length) ?? .none)
   }
 
   private func pattern(_ change: UInt32, _ cluster: Int) -> IOBuffer {
@@ -21,6 +23,40 @@ import Testing
       SectorPattern.fill(buffer.base + sector * 512, change: change, sector: cluster * 8 + sector)
     }
     return buffer
+  }
+
+  @Test("A place that was released and compressed into anew is decompressed anew")
+  func aReleasedPlaceIsDecompressedAnew() throws {
+    var builder = ImageBuilder()
+    builder.clusterBits = 12
+    builder.size = 1 << 20
+    builder.mappings = [3: .compressed]
+    let bench = Bench(builder, schedule: nil, isImmediate: true)
+    bench.options.compressesWrites = true
+    bench.options.dirtyAgeMilliseconds = 1_000_000
+    let table = Int(bench.bytes.be64(Int(bench.bytes.be64(40))) & 0x00ff_ffff_ffff_fe00)
+    let place = bench.bytes.be64(table + 3 * 8) & 0xffff_ffff
+    try bench.host.run {
+      let image = try await bench.open()
+      func serve(_ operation: BlockOperation, _ buffer: IOBuffer? = nil) async {
+        let done = await image.serve(self.request(operation, 3, buffer), worker: 0, slot: 0)
+        #expect(done == .done)
+      }
+      let buffer = IOBuffer(count: Self.cluster)
+      await serve(.read, buffer)
+      #expect(SectorPattern.change(in: buffer.base, sector: 24) != 77)
+      await serve(.discard)
+      try await image.flush()
+      await image.maintain()
+      let new = self.pattern(77, 3)
+      await serve(.write, new)
+      await serve(.read, buffer)
+      #expect(SectorPattern.change(in: buffer.base, sector: 24) == 77, "what was there before")
+      withExtendedLifetime((buffer, new)) {}
+      try await image.close()
+    }
+    let entry = bench.bytes.be64(table + 3 * 8)
+    #expect(entry >> 62 == 1 && entry & 0xffff_ffff == place, "the place was not used anew")
   }
 
   /// A cluster compressed at a place, which another compressed cluster takes over.
@@ -83,5 +119,34 @@ import Testing
     let entry = bench.bytes.be64(Int(table) + 3 * 8)
     #expect(entry >> 62 == 1 && entry & 0xffff_ffff == place, "the place was not used anew")
     #expect(bench.verifier().check().errors.isEmpty)
+  }
+
+  @Test(
+    "No host cluster is shared by more compressed clusters than its refcount can say",
+    arguments: 0...2)
+  func refcountsOfSharedClusters(order: Int) throws {
+    var builder = ImageBuilder()
+    builder.clusterBits = 12
+    builder.refcountOrder = order
+    builder.size = 1 << 20
+    let bench = Bench(builder, schedule: nil, isImmediate: true)
+    bench.options.compressesWrites = true
+    try bench.host.run {
+      let image = try await bench.open()
+      for cluster in 0..<40 {
+        let data = self.pattern(7, cluster)
+        let request = self.request(.write, cluster, data)
+        #expect(await image.serve(request, worker: 0, slot: 0) == .done)
+        withExtendedLifetime(data) {}
+      }
+      try await image.close()
+    }
+    let verifier = bench.verifier()
+    let report = verifier.check()
+    #expect(report.errors.isEmpty && report.leaks == 0, "\(report)")
+    for sector in 0..<320 {
+      let found = verifier.sector(sector).flatMap { SectorPattern.change(in: $0, sector: sector) }
+      #expect(found == 7, "sector \(sector)")
+    }
   }
 }

@@ -3,6 +3,7 @@ import Glibc
 import QCOW2Engine
 import QCOW2Format
 import TestSupport
+import TestTools
 import Testing
 
 /// Real threads on one image.
@@ -58,40 +59,36 @@ import Testing
     let file = MemoryFile(builder.build(capacity: 1 << 27))
     file.yields = true
     let image = try await Image.open(file, options: ThreadRun.options(workers: 3))
+    let growths = Guarded(0)
     let clients = (0..<12).map { number in
-      ThreadClient(image: image, files: [file], number: number, seed: seed, growsWith: 3)
+      ThreadClient(
+        image: image, files: [file], number: number, seed: seed, growsWith: 3, growths: growths)
     }
-    let counted = Guarded(0)
     await ThreadRun.run(clients, on: image, workers: 3, times: 8) { isOver in
-      let growths = await Self.grow(
-        image, by: clusterBits == 9 ? 19 << 10 : 700 << 10, until: isOver)
-      counted.withLock { $0 = growths }
+      await Self.grow(
+        image, by: clusterBits == 9 ? 19 << 10 : 700 << 10, until: isOver, growths)
     }
     let size = image.size
-    let growths = counted.withLock { $0 }
-    print("growing threads: \(growths) growths, to \(size) bytes")
-    #expect(growths >= 10)
+    print("growing threads: \(growths.withLock { $0 }) growths, to \(size) bytes")
+    #expect(growths.withLock { $0 } >= ThreadClient.growthsAwaited)
     #expect(clients.allSatisfy { $0.isBeyond(UInt64(builder.size)) }, "nobody used what was added")
     #expect(file.bytes.be64(24) == size)
     ThreadRun.expectSound(ImageVerifier(file.bytes), clients)
   }
 
-  /// Makes the disk larger every few milliseconds, up to eighty times.
-  ///
-  /// - Returns: How often.
+  /// Makes the disk larger every few milliseconds, up to eighty times, and counts how often.
   private static func grow(
-    _ image: Image, by step: UInt64, until isOver: Guarded<Bool>
-  ) async -> Int {
-    var growths = 0
-    while growths < 80 && !isOver.withLock({ $0 }) {
+    _ image: Image, by step: UInt64, until isOver: Guarded<Bool>, _ growths: Guarded<Int>
+  ) async {
+    while growths.withLock({ $0 }) < 80 && !isOver.withLock({ $0 }) {
       do { try await image.resize(to: image.size + step) } catch {
-        Issue.record("resize \(growths): \(error)")
-        break
+        Issue.record("resize \(growths.withLock { $0 }): \(error)")
+        // Nobody shall wait for more.
+        return growths.withLock { $0 = .max }
       }
-      growths += 1
+      growths.withLock { $0 += 1 }
       usleep(5000)
     }
-    return growths
   }
 
   /// Runs sixteen clients on four threads, then closes the image.
@@ -117,8 +114,10 @@ final class ThreadClient: @unchecked Sendable {  // why: used by one task, then 
   private let number: Int
   /// The bytes of the disk that the client works on.
   private var size: UInt64
-  /// The size is looked at again before each step.
-  private let grows: Bool
+  /// How often the disk has grown; then its size is looked at again before each step.
+  private let growths: Guarded<Int>?
+  /// The growths that the steps of a client are spread over, however fast either goes.
+  static let growthsAwaited = 10
   private var random: SeededGenerator
   private var expected: [Int: UInt32] = [:]
   private var stamp: UInt32
@@ -128,14 +127,15 @@ final class ThreadClient: @unchecked Sendable {  // why: used by one task, then 
     self.init(image: image, files: [file], number: number, seed: seed)
   }
 
-  /// The disk may grow, served by `workers`, if that is not nil.
+  /// The disk grows, served by `workers`, if that is not nil; somebody counts how often.
   init(
-    image: Image, files: [any HostFile], number: Int, seed: UInt64, growsWith workers: Int? = nil
+    image: Image, files: [any HostFile], number: Int, seed: UInt64, growsWith workers: Int? = nil,
+    growths: Guarded<Int>? = nil
   ) {
     self.image = image
     self.number = number
     size = image.size
-    grows = workers != nil
+    self.growths = growths
     slot = number / (workers ?? 4)
     driver = MiniWorker(target: image, files: files, worker: number % (workers ?? 4))
     random = SeededGenerator(seed: seed &* 100 &+ UInt64(number))
@@ -143,10 +143,12 @@ final class ThreadClient: @unchecked Sendable {  // why: used by one task, then 
   }
 
   private let slot: Int
+  private var grows: Bool { growths != nil }
   private var perCluster: Int { Int(image.geometry.clusterSize) / 512 }
 
   func run(operations: Int) async {
     for step in 0..<operations where problems.isEmpty {
+      await awaitGrowth(step * (Self.growthsAwaited + 2) / operations)
       if grows { size = image.size }
       switch random.below(10) {
       case 0: await perform(BlockRequest(.flush))
@@ -158,6 +160,15 @@ final class ThreadClient: @unchecked Sendable {  // why: used by one task, then 
       if step % 7 == 0 { await image.maintain() }
     }
     for sector in expected.keys.sorted() { await read(sector) }
+  }
+
+  /// Waits until the disk has grown `count` times, or as often as any client waits for.
+  private func awaitGrowth(_ count: Int) async {
+    guard let growths else { return }
+    while growths.withLock({ $0 }) < min(count, Self.growthsAwaited) {
+      usleep(100)
+      await Task.yield()
+    }
   }
 
   private func perform(_ request: BlockRequest) async {

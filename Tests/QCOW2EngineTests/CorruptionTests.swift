@@ -45,10 +45,11 @@ import Testing
   /// Opens the image, breaks it by `damage`, and carries out `operation` on the guest clusters.
   ///
   /// Everything that existed must stay as it is, save the mark in the header. The damage comes
-  /// after opening, which refuses most of it: what matters here is the last line of defence.
+  /// after opening, which refuses most of it: what matters here is the last line of defence. With
+  /// `warms`, the cluster behind them is read first, so that the hit path finds their entries.
   private func expectRefusal(
     _ bench: Bench, _ operation: BlockOperation, clusters: Range<Int>, plans: Bool = true,
-    keepsTables: Bool = true, damage: @escaping () -> Void
+    warms: Bool = false, keepsTables: Bool = true, damage: @escaping () -> Void
   ) throws {
     let before = Box(bench.bytes)
     let damage = Box(damage)
@@ -59,18 +60,23 @@ import Testing
       before.value = bench.bytes.copy()
       let driver = MiniWorker(target: image, file: bench.file, worker: 0)
       let buffer = IOBuffer(count: clusters.count * size)
+      if warms {
+        let neighbour = BlockRequest(
+          .read, offset: GuestOffset(UInt64(clusters.upperBound * size)), length: UInt64(size),
+          data: buffer.data.slice(0, size))
+        #expect(await driver.perform(neighbour, slot: 0, plans: false) == nil)
+      }
       buffer.base.initializeMemory(as: UInt8.self, repeating: 0x99, count: buffer.count)
       let request = BlockRequest(
         operation, offset: GuestOffset(UInt64(clusters.lowerBound * size)),
         length: UInt64(buffer.count), data: operation == .write ? buffer.data : .none)
-      var errno = await driver.perform(request, slot: 0, plans: plans)
-      if errno == nil {
+      if let errno = await driver.perform(request, slot: 0, plans: plans) {
+        #expect(errno == .io)
+      } else {
         // A discard may only be found out when its clusters are let go.
         _ = try? await image.flush()
         await image.maintain()
-        errno = await driver.perform(BlockRequest(.flush), slot: 0)
       }
-      #expect(errno == .io)
       // Writing has stopped.
       #expect(await driver.perform(request, slot: 0) == .io)
       _ = try? await image.close()
@@ -117,6 +123,44 @@ import Testing
     }
   }
 
+  @Test(
+    "An entry that leads far beyond the file, and has no refcount, can be replaced and discarded",
+    arguments: [BlockOperation.write, .discard, .writeZeroes], [false, true])
+  func anEntryBeyondTheFileCanBeReplaced(operation: BlockOperation, isDevice: Bool) throws {
+    var builder = ImageBuilder()
+    builder.clusterBits = 12
+    builder.size = 512 << 10
+    for cluster in 0..<10 { builder.mappings[cluster] = .data }
+    let bench = Bench(
+      builder, schedule: nil, traits: HostFileTraits(isBlockDevice: isDevice),
+      room: isDevice ? 1 << 20 : 0, isImmediate: true)
+    // As a repair leaves them: without COPIED, which says that there is one reference.
+    for (index, place) in [(5, 1 << 30), (6, 1 << 40), (7, 1 << 30 + 4096)] {
+      let old = Int(bench.bytes.be64(firstTable(bench) + index * 8) & 0x00ff_ffff_ffff_fe00)
+      setRefcount(bench, old >> 12, 0)
+      bench.bytes.put64(UInt64(place), firstTable(bench) + index * 8)
+    }
+    try bench.host.run {
+      let image = try await bench.open()
+      let driver = MiniWorker(target: image, file: bench.file, worker: 0)
+      let buffer = IOBuffer(count: 4 * 4096)
+      buffer.base.initializeMemory(as: UInt8.self, repeating: 0x55, count: buffer.count)
+      let request = BlockRequest(
+        operation, offset: GuestOffset(4 * 4096), length: 4 * 4096,
+        data: operation == .write ? buffer.data : .none)
+      #expect(await driver.perform(request, slot: 0) == nil)
+      try await image.flush()
+      await image.maintain()
+      let other = BlockRequest(
+        .write, offset: GuestOffset(20 * 4096), length: 4 * 4096, data: buffer.data)
+      #expect(await driver.perform(other, slot: 0) == nil)
+      try await image.close()
+    }
+    #expect(bench.bytes.be64(72) & 2 == 0, "marked corrupt")
+    let report = ImageVerifier(bench.bytes).check()
+    #expect(report.errors.isEmpty && report.leaks == 0, "\(report)")
+  }
+
   @Test("Metadata that looks free is not handed out", arguments: Structure.allCases, [9, 12])
   func metadataThatLooksFreeIsNotHandedOut(structure: Structure, bits: Int) throws {
     let bench = bench(bits)
@@ -131,6 +175,17 @@ import Testing
   func aDataPointerIntoMetadataIsNotWrittenThrough(structure: Structure, plans: Bool) throws {
     let bench = bench()
     try expectRefusal(bench, .write, clusters: 5..<6, plans: plans) {
+      bench.bytes.put64(UInt64(offset(structure, bench)) | 1 << 63, firstTable(bench) + 5 * 8)
+    }
+  }
+
+  /// One cluster is mapped by ``HitMap``, two are by the general planner.
+  @Test(
+    "Nor is a data pointer into metadata that the hit path finds in the cache",
+    arguments: [Structure.l1, .l2, .refcountTable, .refcountBlock], [1, 2])
+  func aCachedDataPointerIntoMetadataIsNotWrittenThrough(structure: Structure, count: Int) throws {
+    let bench = bench()
+    try expectRefusal(bench, .write, clusters: 5..<(5 + count), warms: true) {
       bench.bytes.put64(UInt64(offset(structure, bench)) | 1 << 63, firstTable(bench) + 5 * 8)
     }
   }

@@ -43,6 +43,41 @@ import Testing
     #expect(bench.problems().isEmpty, "\(bench.problems())")
   }
 
+  @Test(
+    "Over a backing file, zeros in a raw data file hide what the backing file has",
+    arguments: [BlockOperation.discard, .writeZeroes], [false, true])
+  func zerosHideTheBackingFile(operation: BlockOperation, keeps: Bool) throws {
+    var builder = ImageBuilder()
+    builder.clusterBits = 12
+    builder.size = 256 << 10
+    builder.features.dataFile = .raw
+    builder.features.backing = .equal
+    for cluster in 0..<8 { builder.mappings[cluster] = .data }
+    let bench = Bench(builder, schedule: nil, isImmediate: true)
+    try bench.host.run {
+      let image = try await bench.open()
+      // Unallocated, allocated, and both; whole clusters and parts of them.
+      for sectors in [16..<32, 80..<96, 60..<76, 130..<150, 200..<201] {
+        var request = self.request(operation, sectors)
+        request.keepsAllocation = keeps
+        let zeroed =
+          operation == .discard
+          ? (sectors.lowerBound + 7) / 8 * 8..<sectors.upperBound / 8 * 8 : sectors
+        #expect(await image.serve(request, worker: 0, slot: 0) == .done)
+        if zeroed.isEmpty { continue }
+        let buffer = IOBuffer(count: zeroed.count * 512)
+        let read = await image.serve(self.request(.read, zeroed, buffer), worker: 0, slot: 0)
+        #expect(read == .done)
+        let bytes = UnsafeRawBufferPointer(start: buffer.base, count: buffer.count)
+        #expect(bytes.allSatisfy { $0 == 0 }, "\(sectors)")
+        withExtendedLifetime(buffer) {}
+      }
+      try await image.close()
+    }
+    let report = bench.verifier().check()
+    #expect(report.errors.isEmpty && report.leaks == 0, "\(report)")
+  }
+
   @Test("What a longer backing file has beyond the end of the disk is not copied into the image")
   func nothingBeyondTheEndIsCopied() throws {
     var builder = ImageBuilder()
@@ -139,12 +174,15 @@ import Testing
     #expect(changed.allSatisfy { misuse.dataFile == .raw && own.contains($0 * 8) }, "data changed")
   }
 
-  @Test("A flush makes the data file durable before any table that points into it")
-  func aFlushCoversTheDataFile() throws {
+  @Test(
+    "A flush makes the data file durable before any table that points into it",
+    arguments: [false, true])
+  func aFlushCoversTheDataFile(isLazy: Bool) throws {
     var builder = ImageBuilder()
     builder.clusterBits = 12
     builder.size = 256 << 10
     builder.features.dataFile = .plain
+    builder.compatible = isLazy ? 1 : 0
     builder.mappings = [0: .data]
     let bench = Bench(builder, schedule: nil, isImmediate: true)
     let l2 = bench.bytes.be64(Int(bench.bytes.be64(40))) & 0x00ff_ffff_ffff_fe00
@@ -162,5 +200,28 @@ import Testing
     #expect(events[..<sync].contains { $0.file == 1 && $0.kind == .write })
     #expect(!events[sync...].contains { $0.file == 1 && $0.kind == .write })
     #expect(events[table...].contains { $0.file == 0 && $0.kind == .sync })
+  }
+
+  @Test(
+    "Nothing is punched in a data file whose holes would not read as zeros",
+    arguments: [(true, false), (false, true), (false, false)])
+  func holesThatAreNotZeros(isDevice: Bool, isEnciphered: Bool) throws {
+    var builder = ImageBuilder()
+    builder.clusterBits = 12
+    builder.size = 256 << 10
+    builder.features.dataFile = .plain
+    builder.features.cipher = isEnciphered ? .host : nil
+    for cluster in 0..<8 { builder.mappings[cluster] = .data }
+    let bench = Bench(
+      builder, schedule: nil, traits: HostFileTraits(isBlockDevice: isDevice), room: 1 << 20,
+      isImmediate: true)
+    try bench.host.run {
+      let image = try await bench.open()
+      let discard = self.request(.discard, 16..<24)
+      #expect(await image.serve(discard, worker: 0, slot: 0) == .done)
+      try await image.close()
+    }
+    let punches = bench.recording.events.filter { $0.kind == .punch && $0.file == 1 }
+    #expect(punches.isEmpty == (isDevice || isEnciphered), "\(punches.map(\.offset))")
   }
 }

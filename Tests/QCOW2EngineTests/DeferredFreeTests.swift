@@ -1,4 +1,5 @@
 import BlockCore
+import Synchronization
 import TestSupport
 import Testing
 
@@ -146,6 +147,35 @@ import Testing
     #expect(ImageVerifier(bench.bytes).check().errors.isEmpty)
   }
 
+  @Test(
+    "What a failed round let go is neither punched nor handed out",
+    arguments: [Fault.Kind.write, .sync])
+  func aFailedRoundFreesNothing(kind: Fault.Kind) throws {
+    let bench = bench()
+    try bench.host.run {
+      let image = try await bench.open()
+      let cluster = bench.bytes.be64(
+        Int(bench.bytes.be64(Int(bench.bytes.be64(40))) & 0x00ff_ffff_ffff_fe00) + 2 * 8)
+      let host = (cluster & 0x00ff_ffff_ffff_fe00) >> 12
+      await self.discard(image, 2)
+      bench.faulty.fault = Fault(kind, number: 1, errno: .io)
+      await #expect(throws: ImageError.self) { try await image.flush() }
+      bench.faulty.fault = nil
+      #expect(image.frees.clusterCounts == (1, 0))
+      for _ in 0..<2 { await image.maintain() }
+      #expect(self.punches(bench).isEmpty)
+      #expect(try await image.allocator.refcount(of: host) == 1)
+      // A failed barrier is for good.
+      if kind == .sync { return }
+      try await image.flush()
+      await image.maintain()
+      #expect(self.punches(bench).map(\.offset) == [host << 12])
+      #expect(try await image.allocator.refcount(of: host) == 0)
+      try await image.close()
+    }
+    #expect(ImageVerifier(bench.bytes).check().errors.isEmpty)
+  }
+
   @Test("A failed data write, or a failed flush, leaks nothing in the end", arguments: 1...8)
   func failuresLeakNothing(number: Int) throws {
     let bench = bench()
@@ -192,5 +222,63 @@ import Testing
       try await image.close()
     }
     #expect(ImageVerifier(bench.bytes).check().leaks == 0)
+  }
+
+  @Test("A release that fails half-way is not done twice, and the others are done")
+  func aReleaseFailsHalfWay() throws {
+    // A slice of refcounts has 64 of them: the first run of clusters lies in two.
+    var builder = ImageBuilder()
+    builder.clusterBits = 9
+    builder.refcountOrder = 6
+    builder.size = 64 << 10
+    for cluster in 0..<64 { builder.mappings[cluster] = .data }
+    let bench = Bench(builder, schedule: nil, isImmediate: true)
+    bench.options.dirtyAgeMilliseconds = 1_000_000
+    let table = Int(bench.bytes.be64(Int(bench.bytes.be64(40))) & 0x00ff_ffff_ffff_fe00)
+    let hosts = (0..<64).map { bench.original.be64(table + $0 * 8) & 0x00ff_ffff_ffff_fe00 }
+    let behind = hosts[50...].filter { $0 >= 64 * 512 }
+    #expect(behind.count > 1 && behind.count < 14)
+    try bench.host.run {
+      let image = try await bench.open()
+      for (first, count) in [(50, 14), (2, 1)] {
+        let request = BlockRequest(
+          .discard, offset: GuestOffset(UInt64(first * 512)), length: UInt64(count * 512))
+        #expect(await image.serve(request, worker: 0, slot: 0) == .done)
+      }
+      try await image.flush()
+      // The second slice of refcounts cannot be read.
+      bench.faulty.fault = Fault(.read, number: 2, errno: .io)
+      await image.maintain()
+      #expect(bench.faulty.failures == [.read])
+      bench.faulty.fault = nil
+      await image.maintain()
+      #expect(image.health.allowsWrites, "taken for corruption")
+      #expect(self.punches(bench).last?.offset == hosts[2], "the other run was forgotten")
+      try await image.close()
+    }
+    let report = ImageVerifier(bench.bytes).check()
+    #expect(report.errors.isEmpty && report.leaks == behind.count, "\(report)")
+  }
+
+  @Test("A cluster that a snapshot shares is let go, and not punched")
+  func aSharedClusterIsNotPunched() throws {
+    var builder = ImageBuilder()
+    builder.clusterBits = 12
+    builder.size = 1 << 20
+    builder.hasSnapshot = true
+    for cluster in 0..<8 { builder.mappings[cluster] = .data }
+    let bench = Bench(builder, schedule: nil, isImmediate: true)
+    bench.options.dirtyAgeMilliseconds = 1_000_000
+    try bench.host.run {
+      let image = try await bench.open()
+      await self.discard(image, 2)
+      try await image.flush()
+      await image.maintain()
+      #expect(image.allocator.returned.load(ordering: .relaxed) > 0, "nothing was let go")
+      #expect(self.punches(bench).isEmpty)
+      try await image.close()
+    }
+    let verifier = ImageVerifier(bench.bytes)
+    #expect(verifier.check().errors.isEmpty && bench.snapshotProblems(verifier).isEmpty)
   }
 }

@@ -1,6 +1,7 @@
 import BlockCore
 import QCOW2Engine
 import TestSupport
+import TestTools
 import Testing
 
 /// The same workload again and again, each time with another host operation failing.
@@ -98,6 +99,7 @@ struct FaultRun {
   init(_ scenario: FaultTests.Scenario, fault: Fault?, seed: UInt64) throws {
     bench = Bench(scenario.shape.builder, schedule: seed)
     scenario.shape.adjust(bench)
+    bench.allow(fault)
     faulty = bench.faultyFiles[scenario.file]
     bench.options.workers = 2
     bench.options.slotsPerWorker = 3
@@ -148,6 +150,7 @@ struct FaultRun {
     if scenario.shape.isNearGrowth { options.weights = [4, 80, 2, 6, 4, 2, 2] }
     options.maintainsEvery = 2
     scenario.shape.adjust(&options)
+    options.allow(fault)
     let workload = Workload(
       image: image, files: bench.files, model: bench.model, options: options, seed: seed)
     workload.toleratesFailures = fault != nil

@@ -5,7 +5,7 @@ import Testing
 
 @testable import QCOW2Engine
 
-/// The order of write-back (DESIGN.md section 4, rule 7), seen from below.
+/// The order of write-back (docs/design.md, section 4, rule 7), seen from below.
 @Suite struct FlushOrderTests {
   private let cluster = 512
 
@@ -107,6 +107,36 @@ import Testing
     for table in 1..<6 { #expect(verifier.sector(table * 64) != nil) }
   }
 
+  @Test("What was asked for with FUA is durable when it is done, and so are its tables")
+  func forcedUnitAccessIsDurable() throws {
+    let bench = bench()
+    try bench.host.run {
+      let image = try await bench.open()
+      await self.write(bench, image, sector: 3)
+      try await image.flush()
+      let driver = MiniWorker(target: image, file: bench.file, worker: 0)
+      let buffer = IOBuffer(count: 512)
+      // In place, a new cluster, a new table, zeros, and again zeros: where nothing changes.
+      let requests: [(BlockOperation, Int)] = [
+        (.write, 3), (.write, 4), (.write, 64), (.writeZeroes, 3), (.writeZeroes, 3),
+      ]
+      for (operation, sector) in requests {
+        let before = bench.recording.events.count
+        let request = BlockRequest(
+          operation, offset: GuestOffset(UInt64(sector * 512)), length: 512,
+          data: operation == .write ? buffer.data : .none, isFUA: true)
+        #expect(await driver.perform(request, slot: 0) == nil)
+        let events = bench.recording.events[before...]
+        let last = try #require(events.last, "\(operation) \(sector)")
+        #expect(last.kind == .sync && last.end < .max, "\(operation) \(sector)")
+        #expect(events.dropLast().allSatisfy { $0.end < last.start }, "\(operation) \(sector)")
+        #expect(!image.flusher.hasDirtySlices, "\(operation) \(sector)")
+      }
+      withExtendedLifetime(buffer) {}
+      try await image.close()
+    }
+  }
+
   @Test("After a flush that failed to write, the background round tries again")
   func theBackgroundRoundTriesAgain() throws {
     let bench = bench()
@@ -119,6 +149,26 @@ import Testing
       await image.maintain()
       #expect(!image.flusher.hasDirtySlices)
     }
+  }
+
+  @Test("A new refcount block's entry is written after a round that failed before or at it")
+  func theRefcountTableOutlivesAFailedRound() throws {
+    for number in 1...40 {
+      let bench = bench()
+      let hasFailed = Box(false)
+      try bench.host.run {
+        let image = try await bench.open()
+        await self.write(bench, image, sector: 0, 300)
+        bench.faulty.fault = Fault(.write, number: number, errno: .io)
+        hasFailed.value = (try? await image.flush()) == nil
+        bench.faulty.fault = nil
+        try await image.flush()
+        #expect(!image.allocator.refcounts.table.hasDirty)
+      }
+      #expect(ImageVerifier(bench.bytes).check().errors.isEmpty, "write \(number)")
+      if !hasFailed.value { return #expect(number > 3) }
+    }
+    Issue.record("no write was the last")
   }
 
   @Test("A flush that fails to write keeps everything dirty for the next")

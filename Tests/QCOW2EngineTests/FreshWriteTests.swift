@@ -345,4 +345,39 @@ import Testing
     }
     expectSectors(bench, [8: 7, 3200: 7])
   }
+
+  @Test("A write that fails last leaves what the first one has linked")
+  func aWriteThatFailsLast() throws {
+    let bench = bench()
+    try bench.host.run {
+      let image = try await self.opened(bench)
+      let buffers = [self.data(80, 2), self.data(84, 2)]
+      let first = try #require(self.plan(image, self.write(80, buffers[0]), slot: 1))
+      _ = try #require(self.plan(image, self.write(84, buffers[1]), slot: 2))
+      try await bench.file.write(from: buffers[0].data, at: first.hostOffset)
+      #expect(image.finish(worker: 0, slot: 1, failed: false) == .done)
+      #expect(image.finish(worker: 0, slot: 2, failed: true) == .done)
+      #expect(image.frees.isEmpty, "a cluster in use was let go")
+      withExtendedLifetime(buffers) {}
+      try await image.close()
+    }
+    expectSectors(bench, [80: 7, 81: 7])
+  }
+
+  @Test("Over a backing file a whole cluster goes this way, alone; a part of one does not")
+  func backedClustersAreWrittenAlone() throws {
+    let bench = bench { $0.features.backing = .equal }
+    try bench.host.run {
+      let image = try await self.opened(bench)
+      let (part, whole) = (self.data(81), self.data(80, 8))
+      #expect(self.plan(image, self.write(81, part), slot: 1) == nil)
+      _ = try #require(self.plan(image, self.write(80, whole), slot: 1))
+      // Should the whole write fail, the rest of the cluster would read as zeros.
+      #expect(self.plan(image, self.write(81, part), slot: 2) == nil)
+      #expect(image.finish(worker: 0, slot: 1, failed: true) == .done)
+      withExtendedLifetime((part, whole)) {}
+      try await image.close()
+    }
+    #expect(bench.verifier().check().errors.isEmpty)
+  }
 }

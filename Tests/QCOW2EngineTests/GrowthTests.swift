@@ -53,6 +53,66 @@ import Testing
     #expect(found.errors.isEmpty, "\(found.errors.prefix(3))")
   }
 
+  @Test("A round that falls into the making of a refcount block does not point at it yet")
+  func aRoundInTheMakingOfABlock() throws {
+    var builder = ImageShape(clusterBits: 9).builder
+    builder.size = 256 << 10
+    let bench = Bench(builder, schedule: nil)
+    let gated = GatedFile(bench.recording)
+    // A block of 512 bytes counts 256 clusters; the second one begins here, and counts itself.
+    let block = 256 * 512
+    try bench.host.run {
+      let image = try await bench.open([gated], options: bench.options)
+      gated.gate = UInt64(block)..<UInt64(block + 512)
+      await withTaskGroup(of: Void.self) { group in
+        group.addTask {
+          let driver = MiniWorker(target: image, file: gated, worker: 0)
+          #expect(await bench.write(0..<300, by: driver) == nil)
+        }
+        while gated.held.isEmpty { await bench.host.complete("tick") }
+        do { try await image.flush() } catch { Issue.record("flush: \(error)") }
+        let errors = ImageVerifier(bench.bytes.copy()).check().errors
+        #expect(errors.isEmpty, "\(errors.prefix(3))")
+        gated.gate = nil
+      }
+      try await image.close()
+    }
+    #expect(bench.bytes.be64(Int(bench.bytes.be64(48)) + 8) == UInt64(block))
+    #expect(bench.problems().isEmpty)
+  }
+
+  @Test("A refcount block in a place that has old bytes counts none of them")
+  func aBlockWhereThereAreOldBytes() throws {
+    var builder = ImageShape(clusterBits: 9).builder
+    builder.size = 256 << 10
+    let bench = Bench(builder, schedule: nil, isImmediate: true)
+    // The second block's place lies inside the file.
+    let end = (bench.bytes.length + 511) / 512 * 512
+    bench.bytes.fill(0xee, count: 600 * 512 - end, at: end)
+    try bench.host.run {
+      let image = try await bench.open()
+      let driver = MiniWorker(target: image, file: bench.file, worker: 0)
+      #expect(await bench.write(0..<400, by: driver) == nil)
+      try await image.close()
+    }
+    #expect(bench.problems() == [])
+  }
+
+  @Test("The power may fail at any moment while the refcount table grows")
+  func aPowerCutDuringGrowth() throws {
+    let bench = Bench(ImageShape.nearGrowth.builder, schedule: nil, isImmediate: true)
+    try bench.host.run {
+      let image = try await bench.open()
+      let driver = MiniWorker(target: image, file: bench.file, worker: 0)
+      // No flush: what the old table's blocks count is in memory when the table grows.
+      for sector in stride(from: 3880, to: 4080, by: 40) {
+        #expect(await bench.write(sector..<(sector + 40), by: driver) == nil)
+      }
+    }
+    #expect(bench.bytes.be64(48) != bench.original.be64(48), "the table did not grow")
+    _ = try CrashCheck(bench, seed: 1).run(perCut: 4)
+  }
+
   @Test("Growth never cuts off data that an entry maps beyond the end of a file that was cut")
   func growthNeverCutsOffMappedData() throws {
     var builder = ImageShape(clusterBits: 9, refcountOrder: 6).builder

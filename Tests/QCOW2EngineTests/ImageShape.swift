@@ -1,5 +1,6 @@
 import QCOW2Codec
 import TestSupport
+import TestTools
 import Testing
 
 /// A point of the test matrix: the geometry of an image and what it holds at first.

@@ -6,7 +6,7 @@ import Testing
 
 @testable import QCOW2Engine
 
-/// The protocol of the DIRTY bit (DESIGN.md section 4, rule 10).
+/// The protocol of the DIRTY bit (docs/design.md, section 4, rule 10).
 @Suite struct LazyRefcountTests {
   private func bench(compatible: UInt64 = 1, version: Int = 3) -> Bench {
     var builder = ImageBuilder()
@@ -52,6 +52,27 @@ import Testing
       #expect(events.map(\.kind) == [.write, .sync, .write, .sync, .write, .sync])
       #expect(events[0].offset == 0 && events[0].data[79] == 1)
       #expect(self.isDirty(bench.bytes))
+      // While it is set, a barrier alone stands between the guest's data and the table.
+      await self.write(bench, image, cluster: 4)
+      let later = bench.recording.events.count
+      try await image.flush()
+      #expect(self.events(bench, from: later).map(\.kind) == [.sync, .write, .sync])
+    }
+  }
+
+  @Test("The bit is worth clearing once no round has run for a second")
+  func theBitStaysForAWhile() throws {
+    let bench = bench()
+    try bench.host.run {
+      let image = try await bench.open()
+      await self.write(bench, image, cluster: 3)
+      try await image.flush()
+      let lazy = try #require(image.flusher.lazy)
+      let answers = [(1, 5000), (1, 5999), (1, 6000), (2, 9000), (2, 9999), (2, 10_000)].map {
+        lazy.isWorthClearing(rounds: UInt64($0.0), now: UInt64($0.1))
+      }
+      #expect(answers == [false, false, true, false, false, true])
+      try await image.close()
     }
   }
 
@@ -146,9 +167,38 @@ import Testing
       let done = self.events(bench, from: before).filter { $0.kind == .write && !$0.failed }
       #expect(done.isEmpty)
       bench.faulty.fault = nil
+      let later = bench.recording.events.count
+      try await image.flush()
+      #expect(self.events(bench, from: later).first?.offset == 0, "a table before the bit")
+      #expect(self.isDirty(bench.bytes))
       try await image.close()
     }
     #expect(!isDirty(bench.bytes))
     #expect(ImageVerifier(bench.bytes).check().errors.isEmpty)
+  }
+
+  @Test("A wish for refcounts, or for a clean image, outlives a round that failed")
+  func wishesOutliveAFailedRound() throws {
+    let bench = bench()
+    try bench.host.run {
+      let image = try await bench.open()
+      await self.write(bench, image, cluster: 3)
+      try await image.flush()
+      #expect(image.allocator.refcounts.cache.dirtyCount > 0)
+      await self.write(bench, image, cluster: 4)
+      bench.faulty.fault = Fault(.write, number: 1, errno: .io)
+      await #expect(throws: ImageError.self) { try await image.flusher.flush() }
+      #expect(image.allocator.refcounts.cache.dirtyCount > 0)
+      try await image.flush()
+      #expect(image.allocator.refcounts.cache.dirtyCount == 0, "no refcounts were written")
+      #expect(self.isDirty(bench.bytes))
+      await self.write(bench, image, cluster: 5)
+      bench.faulty.fault = Fault(.write, number: 1, errno: .io)
+      await #expect(throws: ImageError.self) { try await image.flusher.clean() }
+      #expect(self.isDirty(bench.bytes))
+      try await image.flush()
+      #expect(!self.isDirty(bench.bytes))
+      #expect(ImageVerifier(bench.bytes).check().errors.isEmpty)
+    }
   }
 }

@@ -1,6 +1,7 @@
 import BlockCore
 import QCOW2Engine
 import TestSupport
+import TestTools
 import Testing
 
 /// Random requests against the model of the disk, over the whole matrix of image shapes.
@@ -47,6 +48,7 @@ import Testing
     }
     if let cacheSlices {
       bench.options.cacheBytes = cacheSlices * min(1 << shape.clusterBits, 4096)
+      bench.memory.allowsWritesDuringReads = true
     }
     var options = WorkloadOptions()
     options.regions = shape.regions

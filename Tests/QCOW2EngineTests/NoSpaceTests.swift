@@ -163,8 +163,12 @@ private final class FullFile: ForwardingFile, @unchecked Sendable {  // why: one
     try await file.extend(to: length)
   }
 
-  func reserve(at offset: HostOffset, length: UInt64) async throws(Errno) {
-    try require(offset.bytes + length)
-    try await file.reserve(at: offset, length: length)
+  func allocateZeroes(at offset: HostOffset, length: UInt64) async throws(Errno) {
+    try await writeZeroes(at: offset, length: length)
+  }
+
+  func reserve(at offset: HostOffset, length: UInt64) async throws(Errno) -> Reservation {
+    if offset.bytes + length > limit { return .short }
+    return try await file.reserve(at: offset, length: length)
   }
 }

@@ -2,6 +2,7 @@ import BlockCore
 import Glibc
 import QCOW2Engine
 import TestSupport
+import TestTools
 import Testing
 
 /// Cuts the power at every moment of recorded workloads.
@@ -91,7 +92,9 @@ import Testing
     }
   }()
 
-  @Test("Every crash state opens, checks clean and keeps what was flushed", arguments: scenarios)
+  @Test(
+    "Every crash state opens, checks clean and keeps what was flushed",
+    arguments: share(of: scenarios))
   func everyCrashStateKeepsWhatWasFlushed(scenario: Scenario) throws {
     let seed = testSeed("power cut")
     for round in 0..<UInt64(testSetting("QUBLK_POWER_CUT_ROUNDS", default: 1)) {
@@ -106,7 +109,9 @@ import Testing
   }
 
   /// Runs the workload and leaves the image as it is, without closing it.
-  private func record(_ scenario: Scenario, seed: UInt64) throws -> Bench {
+  ///
+  /// With a fault, requests may fail, and the model knows which did.
+  func record(_ scenario: Scenario, seed: UInt64, fault: Fault? = nil) throws -> Bench {
     let bench = Bench(
       scenario.shape.builder, schedule: seed,
       traits: HostFileTraits(isBlockDevice: scenario.shape.device != nil),
@@ -133,6 +138,8 @@ import Testing
       let image = try await bench.open()
       let workload = Workload(
         image: image, files: bench.files, model: bench.model, options: workload, seed: seed)
+      workload.toleratesFailures = fault != nil
+      bench.faulty.fault = fault
       await workload.run()
       #expect(workload.problems.isEmpty, "\(workload.problems)")
     }
@@ -144,15 +151,18 @@ import Testing
 struct CrashCheck {
   private let bench: Bench
   private let seed: UInt64
+  /// See ``CrashEnumerator/failedTookEffect``.
+  private let failedTookEffect: Bool
   private let opener = SimulatedHost(seed: nil)
   /// What else is wrong with a state, in words.
   private let extra: @Sendable (ImageBytes, ImageVerifier) -> String?
 
   init(
-    _ bench: Bench, seed: UInt64,
+    _ bench: Bench, seed: UInt64, failedTookEffect: Bool = false,
     extra: @escaping @Sendable (ImageBytes, ImageVerifier) -> String? = { _, _ in nil }
   ) {
     self.bench = bench
+    self.failedTookEffect = failedTookEffect
     self.seed = seed
     self.extra = extra
   }
@@ -161,6 +171,7 @@ struct CrashCheck {
   func run(perCut: Int) throws -> Int {
     let crashes = CrashEnumerator(
       originals: bench.originals, events: bench.recording.events, seed: seed)
+    crashes.failedTookEffect = failedTookEffect
     if bench.builder.features.isExtended { crashes.tearsWords = tearsWords }
     let touched = bench.model.touched
     let zeros = IOBuffer(count: 512)

@@ -1,6 +1,7 @@
 import BlockCore
 import QCOW2Format
 import TestSupport
+import TestTools
 import Testing
 
 @testable import QCOW2Engine

@@ -1,6 +1,7 @@
 import BlockCore
 import QCOW2Engine
 import TestSupport
+import TestTools
 import Testing
 
 /// The size of the disk, and VM state, while everything else goes on.
@@ -58,7 +59,9 @@ import Testing
     return scenarios
   }()
 
-  @Test("Every power cut leaves one size or the other, and all else", arguments: scenarios)
+  @Test(
+    "Every power cut leaves one size or the other, and all else",
+    arguments: share(of: scenarios))
   func everyPowerCutLeavesOneSize(scenario: Scenario) throws {
     let seed = testSeed("resize power cut")
     let bench = scenario.bench(seed)

@@ -1,6 +1,7 @@
 import BlockCore
 import QCOW2Format
 import TestSupport
+import TestTools
 import Testing
 
 @testable import QCOW2Engine
@@ -142,6 +143,72 @@ import Testing
           return
         }
       }
+    }
+  }
+
+  @Test("A slice that is being loaded is not seen, by any of the ways that do not wait")
+  func aSliceThatIsBeingLoadedIsNotSeen() throws {
+    let (host, file, storage, cache) = try make(slots: 2)
+    let gated = GatedFile(file)
+    let key = HostOffset(7 * 512)
+    try host.run {
+      let storage = ImageStorage(file: gated, health: storage.health)
+      // Of the slice that had the slot before, a byte that must not be taken for the new one's.
+      for slice in [1, 2] { _ = try await cache.read(slice, storage) }
+      gated.gate = key.bytes..<(key.bytes + 512)
+      try await withThrowingTaskGroup(of: Void.self) { group in
+        group.addTask {
+          let value = try await cache.read(7, storage)
+          #expect(value == 7)
+        }
+        while gated.held.isEmpty { await host.complete("tick") }
+        #expect(cache.withResident(key) { $0.be64(0) } == nil)
+        #expect(cache.residentWord(key.bytes) == 0)
+        #expect(!cache.changeResident(key) { _ in true })
+        gated.gate = nil
+        try await group.waitForAll()
+      }
+      #expect(cache.withResident(key) { $0.be64(0) } == 7)
+      #expect(cache.residentWord(key.bytes) == 7)
+      #expect(cache.changeResident(key) { _ in false } && cache.dirtyCount == 0)
+    }
+  }
+
+  @Test("A new slice of zeros has none of the bytes that were in its slot")
+  func aSliceOfZeros() throws {
+    let (host, _, storage, cache) = try make(slots: 1)
+    try host.run {
+      _ = try await cache.read(5, storage)
+      cache.insertZeroes(HostOffset(9 * 512))
+      #expect(cache.withResident(HostOffset(9 * 512)) { $0.be64(0) } == 0)
+    }
+  }
+
+  @Test("A failed load wakes those who wait for it", .timeLimit(.minutes(1)))
+  func aFailedLoadWakes() throws {
+    let (host, file, storage, cache) = try make(slots: 2)
+    let gated = GatedFile(file)
+    file.fault = Fault(.read, number: 1, errno: .io)
+    try host.run {
+      let storage = ImageStorage(file: gated, health: storage.health)
+      gated.gate = 0..<(1 << 20)
+      await withTaskGroup(of: Void.self) { group in
+        // One loads the slice and is held; the others wait for it.
+        for _ in 0..<3 { group.addTask { _ = try? await cache.read(3, storage) } }
+        for _ in 0..<60 { await host.complete("tick") }
+        #expect(gated.held.count == 1)
+        gated.gate = nil
+      }
+    }
+    #expect(file.counts[.read] == 2)
+  }
+}
+
+extension SliceCache {
+  /// The first word of a slice of 512 bytes.
+  fileprivate func read(_ slice: Int, _ storage: ImageStorage) async throws -> UInt64 {
+    try await withSlice(HostOffset(UInt64(slice * 512)), storage: storage, makeRoom: {}) {
+      ($0.be64(0), false)
     }
   }
 }

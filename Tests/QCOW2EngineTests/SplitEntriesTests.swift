@@ -1,6 +1,7 @@
 import BlockCore
 import QCOW2Format
 import TestSupport
+import TestTools
 import Testing
 
 @testable import QCOW2Engine
@@ -60,5 +61,47 @@ import Testing
         }
       }
     }
+  }
+
+  @Test("A flush changes one half of an entry at most between two barriers")
+  func oneHalfBetweenBarriers() throws {
+    var builder = ImageBuilder()
+    builder.clusterBits = 14
+    builder.size = 1 << 20
+    builder.features.isExtended = true
+    builder.features.backing = .equal
+    builder.mappings = [
+      0: .data, 1: .subclusters(allocated: 0xf0, zero: 0xf, hasHost: true), 2: .zero,
+      3: .compressed, 4: .data, 5: .compressed,
+    ]
+    let bench = Bench(builder, schedule: nil, isImmediate: true)
+    try bench.host.run {
+      let image = try await bench.open()
+      let driver = MiniWorker(target: image, files: bench.files, worker: 0)
+      for cluster in [1, 2, 3, 8, 9] {
+        #expect(await bench.write((cluster * 32 + 5)..<(cluster * 32 + 7), by: driver) == nil)
+      }
+      for (operation, cluster) in [(BlockOperation.discard, 0), (.writeZeroes, 4), (.discard, 5)] {
+        let request = BlockRequest(
+          operation, offset: GuestOffset(UInt64(cluster) << 14), length: 1 << 14)
+        #expect(await driver.perform(request, slot: 0) == nil)
+      }
+      try await image.flush()
+    }
+    let table = Int(bench.original.be64(Int(bench.original.be64(40))) & 0x00ff_ffff_ffff_fe00)
+    // Entries of which both halves have changed since the last barrier.
+    func changedInBoth(_ old: ImageBytes, _ new: ImageBytes) -> [Int] {
+      stride(from: table, to: table + 1 << 14, by: 16).filter { at in
+        old.be64(at) != new.be64(at) && old.be64(at + 8) != new.be64(at + 8)
+      }
+    }
+    let durable = bench.original.copy()
+    let now = bench.original.copy()
+    for event in bench.recording.events where event.file == 0 {
+      if event.kind == .sync { durable.assign(now) }
+      if event.kind == .write { now.put(event.data, Int(event.offset)) }
+      #expect(changedInBoth(durable, now).isEmpty, "\(event.kind) at \(event.offset)")
+    }
+    #expect(changedInBoth(bench.original, now).count >= 5)
   }
 }

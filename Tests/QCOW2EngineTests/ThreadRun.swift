@@ -1,6 +1,7 @@
 import BlockCore
 import QCOW2Engine
 import TestSupport
+import TestTools
 import Testing
 
 /// Real threads on one image: what the tests that use them have in common.

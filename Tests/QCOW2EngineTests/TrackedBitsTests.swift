@@ -1,5 +1,6 @@
 import Synchronization
 import TestSupport
+import TestTools
 import Testing
 
 @testable import QCOW2Engine

@@ -1,5 +1,6 @@
 import BlockCore
 import TestSupport
+import TestTools
 import Testing
 
 @testable import QCOW2Engine

@@ -6,9 +6,7 @@ import Testing
   private func list(
     _ bytes: [UInt8], from start: Int = 0, to end: Int? = nil
   ) throws -> [HeaderExtension] {
-    try bytes.withUnsafeBytes {
-      try HeaderExtension.list(in: $0, from: start, to: end ?? bytes.count)
-    }
+    try HeaderExtension.list(in: bytes.span, from: start, to: end ?? bytes.count)
   }
 
   private func entry(_ kind: UInt32, _ length: UInt32, _ data: [UInt8]) -> [UInt8] {
@@ -50,12 +48,13 @@ import Testing
 
   @Test func theEncryptionPointerHasSixteenBytes() throws {
     let bytes: [UInt8] = [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0]
-    let pointer = try EncryptionHeaderPointer(parsing: bytes)
+    let pointer = try EncryptionHeaderPointer(parsing: bytes.span)
     #expect(pointer.offset == HostOffset(65536))
     #expect(pointer.length == 512)
+    #expect(pointer.encoded == bytes)
     for count in [0, 15, 17] {
       #expect(throws: FormatError.self) {
-        try EncryptionHeaderPointer(parsing: [UInt8](repeating: 0, count: count))
+        try EncryptionHeaderPointer(parsing: [UInt8](repeating: 0, count: count).span)
       }
     }
   }

@@ -54,7 +54,7 @@ private func bytes(_ fields: [(UInt64, Int)]) -> [UInt8] {
     _ count: UInt64 = 1, _ reserved: UInt64 = 0, _ length: UInt64 = 32, _ offset: UInt64 = 0x50000
   ) throws(FormatError) {
     let found = try BitmapsExtension(
-      parsing: bytes([(count, 4), (reserved, 4), (length, 8), (offset, 8)]))
+      parsing: bytes([(count, 4), (reserved, 4), (length, 8), (offset, 8)]).span)
     try found.validate(geometry)
   }
 
@@ -69,7 +69,7 @@ private func bytes(_ fields: [(UInt64, Int)]) -> [UInt8] {
     #expect(throws: FormatError.self) { try header(1, 0, 32, 0) }
     #expect(throws: FormatError.self) { try header(1, 0, 32, 0x50200) }
     #expect(throws: FormatError.self) { try header(1, 0, 32, 1 << 56) }
-    #expect(throws: FormatError.self) { try BitmapsExtension(parsing: [1, 2, 3]) }
+    #expect(throws: FormatError.self) { try BitmapsExtension(parsing: [1, 2, 3].span) }
   }
 
   /// A sound entry for a disk of 1 GiB with one field changed.

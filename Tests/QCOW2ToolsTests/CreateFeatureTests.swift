@@ -1,5 +1,7 @@
 import BlockCore
+import Glibc
 import QCOW2Tools
+import TestTools
 import Testing
 
 /// Images with features, made of the same options by qemu-img and by us.
@@ -40,7 +42,8 @@ import Testing
   }
 
   @Test func imagesAreWhatQEMUMakesOfTheSameOptions() throws {
-    let seed = UInt64.random(in: 0...UInt64.max)
+    let given = getenv("QUBLK_SEED").flatMap { UInt64(String(cString: $0)) }
+    let seed = given ?? .random(in: 0...UInt64.max)
     print("create features: seed \(seed)")
     var random = SeededGenerator(seed: seed)
     let folder = Folder()

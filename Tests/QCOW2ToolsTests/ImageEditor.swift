@@ -61,3 +61,26 @@ struct ImageEditor {
   var bitmapDirectory: Int { Int(get(bitmaps + 16, 8)) }
   var bitmapTable: Int { Int(get(bitmapDirectory, 8)) }
 }
+
+extension ImageEditor {
+  /// Gives an entry of the snapshot table another length of extra data; entries behind it move.
+  mutating func resizeExtraData(of number: Int, to length: Int) {
+    var table: [UInt8] = []
+    var place = snapshots
+    for index in 0..<Int(get(60, 4)) {
+      let extra = Int(get(place + 36, 4))
+      let texts = Int(get(place + 12, 2) + get(place + 14, 2))
+      var entry = Array(bytes[place..<place + 40 + extra + texts])
+      if index == number {
+        let data = entry[40..<40 + extra] + [UInt8](repeating: 0xaa, count: 4096)
+        entry.replaceSubrange(40..<40 + extra, with: data.prefix(length))
+        for byte in 0..<4 {
+          entry[36 + byte] = UInt8(truncatingIfNeeded: length >> (24 - 8 * byte))
+        }
+      }
+      table += entry + [UInt8](repeating: 0, count: (8 - entry.count % 8) % 8)
+      place = (place + 40 + extra + texts + 7) & ~7
+    }
+    bytes.replaceSubrange(snapshots..<snapshots + table.count, with: table)
+  }
+}

@@ -1,6 +1,7 @@
 import BlockCore
 import Foundation
 import QCOW2Tools
+import TestTools
 import Testing
 
 /// Images with random damage: nothing traps, nothing runs for ever, nothing is written.
@@ -105,7 +106,10 @@ import Testing
       case .bitmaps, .encryption: says == 1 && opensNothing
       case .reservedBits(.bitmapTable, _), .unaligned(.bitmapData, _, _): says == 1 && opensNothing
       case .beyondEnd(_, let offset, _): says == 1 && offset.bytes >> 62 != 0
-      case .bitmapsMissing, .overlap, .dataFileOffset: says == 0 || says == 3
+      case .bitmapsMissing, .overlap, .dataFileOffset, .l2TableTwice: says == 0 || says == 3
+      // QEMU reads what a file lacks as zeros.
+      case .unreadable, .unwritable: says == 0 || says == 3
+      case .rawDataMissing: says == 1 && opensNothing
       case .reservedBits(.l2, let raw): raw & 1 == 1 && (says == 0 || says == 3)
       default: false
       }

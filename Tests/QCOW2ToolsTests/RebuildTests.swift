@@ -1,5 +1,7 @@
 import BlockCore
+import Glibc
 import QCOW2Tools
+import TestTools
 import Testing
 
 /// How the refcounts of a sound image are ruined.
@@ -92,7 +94,8 @@ enum Ruin: String, CaseIterable, Sendable {
     let (folder, names) = Self.corpus
     #expect(names.count >= 25)
     // A third of the images each time; all of them meet all kinds of damage over a few runs.
-    let seed = UInt64.random(in: 0...UInt64.max)
+    let given = getenv("QUBLK_SEED").flatMap { UInt64(String(cString: $0)) }
+    let seed = given ?? .random(in: 0...UInt64.max)
     print("rebuild \(ruin): seed \(seed)")
     for (number, name) in names.enumerated() where (UInt64(number) &+ seed) % 3 == 0 {
       let sound = folder.bytes(name)

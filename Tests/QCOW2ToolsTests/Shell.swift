@@ -1,4 +1,5 @@
 import Foundation
+import TestTools
 
 /// Programs of the host, run in a folder that goes away with the test.
 enum Shell {
@@ -14,29 +15,10 @@ enum Shell {
 
   /// Runs a line of bash.
   static func run(_ line: String, in folder: String = "/tmp") -> Answer {
-    let id = UUID().uuidString
-    let outPath = "/tmp/qublk-out-\(id)"
-    let errPath = "/tmp/qublk-err-\(id)"
-    _ = FileManager.default.createFile(atPath: outPath, contents: nil)
-    _ = FileManager.default.createFile(atPath: errPath, contents: nil)
-    let process = Process()
-    process.executableURL = URL(fileURLWithPath: "/bin/bash")
-    process.arguments = ["-c", line]
-    process.currentDirectoryURL = URL(fileURLWithPath: folder)
-    process.standardOutput = FileHandle(forWritingAtPath: outPath)
-    process.standardError = FileHandle(forWritingAtPath: errPath)
-    do { try process.run() } catch { return Answer(status: 127, out: "", err: "\(error)") }
-    process.waitUntilExit()
-    defer {
-      try? FileManager.default.removeItem(atPath: outPath)
-      try? FileManager.default.removeItem(atPath: errPath)
-    }
-    return Answer(
-      status: process.terminationStatus, out: text(outPath), err: text(errPath))
-  }
-
-  private static func text(_ path: String) -> String {
-    String(decoding: FileManager.default.contents(atPath: path) ?? Data(), as: UTF8.self)
+    do {
+      let outcome = try Subprocess("bash", ["-c", "cd '\(folder)' && \(line)"]).finish()
+      return Answer(status: outcome.status, out: outcome.output, err: outcome.errors)
+    } catch { return Answer(status: 127, out: "", err: "\(error)") }
   }
 }
 
@@ -60,18 +42,4 @@ final class Folder: Sendable {
   }
 
   @discardableResult func run(_ line: String) -> Shell.Answer { Shell.run(line, in: path) }
-}
-
-/// Numbers that look random and come again with the same seed (SplitMix64).
-struct SeededGenerator: RandomNumberGenerator {
-  private var state: UInt64
-  init(seed: UInt64) { state = seed }
-
-  mutating func next() -> UInt64 {
-    state &+= 0x9e37_79b9_7f4a_7c15
-    var mixed = state
-    mixed = (mixed ^ (mixed >> 30)) &* 0xbf58_476d_1ce4_e5b9
-    mixed = (mixed ^ (mixed >> 27)) &* 0x94d0_49bb_1331_11eb
-    return mixed ^ (mixed >> 31)
-  }
 }

@@ -1,8 +1,13 @@
+import TestTools
+
 /// Builds what a disk may hold after the power fails, from the log of a ``RecordingFile``.
 ///
 /// What had completed before the last completed barrier of its file began is there. Of everything
 /// later, any part may be: none, all, each prefix, seeded subsets; and of one of those writes, any
 /// of its 512-byte sectors, or of an extended L2 slice any of its 8-byte words.
+///
+/// A change that failed may be there as well, until a barrier that covers it has completed; from
+/// then on the file has what the test did to it: see ``failedTookEffect``.
 package final class CrashEnumerator {
   private let events: [HostEvent]
   private let durable: [ImageBytes]
@@ -14,6 +19,8 @@ package final class CrashEnumerator {
   /// Says of a write in the image, at an offset and of bytes, whether it may be torn inside
   /// sectors.
   package var tearsWords: (HostEvent) -> Bool = { _ in false }
+  /// Changes that failed took effect nevertheless; else they did nothing.
+  package var failedTookEffect = false
   /// States built so far.
   package private(set) var count = 0
 
@@ -52,7 +59,7 @@ package final class CrashEnumerator {
     for cut in cuts {
       let advanced = advance(to: cut)
       let pending = events.indices.filter {
-        events[$0].start <= cut && events[$0].isChange && !isDurable[$0] && !events[$0].failed
+        events[$0].start <= cut && events[$0].isChange && !isDurable[$0]
       }
       if advanced || cut == cuts.first {
         guard emit([], tears: false, cut, "none", visit) else { return }
@@ -80,7 +87,9 @@ package final class CrashEnumerator {
       && events[index].end < barriers[events[index].file]
     {
       isDurable[index] = true
-      if !events[index].failed { apply(events[index], to: durable[events[index].file]) }
+      if !events[index].failed || failedTookEffect {
+        apply(events[index], to: durable[events[index].file])
+      }
     }
     return true
   }
@@ -128,7 +137,9 @@ package final class CrashEnumerator {
     case .write: bytes.put(event.data, Int(event.offset))
     case .zero: bytes.fill(0, count: Int(event.length), at: Int(event.offset))
     case .punch: punch(event, Int(event.offset), Int(event.length), bytes)
-    case .setLength: if Int(event.offset) > bytes.length { bytes.setLength(Int(event.offset)) }
+    case .setLength:
+      // A cut may get lost as any other change; growth shortens nothing that came before.
+      if event.isCut || Int(event.offset) > bytes.length { bytes.setLength(Int(event.offset)) }
     case .sync: break
     }
   }

@@ -89,6 +89,11 @@ package final class FaultyFile: HostFile, @unchecked Sendable {  // why: one thr
   }
 
   package func length() async throws(Errno) -> UInt64 { try await file.length() }
+
+  package func endOfData(from offset: HostOffset) async -> HostOffset? {
+    await file.endOfData(from: offset)
+  }
+
   package func extend(to length: UInt64) async throws(Errno) {
     if try await self.length() < length { try await setLength(length) }
   }
@@ -96,5 +101,22 @@ package final class FaultyFile: HostFile, @unchecked Sendable {  // why: one thr
   package func setLength(_ length: UInt64) async throws(Errno) {
     if let fault = fails(.resize) { throw fault.errno }
     try await file.setLength(length)
+  }
+}
+
+// What a host without room may do to a discard: it is a hint, and what cannot be let go of stays. Its
+// data may have gone already, to make room (``HostFile/punchHole(at:length:)``).
+
+extension WorkloadOptions {
+  /// Expects of discards what they leave during a fault.
+  package mutating func allow(_ fault: Fault?) {
+    if fault?.errno == .noSpace && discards != .anything { discards = .either }
+  }
+}
+
+extension Bench {
+  /// Lets punched ranges of a regular file read as zeros, as they do where it matters.
+  package func allow(_ fault: Fault?) {
+    if fault?.errno == .noSpace && !memory.traits.isBlockDevice { memory.punchesToZeros = true }
   }
 }

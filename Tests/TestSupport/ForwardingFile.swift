@@ -34,8 +34,28 @@ extension ForwardingFile {
 
   package func extend(to length: UInt64) async throws(Errno) { try await file.extend(to: length) }
 
-  package func reserve(at offset: HostOffset, length: UInt64) async throws(Errno) {
+  package func reserve(
+    at offset: HostOffset, length: UInt64
+  ) async throws(Errno) -> Reservation {
     try await file.reserve(at: offset, length: length)
+  }
+
+  package func allocateZeroes(at offset: HostOffset, length: UInt64) async throws(Errno) {
+    try await file.allocateZeroes(at: offset, length: length)
+  }
+
+  package func allocateHoles(
+    at offset: HostOffset, length: UInt64
+  ) async throws(Errno) -> Bool {
+    try await file.allocateHoles(at: offset, length: length)
+  }
+
+  package func fillHoles(at offset: HostOffset, length: UInt64) async throws(Errno) {
+    try await file.fillHoles(at: offset, length: length)
+  }
+
+  package func endOfData(from offset: HostOffset) async -> HostOffset? {
+    await file.endOfData(from: offset)
   }
 
   package func clear(at offset: HostOffset, length: UInt64) async -> Bool {

@@ -13,6 +13,8 @@ package struct HostEvent: Sendable {
   package let start: UInt64
   /// When it ended; UInt64.max while it runs.
   package var end: UInt64 = .max
+  /// A change of length that makes the file shorter.
+  package fileprivate(set) var isCut = false
   /// It ended with an error.
   package var failed = false
 
@@ -92,12 +94,18 @@ package final class RecordingFile: HostFile, @unchecked Sendable {
 
   package func length() async throws(Errno) -> UInt64 { try await file.length() }
 
+  package func endOfData(from offset: HostOffset) async -> HostOffset? {
+    await file.endOfData(from: offset)
+  }
+
   package func extend(to length: UInt64) async throws(Errno) {
     if try await self.length() < length { try await setLength(length) }
   }
 
   package func setLength(_ length: UInt64) async throws(Errno) {
+    let isCut = try await file.length() > length
     let index = begin(.setLength, length, 0)
+    log.events[index].isCut = isCut
     do { try await file.setLength(length) } catch { throw fail(index, error) }
     end(index)
   }

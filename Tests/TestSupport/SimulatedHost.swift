@@ -1,3 +1,5 @@
+import TestTools
+
 /// A deterministic, single-threaded world for tasks and their host I/O.
 ///
 /// Jobs of tasks and completions of host operations are the only events. The loop picks the next

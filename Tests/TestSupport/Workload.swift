@@ -1,6 +1,7 @@
 package import BlockCore
 package import QCOW2Engine
 import QCOW2Format
+import TestTools
 
 /// A random stream of guest requests, and how many of them run at once.
 package struct WorkloadOptions: Sendable {

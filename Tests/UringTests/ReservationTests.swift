@@ -10,15 +10,28 @@ import Testing
 ///
 /// A seccomp filter, of one thread, makes fallocate(2) fail there as a file system would.
 @Suite struct ReservationTests {
-  private static let errors = [EDQUOT, EFBIG, ENOSPC, EPERM, EIO, EOPNOTSUPP]
+  @Test(arguments: [EDQUOT, EFBIG, ENOSPC])
+  func `a host without room for a reservation says so, and keeps nothing`(error: Int32) throws {
+    let temporary = try TemporaryFile()
+    let file = try RingHostFile.open(temporary.path, readOnly: false)
+    try #require(file.isDirect && !file.isInMemory, "/var/tmp is memory, or has no direct I/O")
+    let outcome = try withoutReservations(error) { () async throws(Errno) in
+      #expect(try await file.reserve(at: HostOffset(1 << 20), length: 1 << 20) == .short)
+      return try await file.length()
+    }
+    #expect(outcome == .success(0))
+    var info = stat()
+    fstat(file.descriptor, &info)
+    #expect(info.st_blocks == 0)
+  }
 
-  @Test(arguments: errors)
+  @Test(arguments: [EPERM, EIO, EOPNOTSUPP])
   func `a file reaches as far as asked for though it gets no storage`(error: Int32) throws {
     let temporary = try TemporaryFile()
     let file = try RingHostFile.open(temporary.path, readOnly: false)
     try #require(file.isDirect && !file.isInMemory, "/var/tmp is memory, or has no direct I/O")
     let outcome = try withoutReservations(error) { () async throws(Errno) in
-      try await file.reserve(at: HostOffset(1 << 20), length: 1 << 20)
+      #expect(try await file.reserve(at: HostOffset(1 << 20), length: 1 << 20) == .extended)
       let ones = IOBuffer(count: 4096)
       memset(ones.base, 1, ones.count)
       try await file.write(from: ones.data, at: HostOffset((1 << 20) + 4096))

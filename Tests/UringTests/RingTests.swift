@@ -28,6 +28,13 @@ import Testing
     #expect(MemoryLayout<SubmissionEntry>.offset(of: \.command) == 48)
   }
 
+  /// The kernel refuses a completion queue that is smaller than the submission queue.
+  @Test func `a ring that cannot be made leaves nothing behind, and frees nothing twice`() {
+    for _ in 0..<100 {
+      #expect(throws: Errno.invalid) { _ = try Ring(entries: 64, completions: 1).unsubmitted }
+    }
+  }
+
   private func pushNop(_ ring: borrowing Ring, slot: Int) {
     var entry = SubmissionEntry.nop
     entry.userData = UserData(.operation, slot: slot).word

@@ -42,13 +42,18 @@ enum { QUBLK_IO_FLUSHER_FLAGS = 0x00080000 | 0x00100000 };
 int qublk_lock_memory_on_fault(void);
 // Asks for small pages in a mapping.
 int qublk_advise_small_pages(void *base, size_t size);
+// Gives the pages of private memory back, locked ones too; they read as zeros afterwards.
+int qublk_drop_pages(void *start, size_t bytes);
 
 // MARK: Files
 
 int qublk_eventfd(void);
-// Opens with O_CLOEXEC | O_NONBLOCK and then clears O_NONBLOCK, which io_uring would read as
-// "never wait"; returns the descriptor.
-int qublk_open(const char *path, int read_only, int direct);
+// Opens an existing file with O_CLOEXEC | O_NONBLOCK and then clears O_NONBLOCK, which io_uring would
+// read as "never wait"; returns the descriptor. A block device is opened for writing with O_EXCL: the
+// kernel then answers EBUSY if it is mounted, swap space, part of another device or opened so by someone
+// else, and for whole disks also if that is so of a partition. `held` is for a caller that has the
+// device open in this way already.
+int qublk_open(const char *path, int read_only, int held);
 // Takes hold of a file by name only (O_PATH | O_CLOEXEC), whatever it is; returns the descriptor.
 int qublk_open_path(const char *path);
 // Switches O_DIRECT.
@@ -71,6 +76,9 @@ enum {
 };
 // Whether the file lies in tmpfs.
 int qublk_is_in_memory(int fd);
+// The next data, or the next hole, at or behind an offset; a negative errno: -ENXIO if there is none.
+int64_t qublk_next_data(int fd, uint64_t offset);
+int64_t qublk_next_hole(int fd, uint64_t offset);
 
 // Whether fd is a block device that takes discards (queue/discard_max_bytes in sysfs); 0 if it is not known.
 int qublk_discards(int fd);

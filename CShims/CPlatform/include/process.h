@@ -7,6 +7,24 @@
 #include <stddef.h>
 #include <stdint.h>
 
+// The words of the command line as main got them: the C library hands them to constructors, too. (Swift's
+// CommandLine reads /proc/self/cmdline, and has none where /proc is not mounted.) NULL beyond the count.
+int qublk_argument_count(void);
+const char *qublk_argument(int index);
+
+// What every command does first: SIGXFSZ is ignored, so that a write beyond `ulimit -f` fails with EFBIG
+// and ends nothing; the stack may grow to 8 MiB, where the system allows it; the limit of descriptors is
+// the hard one; closed standard streams are opened.
+void qublk_process_prepare(void);
+// Whether `count` more descriptors, 256 at most, can be opened now: 0, or -1 with errno.
+int qublk_process_spare_descriptors(int count);
+// The limits of descriptors, and of bytes of address space and of writable memory; UINT64_MAX for none.
+uint64_t qublk_process_descriptor_limit(void);
+uint64_t qublk_process_address_limit(void);
+uint64_t qublk_process_data_limit(void);
+// Takes away the limit of processor time, at which the system would end the process.
+int qublk_process_lift_time_limit(void);
+
 // fork(2). The caller must have one thread only.
 int qublk_process_fork(void);
 // pipe2(fds, O_CLOEXEC).
@@ -20,7 +38,8 @@ int qublk_detach_mount(const char *path);
 // Blocks SIGTERM, SIGINT and SIGHUP for this thread and those it starts, ignores SIGPIPE, and
 // returns a descriptor from which the three are read, or -1.
 int qublk_signals_open(void);
-// The next pending signal of a descriptor from qublk_signals_open, or 0 if there is none.
+// The next pending signal of a descriptor from qublk_signals_open, or 0 if there is none. It is
+// negative if process 1 sent it.
 int qublk_signals_next(int fd);
 
 // Locks (shared, without waiting) or unlocks one byte for the open file description of fd.
@@ -33,11 +52,17 @@ int qublk_flock(int fd, int exclusive);
 // Opens path, creating it if creating is not 0: O_CLOEXEC is added to flags, the mode is 0600.
 int qublk_open_file(const char *path, int flags, int creating);
 
-// A stream socket listening at path (0600), and one connected to it; both close on exec.
+// Whether the page at offset is in the page cache: 1 or 0, or -1 with errno. Reads nothing.
+int qublk_is_cached(int fd, uint64_t offset);
+
+// A stream socket listening at path (0600), and one connected to it; both close on exec. Connecting fails
+// with EAGAIN where it would wait, since nobody accepts.
 int qublk_unix_listen(const char *path);
 int qublk_unix_connect(const char *path);
-// The next connection of a listening socket, close on exec.
+// The next connection of a listening socket, close on exec and without waiting in transfers.
 int qublk_unix_accept(int fd);
+// The process that listens (or connected) at the other side of a connection, -1 if it cannot be told.
+int qublk_unix_peer(int fd);
 
 // The serial number of the key of type "user" with this description, from the keyrings of the process
 // or, failing that, the user's own; -errno if there is none. Creates nothing, asks nobody.

@@ -26,14 +26,11 @@ extension ClusterAllocator {
       throw .overlapsMetadata(cluster: overlap)
     }
     let offset = geometry.start(ofHostCluster: block)
-    if block >= freshFrom {
-      // Longer now, under the mutex: no write of a flush round may extend the file while an arena's
-      // change of length runs [ORD-22].
-      freshFrom = block + 1
-      try await growFile(over: block)
-    } else {
-      try await storage.writeZeroes(at: offset, length: geometry.clusterSize)
-    }
+    // Longer now, under the mutex: no write of a flush round may extend the file while an arena's
+    // change of length runs [ORD-22]. And with storage: the write-back of refcounts must find room.
+    if block >= freshFrom && freshFrom != .max { freshFrom = block + 1 }
+    try await storage.allocateZeroes(at: offset, length: geometry.clusterSize)
+    room.storedBlocks.insert(index)
     guard refcounts.cache.drop(from: offset, length: geometry.clusterSize) else {
       throw .overlapsMetadata(cluster: block)
     }
@@ -66,12 +63,16 @@ extension ClusterAllocator {
     }
     // All that can fail comes before the header: nobody changes the old table meanwhile.
     let larger = try layout.table(old: old, geometry: geometry)
+    // What is written, whole or in part, no longer reads as zeros, whether the table comes to be or not.
+    if freshFrom != UInt64.max { freshFrom = max(freshFrom, layout.end) }
     try await layout.write(old: old, storage: storage, geometry: geometry)
     try await storage.sync()
     try await headerEditor.setRefcountTable(
       at: geometry.start(ofHostCluster: layout.tableStart), clusters: layout.tableClusters)
-    if freshFrom != UInt64.max { freshFrom = max(freshFrom, layout.end) }
-    for block in layout.blocks { metadata.tables.insert(block) }
+    for block in layout.blocks {
+      metadata.tables.insert(block)
+      room.storedBlocks.insert(refcounts.tableIndex(of: layout.first) + block - layout.first)
+    }
     metadata.moveRefcountTable(to: layout.tableStart..<layout.end)
     let oldStart = geometry.hostCluster(of: old.offset)
     let oldClusters = geometry.clusters(covering: UInt64(old.count) * 8)

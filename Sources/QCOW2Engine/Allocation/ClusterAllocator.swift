@@ -23,19 +23,24 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   private static let searchedSlices = 32
   /// No cluster below has refcount zero, as far as known.
   var cursor: UInt64 = 0
-  /// Host clusters from here on were never written, and read as zeros.
+  /// Host clusters from here on were never written, and read as zeros; `UInt64.max` on a block device.
   var freshFrom: UInt64
+  /// What the file and the host have room for, beyond the clusters in use.
+  var room: HostRoom
   /// New clusters of a block device may be cleared, which may unmap them, as discards do.
   private let clears: Bool
   /// Clusters that a block device has room for; nil for a file that can grow.
   private(set) var limit: UInt64?
+  /// The host had no room for as many clusters as it was asked for, some time ago.
+  let isShort = Atomic<Bool>(false)
   /// Clusters reserved and given back since the image was opened; for statistics.
   let reserved = Atomic<UInt64>(0)
   let returned = Atomic<UInt64>(0)
 
   init(
     refcounts: RefcountStore, storage: ImageStorage, metadata: MetadataMap,
-    headerEditor: HeaderEditor, frees: DeferredFrees, fileLength: UInt64, clears: Bool
+    headerEditor: HeaderEditor, frees: DeferredFrees, tables: [Range<UInt64>],
+    fileLength: UInt64, clears: Bool
   ) {
     self.refcounts = refcounts
     self.storage = storage
@@ -48,6 +53,9 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     freshFrom =
       isDevice
       ? UInt64.max : max(geometry.clusters(covering: fileLength), metadata.endOfMapped)
+    room = HostRoom(
+      tables: tables, floor: freshFrom,
+      mayShrink: !isDevice && freshFrom == geometry.clusters(covering: fileLength))
     limit = isDevice ? fileLength >> UInt64(geometry.clusterBits) : nil
   }
 
@@ -60,6 +68,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   func reserve(upTo wanted: UInt64) async throws(ImageError) -> ClusterRun {
     await mutex.acquire()
     defer { mutex.release() }
+    try await prepare()
     for _ in 0..<Self.searchedSlices {
       let at = cursor
       if let run = try await reserve(at: at, upTo: wanted) {
@@ -101,34 +110,33 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   private func reserveInSlice(
     from first: UInt64, upTo wanted: UInt64
   ) async throws(ImageError) -> ClusterRun? {
+    try await provideStorage(ofBlockFor: first)
+    let free = try await findFree(from: first, upTo: wanted)
+    if free.isEmpty { return nil }
+    if let overlap = metadata.firstOverlap(free) { throw .overlapsMetadata(cluster: overlap) }
+    if free.lowerBound >= freshFrom {
+      let run = free.lowerBound..<(free.lowerBound + (try await extendFile(over: free)))
+      try await countOnce(run)
+      return ClusterRun(start: run.lowerBound, count: UInt64(run.count), isFresh: true)
+    }
+    try await countOnce(free)
+    let isFresh = clears ? await clear(free) : false
+    return ClusterRun(start: free.lowerBound, count: UInt64(free.count), isFresh: isFresh)
+  }
+
+  /// The first free clusters in the slice of refcounts that has `first`, from there on.
+  private func findFree(
+    from first: UInt64, upTo wanted: UInt64
+  ) async throws(ImageError) -> Range<UInt64> {
     var end = refcounts.sliceRange(of: first).upperBound
     if let limit { end = min(end, limit) }
-    let fresh = freshFrom
-    let order = geometry.refcountOrder
-    let found = try unsafe await withSlice(of: first) { [refcounts] bytes in
-      let free = unsafe Self.firstFree(
-        bytes, order: order, from: first, to: end, upTo: wanted, fresh: fresh, refcounts)
-      for cluster in free {
-        unsafe RefcountWidth.set(
-          bytes, order: order, index: refcounts.indexInSlice(cluster), value: 1)
-      }
-      return (free, !free.isEmpty)
+    let (fresh, order) = (freshFrom, geometry.refcountOrder)
+    return try unsafe await withSlice(of: first) { [refcounts] bytes in
+      unsafe (
+        Self.firstFree(
+          bytes, order: order, from: first, to: end, upTo: wanted, fresh: fresh, refcounts), false
+      )
     }
-    if found.isEmpty { return nil }
-    if let overlap = metadata.firstOverlap(found) { throw .overlapsMetadata(cluster: overlap) }
-    var isFresh = found.lowerBound >= fresh
-    if isFresh {
-      freshFrom = found.upperBound
-      do throws(ImageError) { try await extendFile(over: found) } catch {
-        // Still beyond the end: whoever gets them is to extend the file first.
-        freshFrom = fresh
-        throw error
-      }
-    } else if clears {
-      isFresh = await clear(found)
-    }
-    return ClusterRun(
-      start: found.lowerBound, count: UInt64(found.count), isFresh: isFresh)
   }
 
   /// Makes reserved clusters of a block device read as zeros, where that costs one command, so that
@@ -139,19 +147,6 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     await storage.file.clear(
       at: geometry.start(ofHostCluster: run.lowerBound),
       length: UInt64(run.count) << UInt64(geometry.clusterBits))
-  }
-
-  /// Grows the file over a reserved run, with storage: later writes into it then need neither a
-  /// change of length nor an allocation by the host, which file systems serialise.
-  ///
-  /// One owner does this, in steps of a whole run.
-  private func extendFile(over run: Range<UInt64>) async throws(ImageError) {
-    let start = geometry.start(ofHostCluster: run.lowerBound)
-    let length = UInt64(run.count) << UInt64(geometry.clusterBits)
-    do { try await storage.reserve(at: start, length: length) } catch {
-      try? await decrement(run)
-      throw error
-    }
   }
 
   /// Makes the file reach to the end of `cluster`.
@@ -223,18 +218,35 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   /// Lowers by one the refcounts of clusters whose pointer's removal is durable and that no request
   /// can still reach; punches those that nothing refers to any more, before they become free.
   ///
+  /// An entry may have led beyond the end of the file, as one may after a repair. Where this session has
+  /// handed nothing out and no refcount is kept, there is nothing to give back.
+  ///
   /// - Throws: ``ImageError/overlapsMetadata(cluster:)`` before anything is done to clusters that
   ///   metadata uses, whatever else referred to them.
   func release(_ run: ClusterRun, punch: Bool) async throws(ImageError) {
     if let overlap = metadata.firstOverlap(run.start..<run.end) {
       throw .overlapsMetadata(cluster: overlap)
     }
+    let reach = await endOfReach()
     var next = run.start
     while next < run.end {
-      let part = next..<min(refcounts.sliceRange(of: next).upperBound, run.end)
+      let isBeyond = next >= reach
+      if isBeyond, try await refcount(of: next) == 0 {
+        next += 1
+        continue
+      }
+      let end = isBeyond ? next + 1 : min(run.end, reach)
+      let part = next..<min(refcounts.sliceRange(of: next).upperBound, end)
       try await releaseInSlice(part, punch: punch)
       next = part.upperBound
     }
+  }
+
+  /// No cluster from there on was part of the file at open, or has been handed out.
+  private func endOfReach() async -> UInt64 {
+    await mutex.acquire()
+    defer { mutex.release() }
+    return limit ?? max(room.end, freshFrom)
   }
 
   private func releaseInSlice(_ part: Range<UInt64>, punch: Bool) async throws(ImageError) {
@@ -254,7 +266,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   /// The runs in `part` whose refcount is exactly one: they become free next.
   private func lastReferences(_ part: Range<UInt64>) async throws(ImageError) -> [Range<UInt64>] {
     let order = geometry.refcountOrder
-    return try unsafe await withSlice(of: part.lowerBound) { [refcounts] bytes in
+    return try unsafe await lookAtSlice(of: part.lowerBound) { [refcounts] bytes in
       var runs: [Range<UInt64>] = []
       for cluster in part
       where unsafe RefcountWidth.get(bytes, order: order, index: refcounts.indexInSlice(cluster))
@@ -266,7 +278,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
           runs.append(cluster..<(cluster + 1))
         }
       }
-      return (runs, false)
+      return runs
     }
   }
 
@@ -295,8 +307,8 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   func refcount(of cluster: UInt64) async throws(ImageError) -> UInt64 {
     guard try refcounts.sliceKey(of: cluster) != nil else { return 0 }
     let order = geometry.refcountOrder
-    return try unsafe await withSlice(of: cluster) { [refcounts] bytes in
-      unsafe (RefcountWidth.get(bytes, order: order, index: refcounts.indexInSlice(cluster)), false)
+    return try unsafe await lookAtSlice(of: cluster) { [refcounts] bytes in
+      unsafe RefcountWidth.get(bytes, order: order, index: refcounts.indexInSlice(cluster))
     }
   }
 
@@ -304,6 +316,16 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   /// out anew by the time that the reference is taken away.
   func requireInUse(_ cluster: UInt64) async throws(ImageError) {
     if try await refcount(of: cluster) == 0 { throw .refcountRange(cluster: cluster) }
+  }
+
+  /// Looks at refcounts without writing anything: see ``SliceCache/lookAt(_:storage:_:)``.
+  private func lookAtSlice<R>(
+    of cluster: UInt64, _ body: (UnsafeMutableRawPointer) -> R
+  ) async throws(ImageError) -> R {
+    guard let key = try refcounts.sliceKey(of: cluster) else {
+      throw .refcountRange(cluster: cluster)
+    }
+    return try unsafe await refcounts.cache.lookAt(key, storage: storage, body)
   }
 
   func withSlice<R>(

@@ -8,6 +8,11 @@ struct ClusterRun: Sendable, Equatable {
 
   var end: UInt64 { start &+ count }
 
+  /// Whether all of a range that is not empty lies in the run.
+  func contains(_ range: Range<UInt64>) -> Bool {
+    start <= range.lowerBound && range.upperBound <= end
+  }
+
   /// Splits off the first `wanted` clusters, or all if there are fewer.
   mutating func take(_ wanted: UInt64) -> ClusterRun {
     let taken = ClusterRun(start: start, count: min(wanted, count), isFresh: isFresh)

@@ -5,8 +5,11 @@ import Synchronization
 /// Host clusters that hold active L2 tables or refcount blocks: what data must never overwrite.
 ///
 /// Lookups take no lock (the hit path makes one per cluster written); changes do. Open-addressed
-/// with linear probing; a removed cluster leaves a tombstone until the next growth. A table that has
-/// been outgrown stays allocated until the set goes away, since a reader may still be in it.
+/// with linear probing. A removed cluster leaves a tombstone only where searches must go on; the next
+/// insertion that comes by uses the place again. So the table grows with the most clusters that were
+/// in the set at a time, not with the number of changes. A table that has been outgrown stays
+/// allocated until the set goes away, since a reader may still be in it; all such tables together are
+/// smaller than the present one.
 @safe
 final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `lock` orders writers
   @safe
@@ -21,6 +24,7 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
   /// The address of the table in force; a number, since a pointer is tested for nil at each load.
   private let current: Atomic<UInt>
   private var tables: [UnsafeMutablePointer<Table>] = unsafe []
+  /// Slots of the present table that are not empty, tombstones among them.
   private var used = 0
 
   /// - Throws: ``ImageError/noMemory(bytes:)``.
@@ -93,16 +97,37 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
         position = (position + 1) & table.mask
       }
       unsafe table.slots[position].store(Self.tombstone, ordering: .relaxed)
+      clearTombstones(upTo: position, table)
     }
   }
 
+  /// Empties the tombstones that end at `position`, if no search goes on behind them.
+  private func clearTombstones(upTo position: Int, _ table: Table) {
+    let next = unsafe table.slots[(position + 1) & table.mask].load(ordering: .relaxed)
+    guard next == Self.empty else { return }
+    var position = position
+    while unsafe table.slots[position].load(ordering: .relaxed) == Self.tombstone {
+      unsafe table.slots[position].store(Self.empty, ordering: .relaxed)
+      used -= 1
+      position = (position - 1) & table.mask
+    }
+  }
+
+  /// Puts a cluster that is not in the table into the first place that its search comes by.
   private func place(_ cluster: UInt64, in table: Table) {
     var position = Self.home(cluster) & table.mask
-    while unsafe table.slots[position].load(ordering: .relaxed) != Self.empty {
+    while true {
+      let value = unsafe table.slots[position].load(ordering: .relaxed)
+      if value == Self.empty { used += 1 }
+      if value == Self.empty || value == Self.tombstone { break }
       position = (position + 1) & table.mask
     }
     unsafe table.slots[position].store(cluster, ordering: .relaxed)
-    used += 1
+  }
+
+  /// The slots of all tables that are allocated; for tests.
+  var slotCount: Int {
+    lock.withLock { unsafe tables.reduce(0) { unsafe $0 + $1.pointee.mask + 1 } }
   }
 
   /// Doubles the table; without memory for that it stays as it is, and fills up.

@@ -2,7 +2,7 @@ import BlockCore
 
 /// Host clusters that lost a reference, on their way back to the allocator.
 ///
-/// The way has three steps, and none can be skipped (DESIGN.md section 4, rules 2 to 4): *pending*
+/// The way has three steps, and none can be skipped (docs/design.md, section 4, rules 2 to 4): *pending*
 /// until the removal of the pointer is durable; *durable* until no request from before that is in
 /// flight; then the refcount goes down, after the hole is punched if it goes to zero. A crash on the
 /// way leaves leaks, never a cluster with two owners.

@@ -1,7 +1,7 @@
 import QCOW2Format
 import Synchronization
 
-/// Which host clusters must not be written as data (DESIGN.md section 4, rule 11).
+/// Which host clusters must not be written as data (docs/design.md, section 4, rule 11).
 ///
 /// Fixed areas (header, snapshot table) are ranges; the refcount table and the L1 table are ranges
 /// that move when they grow; L2 tables, refcount blocks and the L1 tables of snapshots are a

@@ -1,17 +1,19 @@
 import BlockCore
 import QCOW2Format
+import Synchronization
 
 /// Runs of reserved host clusters, one arena per worker, so that most allocations share no lock.
 ///
 /// Each arena has a lock of its own, which only a worker that finds no cluster anywhere else ever
-/// contends for. What is left at close goes back; after a crash it is leaked clusters, bounded by
-/// the arena sizes.
+/// contends for. What is left at close goes back. After a crash most of it is free, too: flush rounds
+/// leave it out of the refcounts that they write (``ReservationMask``).
 final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guards its arena
   /// Who sees to the next run.
   private enum Fetch {
     case idle
-    /// A request has been sent to the slow path for it.
-    case asked
+    /// A request has been sent to the slow path for it, when so many clusters were left. That request may
+    /// have found that it needs no cluster: at half of that number, another one is sent.
+    case asked(left: UInt64)
     case underWay
   }
 
@@ -26,6 +28,18 @@ final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guar
     /// Less than half of a run is left, and no other.
     @inline(__always) var isLow: Bool {
       next.count == 0 && (run.count < refill / 2 || run.count == 0)
+    }
+
+    /// Whether a request is to be sent to the slow path for the next run; notes that it has been.
+    @inline(__always) mutating func asks() -> Bool {
+      if !isLow { return false }
+      switch fetch {
+      case .underWay: return false
+      case .asked(let left) where run.count &+ run.count > left || run.count == 0: return false
+      case .asked, .idle:
+        fetch = .asked(left: run.count)
+        return true
+      }
     }
 
     @inline(__always) mutating func takeRun(upTo wanted: UInt64) -> ClusterRun? {
@@ -55,6 +69,8 @@ final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guar
   private let refillMutexes: [AsyncMutex]
   let allocator: ClusterAllocator
   private let largestRefill: UInt64
+  /// The most clusters at the start of an arena that count as used on the host file.
+  private let mostShown: UInt64
 
   /// - Parameters:
   ///   - workers: the number of arenas.
@@ -65,6 +81,7 @@ final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guar
     self.allocator = allocator
     let largest = min(max((16 << 20) / clusterSize, 4), 1024)
     largestRefill = largest
+    mostShown = min(max((1 << 20) / clusterSize, 8), 256)
     arenas = LockedStripes(count: workers, rank: .leaf) { _ in Arena(refill: min(64, largest)) }
     refillMutexes = (0..<workers).map { _ in AsyncMutex() }
   }
@@ -74,12 +91,18 @@ final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guar
   /// Takes 1 to `wanted` contiguous clusters; refills the arena when it is empty, and fetches the next
   /// run when it is low.
   ///
+  /// While the host is short of room, it may have none but for what another worker's arena has: that is
+  /// taken before more is asked for.
+  ///
   /// - Throws: ``ImageError/noSpace`` if no arena has a cluster left either.
   func take(upTo wanted: UInt64, worker: Int) async throws(ImageError) -> ClusterRun {
     while true {
       if let run = takeNow(upTo: wanted, worker: worker) {
         // Whoever finds the arena empty hears of a failure.
         if mayFetch(worker) { try? await refill(worker) }
+        return run
+      }
+      if allocator.isShort.load(ordering: .relaxed), let run = takeFromAny(upTo: wanted) {
         return run
       }
       do { try await refill(worker) } catch {
@@ -101,10 +124,7 @@ final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guar
   /// miss it.
   @inline(__always) func takeNow(exactly count: Int, fresh: Bool, worker: Int) -> ClusterRun? {
     arenas[worker].withLock { arena in
-      if arena.isLow && arena.fetch == .idle {
-        arena.fetch = .asked
-        return nil
-      }
+      if arena.asks() { return nil }
       if arena.run.count == 0 { arena.run = arena.next.take(.max) }
       if arena.run.count < UInt64(count) || fresh && !arena.run.isFresh { return nil }
       return arena.run.take(UInt64(count))
@@ -112,10 +132,37 @@ final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guar
   }
 
   /// Whether the caller shall fetch the next run: one at a time.
+  ///
+  /// Not while the host is short of room: what is fetched in advance is missing elsewhere.
   private func mayFetch(_ worker: Int) -> Bool {
-    arenas[worker].withLock { arena in
-      arena.isLow && arena.fetch != .underWay
+    if allocator.isShort.load(ordering: .relaxed) { return false }
+    return arenas[worker].withLock { arena in
+      if case .underWay = arena.fetch { return false }
+      return arena.isLow
     }
+  }
+
+  /// What each arena has reserved and nobody has taken, at some moment.
+  func untaken() -> [UntakenRuns] {
+    (0..<arenas.count).map { worker in
+      arenas[worker].withLock { arena in
+        var runs: [Range<UInt64>] = []
+        if arena.run.count > 0 { runs.append(arena.run.start..<arena.run.end) }
+        if arena.next.count > 0 { runs.append(arena.next.start..<arena.next.end) }
+        return UntakenRuns(runs: runs, shown: min(mostShown, max(arena.refill / 4, 2)))
+      }
+    }
+  }
+
+  /// Whether one arena has all of a range, and nobody has taken any of it.
+  func isUntaken(_ range: Range<UInt64>) -> Bool {
+    for worker in 0..<arenas.count {
+      let isThere = arenas[worker].withLock { arena in
+        arena.run.contains(range) || arena.next.contains(range)
+      }
+      if isThere { return true }
+    }
+    return false
   }
 
   /// The last clusters of a full host file may lie in the arena of a worker that needs none.
@@ -158,6 +205,24 @@ final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guar
         }
         try await allocator.unreserve(run)
       }
+    }
+  }
+}
+
+/// Reserved clusters of one arena that nobody has taken.
+struct UntakenRuns {
+  /// In the order in which they will be taken.
+  let runs: [Range<UInt64>]
+  /// How many of them will be taken soon.
+  let shown: UInt64
+
+  /// All but those that will be taken soon.
+  var idle: [Range<UInt64>] {
+    var left = shown
+    return runs.compactMap { run in
+      let start = run.lowerBound + min(left, UInt64(run.count))
+      left -= start - run.lowerBound
+      return start < run.upperBound ? start..<run.upperBound : nil
     }
   }
 }

@@ -39,10 +39,13 @@ package final class RawLayer: BackingLayer {
   ///   - file: opened for reading.
   ///   - length: of the file in bytes, at the time of opening.
   ///   - fileNumber: what host transfers call the file; nil if none may.
-  package init(_ file: any HostFile, length: UInt64, fileNumber: UInt8? = nil) {
+  ///   - reporter: hears of failures.
+  package init(
+    _ file: any HostFile, length: UInt64, fileNumber: UInt8? = nil, reporter: EventReporter? = nil
+  ) {
     self.length = length
     self.fileNumber = fileNumber
-    storage = ImageStorage(file: file, health: ImageHealth())
+    storage = ImageStorage(file: file, health: ImageHealth(reporter: reporter))
   }
 
   package func read(
@@ -104,7 +107,9 @@ package final class ImageLayer: BackingLayer {
           worker: worker)
       } catch {
         // Its damage must not be taken for that of the image above, which would be marked corrupt.
-        throw error.isCorruption ? .brokenBacking(error) : error
+        guard error.isDamage else { throw error }
+        await image.report(error)
+        throw .brokenBacking(error)
       }
     }
     if available < buffer.count {

@@ -22,19 +22,19 @@ struct BitmapDirectory {
   static func location(
     _ cluster: IOBuffer, _ header: Header
   ) throws(BitmapProblem) -> BitmapsExtension? {
-    let bytes = unsafe UnsafeRawBufferPointer(start: cluster.base, count: cluster.count)
     let first = Int(header.headerLength)
     let end =
       header.backingFileOffset == 0
       ? cluster.count : Int(min(header.backingFileOffset, UInt64(cluster.count)))
     do throws(FormatError) {
-      let found = try unsafe HeaderExtension.list(in: bytes, from: first, to: max(end, first))
-        .filter { $0.kind == .bitmaps }
-      guard found.count == 1, let only = found.first else { return nil }
-      let location = try unsafe BitmapsExtension(
-        parsing: Array(bytes[only.offset..<(only.offset + only.length)]))
-      try location.validate(header.geometry)
-      return location
+      return try cluster.withBytes { bytes throws(FormatError) in
+        let found = try HeaderExtension.list(in: bytes, from: first, to: max(end, first))
+          .filter { $0.kind == .bitmaps }
+        guard found.count == 1, let only = found.first else { return nil }
+        let location = try BitmapsExtension(parsing: bytes.extracting(only.bytes))
+        try location.validate(header.geometry)
+        return location
+      }
     } catch { throw .format(error) }
   }
 

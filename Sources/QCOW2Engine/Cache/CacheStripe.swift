@@ -23,6 +23,8 @@ struct CacheSlot: BitwiseCopyable {
   /// Loaded ahead for a stream, which will not come back: no second chance, so that a scan of the
   /// disk takes no room from what is used again and again.
   var isStream = false
+  /// Never evicted: the host file has less than the slice; see ``ReservationMask``.
+  var isHeld = false
   /// 0 when clean; else the number of the change that dirtied it last.
   var dirtyGeneration: UInt64 = 0
 }
@@ -45,6 +47,9 @@ struct CacheStripe: ~Copyable {
   private(set) var dirtyCount = 0
   /// Slots that are not empty.
   private(set) var usedCount = 0
+  /// How often a slot was claimed, for whatever slice: while it stays, no slice has come in.
+  private(set) var claimCount: UInt64 = 0
+  private var heldCount = 0
   var waiters = WaitList()
 
   /// - Parameters:
@@ -103,7 +108,7 @@ struct CacheStripe: ~Copyable {
       case .loading: continue
       case .empty: break
       case .resident, .ahead:
-        if unsafe slots[slot].dirtyGeneration != 0 { continue }
+        if unsafe slots[slot].dirtyGeneration != 0 || slots[slot].isHeld { continue }
         if unsafe slots[slot].isReferenced, unsafe !slots[slot].isStream {
           unsafe slots[slot].isReferenced = false
           continue
@@ -113,6 +118,7 @@ struct CacheStripe: ~Copyable {
       unsafe slots[slot] = CacheSlot(key: key, state: .loading)
       insert(slot, hash: hash)
       usedCount &+= 1
+      claimCount &+= 1
       return slot
     }
     return -1
@@ -120,7 +126,7 @@ struct CacheStripe: ~Copyable {
 
   /// Forgets the slot's slice, which must not be dirty.
   mutating func remove(_ slot: Int, hashOf: (UInt64) -> UInt64) {
-    unsafe assert(slots[slot].dirtyGeneration == 0)
+    unsafe assert(slots[slot].dirtyGeneration == 0 && !slots[slot].isHeld)
     var hole = unsafe Int(truncatingIfNeeded: hashOf(slots[slot].key)) & indexMask
     while unsafe Int(index[hole]) != slot + 1 { hole = (hole + 1) & indexMask }
     unsafe slots[slot] = CacheSlot()
@@ -135,6 +141,17 @@ struct CacheStripe: ~Copyable {
       next = (next + 1) & indexMask
     }
     unsafe index[hole] = 0
+  }
+
+  /// Holds the slot's slice or lets it go; call while it is dirty.
+  ///
+  /// - Returns: whether it is held: no more than half of the slots are, so that there is room for others.
+  mutating func hold(_ slot: Int, _ wanted: Bool) -> Bool {
+    if unsafe slots[slot].isHeld == wanted { return wanted }
+    if wanted && (heldCount + 1) * 2 > slotCount { return false }
+    unsafe slots[slot].isHeld = wanted
+    heldCount += wanted ? 1 : -1
+    return wanted
   }
 
   /// Notes a change to the slot; call under the same lock hold as the change itself.

@@ -1,7 +1,7 @@
 import BlockCore
 import Synchronization
 
-/// The one place that writes metadata back, and the order in which it does (DESIGN.md section 4, rule 7).
+/// The one place that writes metadata back, and the order in which it does (docs/design.md, section 4, rule 7).
 ///
 ///     copied   frees → L1 → L2 → refcount table → refcount blocks      (dependents first)
 ///     written  refcount blocks | refcount table | L2 | L1 | final sync (dependents last)
@@ -10,6 +10,8 @@ import Synchronization
 /// whatever an L2 copy points at had its refcount raised before the copy was taken, and that refcount
 /// is copied later. Changes made meanwhile belong to the next round. One round runs at a time;
 /// flushes that arrive during it join the next one.
+///
+/// Refcounts of clusters that are reserved and not taken are left out: see ``ReservationMask``.
 ///
 /// With lazy refcounts and the DIRTY bit durable, a round leaves the first two out. The barrier
 /// before L2 stays: it is also the one between the guest's data and the entries that lead to it.
@@ -46,13 +48,16 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   private let wantsClean = Atomic<Bool>(false)
   private let l2Batch: WriteBackBatch
   private let refcountBatch: WriteBackBatch
+  /// The last round failed because the host had no room: discards make room before they go on.
+  let lacksRoom = Atomic<Bool>(false)
+  private let mask: ReservationMask
   /// Rounds completed; for statistics and tests.
   let rounds = Atomic<UInt64>(0)
 
   init(
     storage: ImageStorage, externalData: ImageStorage?, splitsEntries: Bool, l1: ActiveL1,
-    l2: SliceCache, refcounts: RefcountStore, frees: DeferredFrees, stamps: RequestStamps,
-    health: ImageHealth, lazy: LazyRefcounts?
+    l2: SliceCache, refcounts: RefcountStore, arenas: WorkerArenas, frees: DeferredFrees,
+    stamps: RequestStamps, health: ImageHealth, lazy: LazyRefcounts?
   ) {
     self.storage = storage
     self.externalData = externalData
@@ -65,7 +70,8 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
     self.health = health
     self.lazy = lazy
     l2Batch = WriteBackBatch(cache: l2)
-    refcountBatch = WriteBackBatch(cache: refcounts.cache)
+    mask = ReservationMask(arenas: arenas, refcounts: refcounts)
+    refcountBatch = WriteBackBatch(cache: refcounts.cache, mask: mask)
   }
 
   /// Whether any table in memory is ahead of the host file.
@@ -139,7 +145,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   // MARK: A round
 
   private func round() async throws(ImageError) {
-    try health.requireWrites()
+    try health.requireWriteBack()
     // Whoever asks from here on has its round after this one.
     let cleans = wantsClean.exchange(false, ordering: .acquiringAndReleasing)
     let asked = wantsRefcounts.exchange(false, ordering: .acquiringAndReleasing)
@@ -149,12 +155,14 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
     do {
       try await writeBack(l1Sectors, keepsRefcounts: lazy != nil && !cleans && !asked)
     } catch {
+      if error.errno == .noSpace { lacksRoom.store(true, ordering: .relaxed) }
       frees.restorePending(freed)
       l1.restoreDirty(l1Sectors)
       if cleans { wantsClean.store(true, ordering: .releasing) }
       if asked { wantsRefcounts.store(true, ordering: .releasing) }
       throw error
     }
+    lacksRoom.store(false, ordering: .relaxed)
     frees.becameDurable(freed, stamp: stamps.advance())
     rounds.wrappingAdd(1, ordering: .relaxed)
     if cleans { try await lazy?.clear() }
@@ -163,7 +171,9 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   private func writeBack(
     _ l1Sectors: [TableSector], keepsRefcounts: Bool
   ) async throws(ImageError) {
-    if l1Sectors.isEmpty && !hasDirtySlices && !refcounts.table.hasDirty {
+    if l1Sectors.isEmpty && !hasDirtySlices && !refcounts.table.hasDirty
+      && (keepsRefcounts || !mask.isStale)
+    {
       // The guest has overwritten what it had: its data is all there is.
       return try await barrier()
     }
@@ -188,7 +198,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
 
   /// Makes sure that tables may be written without their refcounts; ends with a barrier.
   private func keepRefcounts() async throws(ImageError) {
-    try health.requireWrites()
+    try health.requireWriteBack()
     guard let lazy, !lazy.isMarked else { return try await barrier() }
     try await externalData?.sync()
     try await lazy.mark()
@@ -196,6 +206,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
 
   /// Writes refcount blocks, then the refcount table; ends with a barrier if `more` follows.
   private func writeRefcounts(before more: Bool) async throws(ImageError) {
+    mask.update()
     let table = refcounts.table
     let tableSectors = table.takeDirty()
     do {
@@ -230,7 +241,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   }
 
   private func barrier() async throws(ImageError) {
-    try health.requireWrites()
+    try health.requireWriteBack()
     try await externalData?.sync()
     try await storage.sync()
   }

@@ -1,7 +1,7 @@
 import BlockCore
 import Synchronization
 
-/// The DIRTY bit of an image with lazy refcounts (DESIGN.md section 4, rule 10).
+/// The DIRTY bit of an image with lazy refcounts (docs/design.md, section 4, rule 10).
 ///
 /// While it is set, flush rounds leave refcounts in memory: whoever opens the image after a crash
 /// rebuilds them from the tables. It is durable before the first round that leaves them out writes

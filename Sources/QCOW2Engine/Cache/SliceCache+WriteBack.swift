@@ -35,13 +35,27 @@ extension SliceCache {
   }
 
   /// Copies a dirty slice to `target` and notes which generation the copy is.
-  func copy(_ slice: inout DirtySlice, to target: UnsafeMutableRawPointer) {
+  ///
+  /// - Returns: whether the slice is held in the cache from now on, as `holds` asks for, if it can be.
+  func copy(
+    _ slice: inout DirtySlice, to target: UnsafeMutableRawPointer, holds: Bool
+  ) -> Bool {
     let stripe = stripes[Int(slice.stripe)]
     let slot = Int(slice.slot)
-    slice.generation = unsafe stripe.lock.pointee.withLock {
+    let (generation, isHeld) = unsafe stripe.lock.pointee.withLock {
       unsafe target.copyMemory(from: bytes(stripe, slot), byteCount: sliceSize)
-      return unsafe stripe.state.pointee.slots[slot].dirtyGeneration
+      return unsafe (
+        stripe.state.pointee.slots[slot].dirtyGeneration, stripe.state.pointee.hold(slot, holds)
+      )
     }
+    slice.generation = generation
+    return isHeld
+  }
+
+  /// Marks a slice dirty that is held.
+  func markDirty(_ key: HostOffset) {
+    let isThere = unsafe changeResident(key) { _ in true }
+    assert(isThere, "a held slice was evicted")
   }
 
   /// Ends the write-back of copied slices: clean, unless changed since.

@@ -9,7 +9,8 @@ import Synchronization
 /// under it, in short synchronous sections, so a slice needs no pin: whoever waited looks it up anew.
 /// Loading is single-flight: the first comer leaves a `loading` slot and reads without the lock,
 /// others wait for the stripe to change. A dirty slice is never evicted; when a stripe has nothing
-/// else left, the caller's `makeRoom` writes back a whole round in order.
+/// else left, the caller's `makeRoom` writes back a whole round in order. A look-up that changes
+/// nothing then reads the host file instead: see ``lookAt(_:storage:_:)``.
 @safe
 final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable state
   /// The bytes of a slice: a power of two, at most a cluster.
@@ -158,14 +159,15 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
   }
 
   @safe
-  private enum LookUp<R> {
+  enum LookUp<R> {
     case done(R)
     case load(slot: Int, memory: UnsafeMutableRawPointer)
     case wait(version: UInt64)
+    /// No slot can be had before a round has written dirty slices back.
     case full
   }
 
-  private func lookUp<R>(
+  func lookUp<R>(
     _ key: HostOffset, _ body: (UnsafeMutableRawPointer) -> (R, changed: Bool)
   ) -> LookUp<R> {
     let hash = hash(key.bytes)
@@ -207,7 +209,7 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     return result
   }
 
-  private func finishLoading<R>(
+  func finishLoading<R>(
     _ key: HostOffset, _ slot: Int, _ body: (UnsafeMutableRawPointer) -> (R, changed: Bool)
   ) -> R {
     let stripe = stripe(hash(key.bytes))
@@ -229,7 +231,7 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     unsafe waiters.forEach { unsafe $0.resume() }
   }
 
-  private func waitForChange(_ key: HostOffset, since version: UInt64) async {
+  func waitForChange(_ key: HostOffset, since version: UInt64) async {
     let stripe = stripe(hash(key.bytes))
     unsafe await withUnsafeContinuation { continuation in
       let waits = unsafe stripe.lock.pointee.withLock {

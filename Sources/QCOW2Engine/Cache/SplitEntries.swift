@@ -3,7 +3,7 @@ import QCOW2Format
 
 /// The way of extended L2 entries from what the host file has to a new state, one half at a time.
 ///
-/// Of the 16 bytes of an entry the disk may write 8 without the other 8 (DESIGN.md section 4, rule 8).
+/// Of the 16 bytes of an entry the disk may write 8 without the other 8 (docs/design.md, section 4, rule 8).
 /// An entry of which both halves change goes through two states in between, with a barrier after
 /// each: old descriptor and ``bitmap(from:to:)``, then new descriptor and that bitmap. Each subcluster
 /// reads as before or as after in all of them. A new cluster costs one of the two; entries that

@@ -10,12 +10,15 @@ final class WriteBackBatch: @unchecked Sendable {  // why: one round's; lanes sh
   static let capacity = 512
   private let cache: SliceCache
   private let staging: IOBuffer
+  /// Of refcounts: the reserved clusters that copies show as free.
+  private let mask: ReservationMask?
   private var slices: [DirtySlice] = []
   /// The first of ``runs`` that no lane has taken for writing.
   private let nextRun = Atomic<Int>(0)
 
-  init(cache: SliceCache) {
+  init(cache: SliceCache, mask: ReservationMask? = nil) {
     self.cache = cache
+    self.mask = mask
     staging = IOBuffer(count: min(Self.capacity, cache.slotCount) * cache.sliceSize)
   }
 
@@ -36,7 +39,10 @@ final class WriteBackBatch: @unchecked Sendable {  // why: one round's; lanes sh
     slices = Array(dirty.prefix(room))
     dirty = dirty.dropFirst(slices.count)
     for index in slices.indices {
-      unsafe cache.copy(&slices[index], to: staging.base + index * cache.sliceSize)
+      let copy = unsafe staging.base + index * cache.sliceSize
+      let key = slices[index].key
+      let isHeld = unsafe cache.copy(&slices[index], to: copy, holds: mask?.hides(key) ?? false)
+      unsafe mask?.apply(to: copy, key: key, isHeld: isHeld)
     }
   }
 

@@ -21,6 +21,7 @@ extension Image {
   ) async throws(ImageError) -> Bool {
     guard let packed = try compress(data, worker: worker) else { return false }
     let table = try await tables.writableTable(part.l1Index, worker: worker)
+    try await tables.provideStorage(part.l1Index)
     guard let place = try await packer.take(packed.length) else { return false }
     do {
       try await storage.write(from: packed.buffer, at: place.offset)
@@ -68,6 +69,7 @@ extension Image {
     if let bad { throw badEntry(bad, cluster: part.clusters.lowerBound) }
     frees.add(freed)
     noteDirty()
+    noteSpaceFound(by: .allocation)
   }
 }
 

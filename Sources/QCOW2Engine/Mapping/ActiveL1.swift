@@ -3,27 +3,32 @@ import Synchronization
 
 /// The L1 table in force: replaced as a whole when it grows.
 ///
-/// Reading takes no lock and no reference count. A table that was replaced stays in memory until
-/// the image goes away, so a reader that still has it reads old entries, never freed memory.
+/// Reading takes no lock and no reference count. A table that was replaced stays in memory until it
+/// is replaced once more, so a reader that still has it reads old entries, never freed memory.
 ///
 /// An old entry would still be wrong to act on, and a change stored into an old table would be
 /// lost. So ``replace(with:)`` is called only by ``Image/exclusively(_:)``, when no request is in
 /// flight, and after a flush, when no entry of the old table is dirty. Requests that come later see
 /// the new table, since letting them in is ordered after the replacement. A flush round may run at
 /// any time: it looks at ``table`` once, and whichever it finds, the old one has nothing left to
-/// write.
+/// write. The flush before the next replacement begins after that round has ended: then nobody has the
+/// table from before the last replacement any more.
 @safe
 final class ActiveL1: @unchecked Sendable {  // why: an atomic pointer; `lock` guards `kept`
   private let current: Atomic<UnsafeMutableRawPointer>
   /// Where the entries of that table are, for ``load(_:)``.
   private let entries: Atomic<UInt>
+  /// The same for ``isStored(_:)``.
+  private let stored: Atomic<UInt>
   private let lock = FutexLock(.leaf)
+  /// The table in force and the one before it.
   private var kept: [DiskTable]
 
   init(_ table: DiskTable) {
     kept = [table]
     unsafe current = unsafe Atomic(Unmanaged.passUnretained(table).toOpaque())
     entries = Atomic(table.address)
+    stored = Atomic(table.storedAddress)
   }
 
   @inline(__always) private var reference: Unmanaged<DiskTable> {
@@ -37,6 +42,12 @@ final class ActiveL1: @unchecked Sendable {  // why: an atomic pointer; `lock` g
     unsafe DiskTable.load(index, at: entries.load(ordering: .acquiring))
   }
 
+  /// Whether the L2 table of an entry is known to have the host's storage, so that its write-back needs
+  /// no room.
+  @inline(__always) func isStored(_ index: Int) -> Bool {
+    unsafe DiskTable.isStored(index, at: stored.load(ordering: .acquiring))
+  }
+
   /// Changes an entry and marks its sector dirty, in that order.
   func store(_ value: UInt64, at index: Int) { table.store(value, at: index) }
 
@@ -44,8 +55,15 @@ final class ActiveL1: @unchecked Sendable {  // why: an atomic pointer; `lock` g
   var count: Int { table.count }
 
   func replace(with table: DiskTable) {
-    lock.withLock { kept.append(table) }
+    let unused = lock.withLock { () -> [DiskTable] in
+      let unused = kept.dropLast()
+      kept = [kept[kept.count - 1], table]
+      return Array(unused)
+    }
     unsafe current.store(Unmanaged.passUnretained(table).toOpaque(), ordering: .releasing)
     entries.store(table.address, ordering: .releasing)
+    stored.store(table.storedAddress, ordering: .releasing)
+    // Freed here, with no lock held.
+    withExtendedLifetime(unused) {}
   }
 }

@@ -19,6 +19,8 @@ final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
   private let sectors: Int
   private let entries: UnsafeMutablePointer<Atomic<UInt64>>
   private let dirty: UnsafeMutablePointer<Atomic<UInt64>>
+  /// A bit per entry: see ``isStored(_:at:)``.
+  private let stored: UnsafeMutablePointer<Atomic<UInt64>>
 
   /// - Parameters:
   ///   - offset: Where the table starts in the host file; a cluster boundary.
@@ -33,11 +35,14 @@ final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
     let entries: UnsafeMutablePointer<Atomic<UInt64>> = try unsafe ZeroedMemory.allocate(padded)
     let words = sectors / 64 + 1
     do throws(ImageError) {
-      unsafe dirty = try unsafe ZeroedMemory.allocate(words)
+      // One bit per sector in `dirty`, one per entry in `stored`: all in one allocation.
+      unsafe dirty = try unsafe ZeroedMemory.allocate(words + sectors + 1)
     } catch {
       unsafe free(entries)
       throw error
     }
+    unsafe stored = unsafe dirty + words
+    for index in 0...sectors { unsafe (stored + index).initialize(to: Atomic(0)) }
     unsafe self.entries = unsafe entries
     for index in 0..<padded {
       let value =
@@ -66,6 +71,23 @@ final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
       ordering: .acquiring)
   }
 
+  /// The address of the bits of ``isStored(_:at:)``; valid as long as the table is.
+  var storedAddress: UInt { unsafe UInt(bitPattern: stored) }
+
+  /// Whether all bytes of the cluster that the entry at `index` points at are known to have the host's
+  /// storage.
+  ///
+  /// `address` is a ``storedAddress``.
+  @unsafe @inline(__always) static func isStored(_ index: Int, at address: UInt) -> Bool {
+    let words = unsafe UnsafePointer<Atomic<UInt64>>(bitPattern: address).unsafelyUnwrapped
+    return unsafe words[index / 64].load(ordering: .acquiring) >> UInt64(index % 64) & 1 != 0
+  }
+
+  /// Notes that the cluster that the entry at `index` points at has the host's storage.
+  func noteStored(_ index: Int) {
+    unsafe stored[index / 64].bitwiseOr(1 << UInt64(index % 64), ordering: .releasing)
+  }
+
   /// The number of entries that are not zero.
   func countUsed() -> Int {
     var used = 0
@@ -77,6 +99,11 @@ final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
   func store(_ value: UInt64, at index: Int) {
     unsafe entries[index].store(value, ordering: .releasing)
     markDirty(sector: index / Self.entriesPerSector)
+  }
+
+  /// Changes an entry in memory only; the table must never be written back.
+  func poison(_ value: UInt64, at index: Int) {
+    unsafe entries[index].store(value, ordering: .releasing)
   }
 
   private func markDirty(sector: Int) {

@@ -32,7 +32,7 @@ extension Image {
     guard let table = try tables.entry(part.l1Index).l2Table else {
       return .unallocated(length: part.length)
     }
-    let found = try await withEntries(part, table: table) { entries in
+    let found = try await lookAtEntries(part, table: table) { entries in
       self.firstExtent(part, entries)
     }
     guard let extent = found.extent else {

@@ -37,6 +37,12 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
   static func check(
     _ entry: L1Entry, index: Int, _ geometry: ClusterGeometry
   ) throws(ImageError) {
+    if let found = entry.beforeUnusable {
+      throw .format(
+        .badEntry(
+          name: "L1 entry", index: UInt64(index), value: found.raw,
+          problem: found.raw == 0 ? .missing : .beyondEnd))
+    }
     let problem: OffsetProblem? =
       entry.hasReservedBits
       ? .reservedBits
@@ -69,6 +75,7 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
       throw error
     }
     metadata.tables.insert(run.start)
+    l1.table.noteStored(index)
     l1.store(L1Entry(l2Table: table, copied: true).raw, at: index)
     if let old {
       let cluster = geometry.hostCluster(of: old)
@@ -76,6 +83,20 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
       frees.add([ClusterRun(start: cluster, count: 1, isFresh: false)])
     }
     return table
+  }
+
+  /// Gives the holes of the L2 table for `index` storage of the host; call before new entries are made
+  /// in it.
+  ///
+  /// A table that was made in this session has none. Others may: a copy of an image can be sparse. Where
+  /// the host has no fallocate, holes of an old table stay: then the flush may find no room.
+  ///
+  /// - Throws: if the host has no room.
+  func provideStorage(_ index: Int) async throws(ImageError) {
+    if l1.isStored(index) { return }
+    guard let table = try entry(index).l2Table else { return }
+    try await storage.allocateHoles(at: table, length: geometry.clusterSize)
+    l1.table.noteStored(index)
   }
 
   private func writableNow(_ index: Int) throws(ImageError) -> HostOffset? {
@@ -95,8 +116,9 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
       try await copyHostBytes(from: old, to: table, length: geometry.clusterSize, storage: storage)
     } else {
       // A fresh cluster reads as zeros already, but may lie beyond the end of the file: nothing may
-      // point there (QEMU calls it corrupt), and no slice may be written before a crash.
-      try await storage.writeZeroes(at: table, length: geometry.clusterSize)
+      // point there (QEMU calls it corrupt), and no slice may be written before a crash. It may be a
+      // hole, too: the slices of the table must find room when they are written back.
+      try await storage.allocateZeroes(at: table, length: geometry.clusterSize)
       insertZeroes(table)
     }
   }

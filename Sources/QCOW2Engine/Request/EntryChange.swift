@@ -3,9 +3,10 @@ import QCOW2Format
 
 /// What DISCARD and WRITE_ZEROES do to the mapping of whole subclusters.
 enum EntryChange: Sendable {
-  /// Let go of the data; read as zeros where the version can say so.
+  /// Let go of the data. In version 3 the entry says zeros afterwards, with or without a backing file:
+  /// the image may get a backing file later. What has no data, and none behind it, stays as it is.
   case discard
-  /// Read as zeros, let go of the data.
+  /// Read as zeros, let go of the data. In version 3 the entry says zeros, whatever was there.
   case zero
   /// Read as zeros, keep what is allocated allocated.
   case zeroInPlace
@@ -34,11 +35,10 @@ extension Image {
       return entry.zeroed
     }
     switch (state, change) {
-    case (.zero, .discard) where rules.hostCluster(old) == nil: return entry
-    case (.zero, .zero) where rules.hostCluster(old) == nil: return entry
     case (.zero, .zeroInPlace): return entry
-    case (.unallocated, _) where backing == nil: return entry
-    default: return change == .discard && backing == nil ? .unallocated : .zero
+    case (.zero, _) where rules.hostCluster(old) == nil: return entry
+    case (.unallocated, .discard) where backing == nil: return entry
+    default: return .zero
     }
   }
 
@@ -50,17 +50,27 @@ extension Image {
     if isCompressed && mask != .max { return old }
     let allocated = isCompressed ? UInt32.max : old.bitmap.allocated
     let zero = isCompressed ? UInt32(0) : old.bitmap.zero
-    if backing == nil && allocated & mask == 0 && (change != .discard || zero & mask == 0) {
-      return old
-    }
-    let readsZero = change != .discard || backing != nil
     let left = allocated & ~mask
     let bitmap = SubclusterBitmap(
-      allocated: left, zero: readsZero ? zero | mask : zero & ~mask)
+      allocated: left,
+      zero: zero | newZeros(mask, allocated, change, hasData: isCompressed || hasHost(old)))
     let keeps =
       left != 0
-      || change == .zeroInPlace && old.descriptor.isCopied && rules.hostCluster(old) != nil
+      || change == .zeroInPlace && old.descriptor.isCopied && hasHost(old)
     return ClusterEntry(keeps ? old.descriptor : .unallocated, bitmap)
+  }
+
+  private func hasHost(_ entry: ClusterEntry) -> Bool { rules.hostCluster(entry) != nil }
+
+  /// The subclusters of `mask` that get a zero bit.
+  ///
+  /// WRITE_ZEROES sets all of them. DISCARD leaves a subcluster unallocated that has no data, if no
+  /// backing file could show there; a cluster that loses its place as a whole becomes zeros as a whole.
+  private func newZeros(
+    _ mask: UInt32, _ allocated: UInt32, _ change: EntryChange, hasData: Bool
+  ) -> UInt32 {
+    let isWhole = mask == .max && hasData
+    return change != .discard || backing != nil || isWhole ? mask : allocated & mask
   }
 
   /// Applies `change` to guest bytes that start and end on subclusters (or at the end of the disk).
@@ -86,8 +96,23 @@ extension Image {
   ) async throws(ImageError) -> [Range<UInt64>] {
     await inFlight.acquire(part.clusters)
     defer { inFlight.release(part.clusters) }
+    return try await changeHeld(part, change, worker: worker)
+  }
+
+  /// The same for a part whose clusters the caller holds in ``inFlight``.
+  func changeHeld(
+    _ part: SlicePart, _ change: EntryChange, worker: Int
+  ) async throws(ImageError) -> [Range<UInt64>] {
     guard try await isChangedBy(change, part) else { return [] }
-    let table = try await tables.writableTable(part.l1Index, worker: worker)
+    let table: HostOffset
+    do { table = try await tables.writableTable(part.l1Index, worker: worker) } catch {
+      // Without a table and a backing file all of it reads as zeros: only the flags cannot be had.
+      guard error.errno == .noSpace, backing == nil, tables.l1.load(part.l1Index) == 0 else {
+        throw error
+      }
+      return []
+    }
+    if change != .forget { try await tables.provideStorage(part.l1Index) }
     let outcome = try await withEntries(part, table: table) { entries in
       self.replace(&entries, part, change)
     }
@@ -110,7 +135,7 @@ extension Image {
       return changed(ClusterEntry(.unallocated), 0..<rules.subclusters, change)
         != ClusterEntry(.unallocated)
     }
-    return try await withEntries(part, table: table) { entries in
+    return try await lookAtEntries(part, table: table) { entries in
       (0..<entries.count).contains { index in
         let entry = entries[index]
         let cluster = part.clusters.lowerBound + UInt64(index)
@@ -120,13 +145,15 @@ extension Image {
     }
   }
 
-  /// The subclusters of the cluster at `index` of a part that lie in it.
-  private func subclusters(of part: SlicePart, _ index: Int) -> Range<Int> {
+  /// The subclusters of the cluster at `index` of a part that lie in it; those behind the end of the disk
+  /// go with the last one, so that a cluster that is cut by the end can be changed as a whole.
+  func subclusters(of part: SlicePart, _ index: Int) -> Range<Int> {
     if !rules.isExtended { return 0..<1 }
     let start = UInt64(index) << UInt64(geometry.clusterBits)
     let head = part.start.bytes & geometry.clusterMask
     let low = max(head, start) - start
-    let end = min(head + part.length - start, geometry.clusterSize)
+    let isAtEnd = part.start.bytes + part.length >= size
+    let end = isAtEnd ? geometry.clusterSize : min(head + part.length - start, geometry.clusterSize)
     let bits = UInt64(rules.subclusterBits)
     return Int(low >> bits)..<Int((end + rules.subclusterSize - 1) >> bits)
   }

@@ -35,7 +35,8 @@ extension Image {
     }
     let part = slices.part(from: request.offset, length: request.length)
     let entry = L1Entry(raw: tables.l1.load(part.l1Index))
-    guard part.length == request.length, entry.isCopied, !entry.hasReservedBits,
+    guard part.length == request.length, tables.l1.isStored(part.l1Index), entry.isCopied,
+      !entry.hasReservedBits,
       let table = entry.l2Table, table.bytes & geometry.clusterMask == 0
     else { return false }
     let claimed = inFlight.claim(part.clusters) {

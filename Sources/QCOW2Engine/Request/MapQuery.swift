@@ -4,6 +4,18 @@ import QCOW2Format
 // What tools ask of the mapping. Answers hold until the next request changes it.
 
 extension Image {
+  /// Runs a query of the mapping under a stamp, as a request: no table that it has yet to read can be
+  /// freed and used anew meanwhile.
+  ///
+  /// Waits while the disk is resized.
+  private func query<R>(_ body: () async throws(ImageError) -> R) async throws(ImageError) -> R {
+    await administration.acquire()
+    defer { administration.release() }
+    stamps.enter(worker: internalWorker, slot: 0)
+    defer { leave(worker: internalWorker, slot: 0) }
+    return try await body()
+  }
+
   /// A guest range that is all alike.
   package struct Allocation: Sendable {
     package var length: UInt64
@@ -20,29 +32,33 @@ extension Image {
   package func allocation(
     at offset: GuestOffset, length: UInt64
   ) async throws(ImageError) -> Allocation {
-    guard length > 0, offset.bytes < size, length <= size - offset.bytes else {
-      throw .badRequest
+    try await query { () async throws(ImageError) in
+      guard length > 0, offset.bytes < size, length <= size - offset.bytes else {
+        throw .badRequest
+      }
+      let found = try await extent(at: offset, length: length)
+      if case .unallocated = found { return Allocation(length: found.length, isAllocated: false) }
+      return Allocation(length: found.length, isAllocated: true)
     }
-    let found = try await extent(at: offset, length: length)
-    if case .unallocated = found { return Allocation(length: found.length, isAllocated: false) }
-    return Allocation(length: found.length, isAllocated: true)
   }
 
   /// Whether the mapping alone says that all bytes of a range inside the disk are zeros.
   package func isMappedToZeroes(
     at offset: GuestOffset, length: UInt64
   ) async throws(ImageError) -> Bool {
-    guard offset.bytes <= size, length <= size - offset.bytes else { throw .badRequest }
-    var done: UInt64 = 0
-    while done < length {
-      let found = try await extent(at: offset + done, length: length - done)
-      switch found {
-      case .zeroes: break
-      case .unallocated: if backing != nil { return false }
-      case .data, .compressed: return false
+    try await query { () async throws(ImageError) in
+      guard offset.bytes <= size, length <= size - offset.bytes else { throw .badRequest }
+      var done: UInt64 = 0
+      while done < length {
+        let found = try await extent(at: offset + done, length: length - done)
+        switch found {
+        case .zeroes: break
+        case .unallocated: if backing != nil { return false }
+        case .data, .compressed: return false
+        }
+        done += found.length
       }
-      done += found.length
+      return true
     }
-    return true
   }
 }

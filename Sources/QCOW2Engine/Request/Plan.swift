@@ -14,7 +14,7 @@ extension Image {
       if unsafe planHit(request, worker: worker, slot: slot, isWrite: false, into: plan) {
         return .transfers(count: 1)
       }
-    case .write where hits.plansWrites && health.allowsWrites:
+    case .write where hits.plansWrites && health.isGood:
       if unsafe planHit(request, worker: worker, slot: slot, isWrite: true, into: plan) {
         return .transfers(count: 1)
       }
@@ -52,7 +52,7 @@ extension Image {
     let isPlannable =
       isWrite
       ? !request.isFUA && !request.compresses && !options.readOnly && !options.compressesWrites
-        && health.allowsWrites
+        && health.isGood
       : request.operation == .read
     guard admitNow(request, worker: worker, slot: slot) else { return .needsService }
     if !isPlannable {

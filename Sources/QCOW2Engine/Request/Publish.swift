@@ -18,6 +18,7 @@ extension Image {
     }
     frees.add(freed)
     noteDirty()
+    noteSpaceFound(by: .allocation)
   }
 
   /// The entry once `written` bytes of its cluster, and what ``rangesToCopy(_:written:keepsHost:)``

@@ -12,15 +12,29 @@ extension Image {
       }
       if guestData.isTransformed && !request.data.isMemory { return .needsMemory }
       do { try await attempt(request, worker: worker, slot: slot) } catch {
-        // Space may have been freed that only waited for being durable.
-        guard error.errno == .noSpace, try await reclaimSpace() else { throw error }
-        try await attempt(request, worker: worker, slot: slot)
+        guard error.errno == .noSpace else { throw error }
+        try await attemptAgain(request, after: error, worker: worker, slot: slot)
       }
       return .done
     } catch {
       if case .needsMemory = error { return .needsMemory }
-      await report(error)
+      await report(error, of: request)
       return .failed(error.errno)
+    }
+  }
+
+  /// Tries a request once more that failed for want of room.
+  ///
+  /// Space may have been freed that only waited for being durable. A discard needs no room to be right:
+  /// it is a hint, and what cannot be let go of stays.
+  private func attemptAgain(
+    _ request: BlockRequest, after failure: ImageError, worker: Int, slot: Int
+  ) async throws(ImageError) {
+    do throws(ImageError) {
+      guard try await reclaimSpace() else { throw failure }
+      try await attempt(request, worker: worker, slot: slot)
+    } catch {
+      guard request.operation == .discard, error.errno == .noSpace else { throw error }
     }
   }
 
@@ -57,7 +71,23 @@ extension Image {
     }
   }
 
+  /// Looks at the entries of `part` in its slice of the L2 table at `table`, and never writes.
+  ///
+  /// The caller's stamp keeps the table where it is.
+  func lookAtEntries<R>(
+    _ part: SlicePart, table: HostOffset, _ body: (SliceEntries) -> R
+  ) async throws(ImageError) -> R {
+    try unsafe await l2.lookAt(table + part.sliceOffset, storage: storage) { bytes in
+      unsafe body(
+        SliceEntries(
+          bytes: bytes, first: part.firstEntry, count: part.clusters.count,
+          isExtended: self.rules.isExtended))
+    }
+  }
+
   /// Looks at, or changes, the entries of `part` in its slice of the L2 table at `table`.
+  ///
+  /// May write back a round first, if the cache has no room: see ``lookAtEntries(_:table:_:)``.
   func withEntries<R>(
     _ part: SlicePart, table: HostOffset, _ body: (inout SliceEntries) -> R
   ) async throws(ImageError) -> R {

@@ -32,7 +32,7 @@ extension Image {
 
   /// Writes the start of `part`, whose clusters the caller holds in ``inFlight``, from `data`.
   ///
-  /// Allocate → account → write data → publish → release (DESIGN.md section 4, rule 1): an error
+  /// Allocate → account → write data → publish → release (docs/design.md, section 4, rule 1): an error
   /// before the publish leaves the old mapping intact.
   ///
   /// - Returns: the bytes written, at least 1.
@@ -47,8 +47,7 @@ extension Image {
     case .invalid(let entry): throw badEntry(entry, cluster: part.clusters.lowerBound)
     case .inPlace(let host, let length):
       try requireData(host, length)
-      try await guestData.write(
-        from: data.slice(0, Int(length)), at: host, guest: part.start)
+      try await writeInPlace(data.slice(0, Int(length)), at: host, guest: part.start)
       return length
     case .fill(let host, let old):
       try requireData(host, geometry.clusterSize)
@@ -63,10 +62,21 @@ extension Image {
     }
   }
 
+  private func writeInPlace(
+    _ data: DataBuffer, at host: HostOffset, guest: GuestOffset
+  ) async throws(ImageError) {
+    do { try await guestData.write(from: data, at: host, guest: guest) } catch {
+      if error.errno == .noSpace { health.noteSpace(lackedBy: .inPlace) }
+      throw error
+    }
+    noteSpaceFound(by: .inPlace)
+  }
+
   private func allocate(
     _ part: SlicePart, upTo clusters: Int, _ first: ClusterEntry, _ last: ClusterEntry,
     _ table: HostOffset, _ data: DataBuffer, worker: Int
   ) async throws(ImageError) -> UInt64 {
+    try await tables.provideStorage(part.l1Index)
     let run = try await takeClusters(part, upTo: UInt64(clusters), worker: worker)
     let fill = ClusterFill(part, run, first: first, last: last, geometry, keepsHost: false)
     do {

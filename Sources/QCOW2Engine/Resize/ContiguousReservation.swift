@@ -13,6 +13,7 @@ extension ClusterAllocator {
   func reserveContiguous(_ count: UInt64) async throws(ImageError) -> ClusterRun {
     await mutex.acquire()
     defer { mutex.release() }
+    try await prepare()
     let run =
       count < geometry.refcountBlockEntries
       ? try await takeRun(count) : try await takeRunWithBlocks(count)
@@ -34,6 +35,7 @@ extension ClusterAllocator {
       // A new block, or a larger table, takes clusters from `at` on: they show in what is read
       // next.
       try await ensureBlock(for: at)
+      try await provideStorage(ofBlockFor: at)
       let part = at..<min(refcounts.sliceRange(of: at).upperBound, start + count)
       if let used = try await lastUsed(part) {
         start = used + 1
@@ -50,7 +52,7 @@ extension ClusterAllocator {
   }
 
   /// The last cluster of `part`, which one slice counts, that has a refcount.
-  private func lastUsed(_ part: Range<UInt64>) async throws(ImageError) -> UInt64? {
+  func lastUsed(_ part: Range<UInt64>) async throws(ImageError) -> UInt64? {
     let order = geometry.refcountOrder
     return try unsafe await withSlice(of: part.lowerBound) { [refcounts] bytes in
       let used = part.last {
@@ -63,11 +65,12 @@ extension ClusterAllocator {
   private func extendFile(to run: Range<UInt64>) async throws(ImageError) {
     guard limit == nil else { return }
     freshFrom = max(freshFrom, run.upperBound)
+    room.end = max(room.end, freshFrom)
     try await growFile(over: run.upperBound - 1)
   }
 
   /// Sets refcounts that are zero to one; all of them, or none.
-  private func countOnce(_ run: Range<UInt64>) async throws(ImageError) {
+  func countOnce(_ run: Range<UInt64>) async throws(ImageError) {
     let order = geometry.refcountOrder
     var next = run.lowerBound
     do {
@@ -109,6 +112,7 @@ extension ClusterAllocator {
     }
     for number in 0..<blocks {
       metadata.tables.insert(start + number)
+      room.storedBlocks.insert(first + number)
       table.store(
         RefcountTableEntry(block: geometry.start(ofHostCluster: start + number)).raw,
         at: Int(first + number))

@@ -44,7 +44,7 @@ extension Image {
   private func grow(from old: UInt64, to size: UInt64) async throws(ImageError) {
     try await growL1(to: geometry.l1EntriesNeeded(forSize: size))
     try await growDataFile(from: old, to: size)
-    if !guestData.isRaw { try await clear(old..<size) }
+    if !guestData.isRaw || backing != nil { try await clear(old..<size) }
     try await flusher.flush()
     try await headerEditor.setSize(size)
     currentSize.store(size, ordering: .relaxed)
@@ -73,10 +73,7 @@ extension Image {
 
   private func zeroBehind(_ range: Range<UInt64>) async throws(ImageError) {
     if range.isEmpty { return }
-    try await zero(
-      BlockRequest(
-        .writeZeroes, offset: GuestOffset(range.lowerBound), length: UInt64(range.count)),
-      worker: internalWorker)
+    try await zero(range, .discard, worker: internalWorker)
   }
 
   /// Where the backing file's contents end, in guest bytes; 0 without one.

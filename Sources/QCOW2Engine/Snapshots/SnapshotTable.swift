@@ -21,7 +21,9 @@ struct SnapshotTable: Sendable {
     var table = SnapshotTableReader(count: header.snapshotCount)
     while let wanted = table.wanted {
       try await window.move(to: wanted)
-      do { try unsafe table.take(window.bytes(wanted)) } catch { throw .format(error) }
+      do { try unsafe table.take(window.bytes(wanted)) } catch {
+        throw options.readOnly ? ImageError.format(error) : .damaged(error)
+      }
     }
     return SnapshotTable(snapshots: table.snapshots, length: table.length)
   }
@@ -31,7 +33,7 @@ struct SnapshotTable: Sendable {
   /// - Throws: ``ImageError/noSuchSnapshot(_:existing:)``; ``ImageError/snapshotWithDataFile``;
   ///   ``ImageError/format(_:)`` if its L1 table is impossible or too short for its disk.
   func select(
-    _ selector: SnapshotSelector?, in header: Header, fileLength: UInt64
+    _ selector: SnapshotSelector?, in header: Header
   ) throws(ImageError) -> Header {
     guard let selector else { return header }
     // The data file has only one state, and QEMU takes no snapshots of such images.
@@ -43,7 +45,7 @@ struct SnapshotTable: Sendable {
     selected.l1TableOffset = snapshot.entry.l1Table.bytes
     selected.l1Size = snapshot.entry.l1Size
     selected.size = snapshot.entry.diskSize ?? header.size
-    do { try selected.validateSnapshot(fileLength: fileLength) } catch { throw .format(error) }
+    do { try selected.validateSnapshot() } catch { throw .format(error) }
     return selected
   }
 
@@ -63,7 +65,7 @@ struct SnapshotTable: Sendable {
       else { continue }
       bytes += length
       guard bytes <= fileLength + geometry.clusterSize else {
-        throw .format(
+        throw .damaged(
           .badField(
             name: "length of the L1 tables of all snapshots", found: bytes,
             allowed: "at most the length of the file, \(fileLength)"))
@@ -71,7 +73,7 @@ struct SnapshotTable: Sendable {
       let first = geometry.hostCluster(of: entry.l1Table)
       for cluster in first..<(first + geometry.clusters(covering: length)) {
         guard !map.fixedContains(cluster), map.tables.insert(cluster) else {
-          throw .format(
+          throw .damaged(
             .badEntry(
               name: "snapshot table entry", index: UInt64(index), value: entry.l1Table.bytes,
               problem: .overlapsMetadata))

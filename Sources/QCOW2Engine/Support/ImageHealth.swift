@@ -1,13 +1,35 @@
 import Synchronization
 
-/// What has gone wrong for good: such failures stick, and stop all writing.
+/// What has gone wrong: for good, which stops all changes, or for want of space, which passes.
 final class ImageHealth: Sendable {
   private let flags = Atomic<UInt32>(0)
   private static let corrupt: UInt32 = 1
   private static let syncFailed: UInt32 = 2
+  private static let stopped = corrupt | syncFailed
 
-  /// Nothing has gone wrong; one load, for the hit path.
-  @inline(__always) var allowsWrites: Bool { flags.load(ordering: .relaxed) == 0 }
+  /// What lacked the host's space.
+  enum SpaceUser: UInt32 {
+    /// A request that needed new clusters.
+    case allocation = 4
+    /// A write into a cluster that the image has, and the host no storage for.
+    case inPlace = 8
+    case flush = 16
+
+    static let all = allocation.rawValue | inPlace.rawValue | flush.rawValue
+  }
+
+  /// Tells whoever runs the disk; nil if nobody wants to know.
+  let reporter: EventReporter?
+
+  init(reporter: EventReporter? = nil) { self.reporter = reporter }
+
+  /// Nothing is wrong; one load, for the hit path.
+  ///
+  /// While space is lacking, all writes take the slow path, which sees when there is some again.
+  @inline(__always) var isGood: Bool { flags.load(ordering: .relaxed) == 0 }
+
+  /// Nothing has gone wrong for good.
+  var allowsWrites: Bool { flags.load(ordering: .relaxed) & Self.stopped == 0 }
 
   /// Metadata was found that breaks the format.
   var isCorrupt: Bool { flags.load(ordering: .acquiring) & Self.corrupt != 0 }
@@ -25,8 +47,38 @@ final class ImageHealth: Sendable {
   /// A failed fsync may have dropped data that later ones would call durable: never sync again.
   func noteSyncFailure() { flags.bitwiseOr(Self.syncFailed, ordering: .acquiringAndReleasing) }
 
-  /// Throws if writing has been stopped.
+  /// Throws if changes have been stopped.
   func requireWrites() throws(ImageError) {
     if !allowsWrites { throw .writesStopped }
+  }
+
+  /// Throws if what was changed can no longer be made durable.
+  ///
+  /// Corruption is no reason: it stops changes, and those made before it was found are as good as they
+  /// would be without it.
+  func requireWriteBack() throws(ImageError) {
+    if hasLostSync { throw .writesStopped }
+  }
+
+  // MARK: Space
+
+  /// Some request failed for want of space, and none like it has succeeded since.
+  @inline(__always) var lacksSpace: Bool {
+    flags.load(ordering: .relaxed) & SpaceUser.all != 0
+  }
+
+  /// A write in place is among them.
+  var lacksSpaceInPlace: Bool {
+    flags.load(ordering: .relaxed) & SpaceUser.inPlace.rawValue != 0
+  }
+
+  func noteSpace(lackedBy user: SpaceUser) {
+    flags.bitwiseOr(user.rawValue, ordering: .relaxed)
+  }
+
+  /// - Returns: Whether space was lacking until now, and no longer is.
+  func noteSpace(foundBy user: SpaceUser) -> Bool {
+    let old = flags.bitwiseAnd(~user.rawValue, ordering: .relaxed).oldValue
+    return old & SpaceUser.all == user.rawValue
   }
 }

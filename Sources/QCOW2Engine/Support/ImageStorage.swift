@@ -5,10 +5,21 @@ import QCOW2Format
 struct ImageStorage: Sendable {
   let file: any HostFile
   let health: ImageHealth
+  /// The file is the image's external data file.
+  var isDataFile = false
+
+  /// Reports a failure to whoever runs the disk; nobody pays for it who does not fail.
+  @inline(never) private func failed(
+    _ operation: HostOperation, at offset: HostOffset, length: UInt64 = 0, _ errno: Errno
+  ) -> ImageError {
+    health.reporter?.note(
+      operation, at: offset, length: length, errno, inDataFile: isDataFile)
+    return .io(operation, at: offset, errno)
+  }
 
   func read(into buffer: DataBuffer, at offset: HostOffset) async throws(ImageError) {
     do { try await file.read(into: buffer, at: offset) } catch {
-      throw .io(.read, at: offset, error)
+      throw failed(.read, at: offset, length: UInt64(buffer.count), error)
     }
   }
 
@@ -32,13 +43,13 @@ struct ImageStorage: Sendable {
 
   func write(from buffer: DataBuffer, at offset: HostOffset) async throws(ImageError) {
     do { try await file.write(from: buffer, at: offset) } catch {
-      throw .io(.write, at: offset, error)
+      throw failed(.write, at: offset, length: UInt64(buffer.count), error)
     }
   }
 
   func writeZeroes(at offset: HostOffset, length: UInt64) async throws(ImageError) {
     do { try await file.writeZeroes(at: offset, length: length) } catch {
-      throw .io(.zero, at: offset, error)
+      throw failed(.zero, at: offset, length: length, error)
     }
   }
 
@@ -55,31 +66,64 @@ struct ImageStorage: Sendable {
     if health.hasLostSync { throw .writesStopped }
     do { try await file.sync() } catch {
       health.noteSyncFailure()
-      throw .io(.sync, at: HostOffset(0), error)
+      throw failed(.sync, at: HostOffset(0), error)
     }
   }
 
   /// Makes the file reach to `length` at least; never shortens it.
   func extend(to length: UInt64) async throws(ImageError) {
     do { try await file.extend(to: length) } catch {
-      throw .io(.resize, at: HostOffset(length), error)
+      throw failed(.resize, at: HostOffset(length), error)
     }
   }
 
   /// Makes the file reach over the range, with storage of the host if it has any to give.
-  func reserve(at offset: HostOffset, length: UInt64) async throws(ImageError) {
-    do { try await file.reserve(at: offset, length: length) } catch {
-      throw .io(.resize, at: offset, error)
+  func reserve(
+    at offset: HostOffset, length: UInt64
+  ) async throws(ImageError) -> Reservation {
+    do { return try await file.reserve(at: offset, length: length) } catch {
+      throw failed(.resize, at: offset, length: length, error)
     }
+  }
+
+  /// Makes a range, which no pointer leads to yet, zeros with storage of the host.
+  func allocateZeroes(at offset: HostOffset, length: UInt64) async throws(ImageError) {
+    do { try await file.allocateZeroes(at: offset, length: length) } catch {
+      throw failed(.zero, at: offset, length: length, error)
+    }
+  }
+
+  /// Gives holes of a table storage, so that its write-back finds room.
+  ///
+  /// - Returns: false if the host has no such way.
+  @discardableResult
+  func allocateHoles(at offset: HostOffset, length: UInt64) async throws(ImageError) -> Bool {
+    do { return try await file.allocateHoles(at: offset, length: length) } catch {
+      if error.isNoSpace { throw failed(.resize, at: offset, length: length, error) }
+      // Best effort: the write-back may find room all the same.
+      return true
+    }
+  }
+
+  /// The same by writing zeros into the holes; nobody else may write there meanwhile.
+  func fillHoles(at offset: HostOffset, length: UInt64) async throws(ImageError) {
+    do { try await file.fillHoles(at: offset, length: length) } catch {
+      throw failed(.zero, at: offset, length: length, error)
+    }
+  }
+
+  /// A place behind which nothing was ever written; nil if the host cannot tell.
+  func endOfData(from offset: HostOffset) async -> HostOffset? {
+    await file.endOfData(from: offset)
   }
 
   func setLength(_ length: UInt64) async throws(ImageError) {
     do { try await file.setLength(length) } catch {
-      throw .io(.resize, at: HostOffset(length), error)
+      throw failed(.resize, at: HostOffset(length), error)
     }
   }
 
   func length() async throws(ImageError) -> UInt64 {
-    do { return try await file.length() } catch { throw .io(.length, at: HostOffset(0), error) }
+    do { return try await file.length() } catch { throw failed(.length, at: HostOffset(0), error) }
   }
 }

@@ -1,7 +1,7 @@
 import Synchronization
 
 /// Which requests are in flight, and since when: what keeps a freed host cluster from being reused
-/// while a transfer to it may still run (DESIGN.md section 4, rule 4).
+/// while a transfer to it may still run (docs/design.md, section 4, rule 4).
 ///
 /// Each request owns one word: 0 while idle, else the clock's value from before it looked at any
 /// mapping. A cluster whose pointer was removed before the clock read F can be reused when every

@@ -4,7 +4,11 @@ package import QCOW2Format
 /// One thing that a check found.
 package enum CheckFinding: Equatable, Sendable {
   /// How a finding counts.
-  package enum Severity: Equatable, Sendable { case corruption, leak, unreadable }
+  package enum Severity: Equatable, Sendable {
+    case corruption, leak, unreadable
+    /// Nothing to repair: it is printed, and not counted.
+    case remark
+  }
 
   /// A cluster's refcount is not the number of references to it.
   case refcount(cluster: HostOffset, found: UInt64, references: UInt64)
@@ -22,6 +26,8 @@ package enum CheckFinding: Equatable, Sendable {
   case beyondEnd(use: HostUse, offset: HostOffset, length: UInt64)
   /// A cluster is used in two ways that exclude each other.
   case overlap(cluster: HostOffset, first: HostUse, second: HostUse)
+  /// A cluster has guest data and is an L2 table; the refcount can account for both.
+  case doubleUse(cluster: HostOffset, first: HostUse, second: HostUse)
   /// A refcount block is referred to by something else as well.
   case refcountBlockShared(index: UInt64, references: UInt64)
   /// A compressed cluster in an image whose data is in another file.
@@ -39,6 +45,14 @@ package enum CheckFinding: Equatable, Sendable {
   case bitmaps(FormatError)
   /// The autoclear bit promises a bitmaps extension that is not there.
   case bitmapsMissing
+  /// The image cannot be opened.
+  case unreadable(FormatError)
+  /// The image cannot be opened for writing.
+  case unwritable(FormatError)
+  /// The autoclear bit promises a raw data file, and there is none.
+  case rawDataMissing
+  /// Two entries of the active L1 table lead to one L2 table: a writer cannot tell whose it is.
+  case l2TableTwice(table: HostOffset, references: UInt64)
   /// The encryption header is missing, not wanted or at a wrong place.
   case encryption(EncryptionProblem)
 }
@@ -66,6 +80,7 @@ extension CheckFinding {
     switch self {
     case .refcount(_, let found, let references): found > references ? .leak : .corruption
     case .refcountsUnreadable: .unreadable
+    case .doubleUse: .remark
     default: .corruption
     }
   }
@@ -75,9 +90,53 @@ extension CheckFinding {
   package var isRefcountDamage: Bool {
     switch self {
     case .refcount, .refcountsUnreadable, .copied, .copiedCompressed, .refcountBlockShared: true
+    case .unwritable(let problem): problem.isAboutRefcounts
     case .reservedBits(.refcountTable, _): true
     case .unaligned(.refcountBlock, _, _), .beyondEnd(.refcountBlock, _, _): true
     default: false
+    }
+  }
+
+  /// Clusters that look leaked may belong to what cannot be followed: they must not be freed.
+  ///
+  /// Where data of the guest cannot be found, one cluster is lost, and it cannot be told which one.
+  /// Where a table cannot be found, or looks like no table, all that it leads to could still be
+  /// found by somebody.
+  package var hidesReferences: Bool {
+    switch self {
+    case .refcount, .tooManyReferences, .refcountsUnreadable, .copied, .copiedCompressed,
+      .refcountBlockShared, .doubleUse, .dataFileOffset, .snapshotsWithDataFile,
+      .snapshotIncomplete, .bitmapsMissing, .rawDataMissing:
+      false
+    // One of the two entries led to another table.
+    case .l2TableTwice: true
+    case .unwritable(let problem): !problem.isAboutRefcounts
+    case .beyondEnd(let use, _, _):
+      use != .guestData && use != .bitmapData && use != .refcountBlock
+        && use != .refcountTable
+    case .unaligned(let use, _, _): use != .refcountBlock && use != .bitmapData
+    case .reservedBits(let entry, _):
+      switch entry {
+      case .refcountTable, .bitmapTable: false
+      default: true
+      }
+    case .overlap(_, let first, let second): first != .guestData && second != .guestData
+    default: true
+    }
+  }
+
+  /// Why a repair leaves it as it is; after the finding.
+  package var whyItStays: String {
+    switch self {
+    case .refcount(_, let found, let references) where found > references:
+      "kept: something that cannot be read may need it"
+    case .beyondEnd(.guestData, _, _), .unaligned(.guestData, _, _):
+      "not repaired: nothing tells where that part of the disk is"
+    case .beyondEnd(.l2Table, _, _), .unaligned(.l2Table, _, _):
+      "not repaired: nothing tells where the table is"
+    case .overlap: "not repaired: nothing tells which of the two is right"
+    case .tooManyReferences: "not repaired: wider refcounts are needed"
+    default: "not repaired: that would be a guess"
     }
   }
 
@@ -111,6 +170,9 @@ extension CheckFinding {
     switch self {
     case .overlap(let cluster, let first, let second):
       "host cluster at \(hex(cluster.bytes)): used for \(second.text) and for \(first.text)"
+    case .doubleUse(let cluster, let first, let second):
+      "host cluster at \(hex(cluster.bytes)): used for \(second.text) and for \(first.text),"
+        + " neither of which is changed in place"
     case .refcountBlockShared(let index, let references):
       "refcount block \(index): \(references) references, expected 1"
     case .compressedWithDataFile(let entry, let raw):
@@ -129,6 +191,11 @@ extension CheckFinding {
     case .snapshotTablesTooLong(let bytes):
       "the L1 tables of the snapshots have \(bytes) bytes, more than the file"
     case .bitmaps(let error): "bitmaps: \(error.message)"
+    case .unreadable(let problem): "\(problem.message): the image cannot be opened"
+    case .unwritable(let problem): "\(problem.message): the image cannot be opened for writing"
+    case .rawDataMissing: "the raw data file bit is set, expected an external data file"
+    case .l2TableTwice(let table, let references):
+      "L2 table at \(hex(table.bytes)): \(references) entries of the L1 table lead there, expected 1"
     case .bitmapsMissing: "the bitmaps bit is set, expected a bitmaps extension in the header"
     case .encryption(let problem): problem.text
     default: ""  // all others are in `message`
@@ -158,6 +225,17 @@ extension EntryPlace {
     case .refcountTable(let index): "refcount table entry \(index)"
     case .bitmapTable(let bitmap, let index): "bitmap \(bitmap), table entry \(index)"
     case .snapshotTable(let index): "snapshot \(index)"
+    }
+  }
+}
+
+extension FormatError {
+  /// Whether it is the refcount table that is wrong, which can be written anew.
+  fileprivate var isAboutRefcounts: Bool {
+    switch self {
+    case .truncated(let name, _, _), .badOffset(let name, _, _), .badField(let name, _, _):
+      name == "refcount_table_offset" || name == "refcount_table_clusters"
+    default: false
     }
   }
 }

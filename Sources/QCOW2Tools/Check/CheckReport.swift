@@ -70,8 +70,7 @@ extension CheckResult {
 extension RefcountChanges {
   /// What was wrong other than leaks; new refcount structures are at least one thing.
   package var corruptions: UInt64 {
-    let counted = raised + flags
-    return counted == 0 && lowered == 0 && hasNewStructures ? 1 : counted
+    counted == 0 && lowered == 0 && hasNewStructures ? 1 : counted
   }
 
   /// The text for people before the second check, with line breaks.

@@ -40,6 +40,7 @@ package struct CheckResult: Equatable, Sendable {
     case .corruption: corruptions &+= 1
     case .leak: leaks &+= 1
     case .unreadable: checkErrors &+= 1
+    case .remark: break
     }
   }
 }

@@ -5,7 +5,7 @@ import QCOW2Format
 extension ImageCheck {
   func checkEncryptionHeader() throws(ToolError) {
     let isLUKS = head.header.cryptMethod == 2
-    guard let data = head.extensionData(.encryptionHeader) else {
+    guard let pointer = head.parsed.encryptionHeader else {
       if isLUKS { found(.encryption(.missing)) }
       return
     }
@@ -13,14 +13,11 @@ extension ImageCheck {
       found(.encryption(.notExpected(cryptMethod: head.header.cryptMethod)))
       return
     }
-    let pointer: EncryptionHeaderPointer
-    do throws(FormatError) {
-      pointer = try EncryptionHeaderPointer(parsing: data)
-      guard pointer.offset.bytes & geometry.clusterMask == 0 else {
-        throw .badOffset(name: "encryption header", offset: pointer.offset, problem: .unaligned)
-      }
-    } catch {
-      found(.encryption(.format(error)))
+    guard pointer.offset.bytes & geometry.clusterMask == 0 else {
+      found(
+        .encryption(
+          .format(
+            .badOffset(name: "encryption header", offset: pointer.offset, problem: .unaligned))))
       return
     }
     add(.encryptionHeader, at: pointer.offset, length: pointer.length)
@@ -32,7 +29,7 @@ extension ImageCheck {
   func checkBitmaps() throws(ToolError) {
     switch head.bitmaps {
     case .none:
-      if head.header.autoclear.contains(.bitmaps) { found(.bitmapsMissing) }
+      if head.header.autoclear.contains(.bitmaps), !plansRepair { found(.bitmapsMissing) }
     case .failure(let error): found(.bitmaps(error))
     case .success(let location):
       add(.bitmapDirectory, at: location.directory, length: location.directoryLength)

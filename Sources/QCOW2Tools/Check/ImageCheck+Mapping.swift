@@ -9,13 +9,24 @@ struct L2Uses {
   var firstIndex = 0
 }
 
+/// Where an L1 table lies.
+struct L1Place {
+  let offset: HostOffset
+  let entries: Int
+  let isActive: Bool
+}
+
 /// L1 and L2 tables of the active disk and of the snapshots.
 extension ImageCheck {
   func checkMapping() throws(ToolError) {
     var tables: [HostOffset: L2Uses] = [:]
     try collectActive(into: &tables)
+    for (table, uses) in tables where uses.active > 1 {
+      found(.l2TableTwice(table: table, references: uses.active))
+    }
     try checkSnapshots(into: &tables)
     let buffer = IOBuffer(count: Int(geometry.clusterSize))
+    l2Tables = tables
     for (table, uses) in tables.sorted(by: { $0.key < $1.key }) {
       try bytes.read(into: buffer, count: buffer.count, at: table)
       try checkL2Table(table, buffer, uses)
@@ -25,6 +36,7 @@ extension ImageCheck {
   private func collectActive(into tables: inout [HostOffset: L2Uses]) throws(ToolError) {
     let offset = HostOffset(head.header.l1TableOffset)
     let entries = Int(head.header.l1Size)
+    l1Tables.append(L1Place(offset: offset, entries: entries, isActive: true))
     try forEachL1Entry(at: offset, entries: entries) { index, entry throws(ToolError) in
       let place = EntryPlace.activeL1(index: index)
       if let table = entry.l2Table, let refcount = try refcounts.refcount(of: hostCluster(table)),
@@ -44,6 +56,7 @@ extension ImageCheck {
     _ snapshot: Int, at offset: HostOffset, entries: Int,
     into tables: inout [HostOffset: L2Uses]
   ) throws(ToolError) {
+    l1Tables.append(L1Place(offset: offset, entries: entries, isActive: false))
     try forEachL1Entry(at: offset, entries: entries) { index, entry throws(ToolError) in
       let place = EntryPlace.snapshotL1(snapshot: snapshot, index: index)
       guard let table = checkL1Entry(entry, place) else { return }
@@ -59,13 +72,18 @@ extension ImageCheck {
     add(.l1Table, at: offset, length: UInt64(entries) * 8)
     let chunk = 1 << 17  // entries: 1 MiB
     let buffer = IOBuffer(count: min(entries, chunk) * 8)
+    let repair = plansRepair ? EntryRepair(head) : nil
     var done = 0
     while done < entries && offset.bytes + UInt64(done) * 8 < head.fileLength {
       let count = min(chunk, entries - done)
       try bytes.read(into: buffer, count: count * 8, at: offset + UInt64(done) * 8)
       for index in 0..<count {
-        let raw = buffer.be64(index * 8)
-        if raw != 0 { try body(done + index, L1Entry(raw: raw)) }
+        var entry = L1Entry(raw: buffer.be64(index * 8))
+        if let mended = repair?.l1(entry) {
+          mendable += 1
+          entry = mended
+        }
+        if entry.raw != 0 { try body(done + index, entry) }
       }
       done += count
     }
@@ -109,10 +127,16 @@ extension ImageCheck {
   ) throws(ToolError) {
     var table = Table(offset: offset, uses: uses)
     let step = 1 << geometry.l2EntryBits
+    let repair = plansRepair ? EntryRepair(head) : nil
     for index in 0..<Int(geometry.l2Entries) {
-      let raw = buffer.be64(index &* step)
+      var entry = L2Entry(raw: buffer.be64(index &* step))
       let bitmap = hasSubclusters ? buffer.be64(index &* step &+ 8) : 0
-      if raw | bitmap != 0 { try checkL2Entry(L2Entry(raw: raw), bitmap, index, &table) }
+      if entry.raw | bitmap == 0 { continue }
+      if let mended = repair?.l2(entry, bitmap: SubclusterBitmap(raw: bitmap)) {
+        mendable += 1
+        entry = mended
+      }
+      try checkL2Entry(entry, bitmap, index, &table)
     }
   }
 

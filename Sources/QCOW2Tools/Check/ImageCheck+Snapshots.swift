@@ -4,9 +4,20 @@ import QCOW2Format
 /// The snapshot table and the L1 tables of the snapshots.
 extension ImageCheck {
   func checkSnapshots(into tables: inout [HostOffset: L2Uses]) throws(ToolError) {
-    let list = try SnapshotList(reading: bytes, head)
+    var list = try SnapshotList(reading: bytes, head, takesAnyExtraData: mendsSnapshots)
+    if mendsSnapshots, !list.snapshots.allSatisfy({ isPlausible($0.entry) }) {
+      mendsSnapshots = false
+      list = try SnapshotList(reading: bytes, head)
+    }
     let start = HostOffset(head.header.snapshotsOffset)
-    add(.snapshotTable, at: start, length: list.length)
+    snapshotTableLength = list.length
+    if mendsSnapshots,
+      list.snapshots.contains(where: { SnapshotRepair.isNeeded($0.entry, head.header) })
+    {
+      snapshotRepair = try SnapshotRepair(bytes, head, list)
+    } else {
+      add(.snapshotTable, at: start, length: list.length)
+    }
     guard !list.snapshots.isEmpty else { return }
     if head.header.incompatible.contains(.externalDataFile) {
       found(.snapshotsWithDataFile(count: head.header.snapshotCount))
@@ -15,6 +26,12 @@ extension ImageCheck {
     for (number, snapshot) in list.snapshots.enumerated() {
       try checkSnapshot(number, snapshot.entry, into: &tables)
     }
+  }
+
+  /// Whether an entry can be one: to write garbage anew would only make it look sound.
+  private func isPlausible(_ entry: SnapshotEntry) -> Bool {
+    entry.l1Table.bytes > 0 && entry.l1Table.bytes & geometry.clusterMask == 0
+      && entry.l1Table.bytes < head.fileLength && UInt64(entry.l1Size) * 8 <= FormatLimit.l1Bytes
   }
 
   /// Bounds the work: L1 tables that together are longer than the file overlap each other.
@@ -32,7 +49,9 @@ extension ImageCheck {
     _ number: Int, _ entry: SnapshotEntry, into tables: inout [HostOffset: L2Uses]
   ) throws(ToolError) {
     let place = EntryPlace.snapshotTable(index: number)
-    if head.header.version >= 3 && entry.extraLength < SnapshotEntry.leastExtraLengthV3 {
+    if snapshotRepair == nil, head.header.version >= 3,
+      entry.extraLength < SnapshotEntry.leastExtraLengthV3
+    {
       found(.snapshotIncomplete(snapshot: number, extraLength: entry.extraLength))
     }
     guard entry.l1Table.bytes & geometry.clusterMask == 0 else {

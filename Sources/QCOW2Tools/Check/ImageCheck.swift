@@ -8,8 +8,9 @@ import QCOW2Format
 /// once, however many snapshots share it. Memory is bounded by the length of the file, and nothing
 /// in an image makes the check trap or go on for ever.
 ///
-/// Where it says more than qemu-img: overlapping metadata that the refcounts account for, data file
-/// offsets that are not the guest's, bit 0 of L2 entries that have no zero flag, a bitmaps bit
+/// Where it says more than qemu-img: overlapping metadata that the refcounts account for, but for
+/// guest data in an L2 table, which is a remark only, since neither is ever changed in place; data
+/// file offsets that are not the guest's, bit 0 of L2 entries that have no zero flag, a bitmaps bit
 /// without bitmaps; broken bitmaps and encryption headers are corruptions, with which qemu-img
 /// opens nothing.
 package final class ImageCheck {
@@ -21,6 +22,25 @@ package final class ImageCheck {
   let geometry: ClusterGeometry
   let refcounts: RefcountReader
   private let report: (CheckFinding) -> Void
+  /// What a repair mends is judged as it will be, and not reported.
+  let plansRepair: Bool
+  /// The same for entries of the snapshot table.
+  var mendsSnapshots = false
+  /// All L1 tables, those of snapshots included.
+  var l1Tables: [L1Place] = []
+  /// All L2 tables that can be read.
+  var l2Tables: [HostOffset: L2Uses] = [:]
+  /// The snapshot table that a repair writes; nil if it writes none.
+  var snapshotRepair: SnapshotRepair?
+  /// The bytes of the snapshot table as it is.
+  var snapshotTableLength: UInt64 = 0
+  /// Clusters behind the end of the file, near it, are noted in ``lost``: a check of a hostile image
+  /// must not pay for it.
+  var notesLost = false
+  /// Those that something refers to, with the number of references that count.
+  private(set) var lost: [UInt64: UInt64] = [:]
+  /// Entries that a repair mends.
+  var mendable: UInt64 = 0
   var references: ReferenceMap
   var result = CheckResult()
 
@@ -40,10 +60,12 @@ package final class ImageCheck {
   }
 
   init(
-    _ bytes: any ImageBytes, _ report: @escaping (CheckFinding) -> Void
+    _ bytes: any ImageBytes, plansRepair: Bool = false,
+    _ report: @escaping (CheckFinding) -> Void
   ) throws(ToolError) {
     self.bytes = bytes
     self.report = report
+    self.plansRepair = plansRepair
     head = try ImageHead(reading: bytes)
     geometry = head.geometry
     let clusters = geometry.clusters(covering: head.fileLength)
@@ -65,16 +87,43 @@ package final class ImageCheck {
   /// Counts the references to everything but the refcount structures.
   func countUses() throws(ToolError) {
     result.totalClusters = geometry.clusters(covering: head.diskSize)
+    judgeHeader()
     add(.header, at: HostOffset(0), length: geometry.clusterSize)
     try checkMapping()
     try checkEncryptionHeader()
     try checkBitmaps()
   }
 
+  /// Says what keeps the image from being opened, with the engine's own judgement.
+  private func judgeHeader() {
+    let header = head.header
+    if let problem = header.problemForReading(fileLength: head.fileLength) {
+      found(.unreadable(problem))
+    } else if let problem = header.problemForWriting(fileLength: head.fileLength) {
+      found(.unwritable(problem))
+    }
+    let isLost = !header.incompatible.contains(.externalDataFile)
+    if isLost, header.autoclear.contains(.rawExternalData), !plansRepair { found(.rawDataMissing) }
+  }
+
   func found(_ finding: CheckFinding) {
     result.count(finding.severity)
     report(finding)
   }
+
+  /// Notes clusters behind the end of the file, as far as a repair might place something there.
+  func noteLost(_ bytes: Range<UInt64>, times: UInt64 = 0) {
+    let first = max(bytes.lowerBound >> UInt64(geometry.clusterBits), references.clusterCount)
+    let end = min((bytes.upperBound - 1) >> UInt64(geometry.clusterBits) + 1, endOfLost)
+    guard first < end else { return }
+    for cluster in first..<end {
+      let (sum, overflow) = lost[cluster, default: 0].addingReportingOverflow(times)
+      lost[cluster] = overflow ? UInt64.max : sum
+    }
+  }
+
+  /// What lies further out than this is not noted in ``lost``.
+  var endOfLost: UInt64 { references.clusterCount + (1 << 14) }
 
   /// Counts a reference to each cluster of a range.
   ///
@@ -85,6 +134,7 @@ package final class ImageCheck {
     let (end, overflow) = offset.bytes.addingReportingOverflow(length)
     guard !overflow, end < head.fileLength &+ geometry.clusterSize else {
       found(.beyondEnd(use: use, offset: offset, length: length))
+      if notesLost && !overflow { noteLost(offset.bytes..<end, times: times) }
       return
     }
     let last = geometry.hostCluster(of: HostOffset(end - 1))
@@ -92,6 +142,11 @@ package final class ImageCheck {
       let before = references.add(use, to: cluster, times: times)
       let fits = before == .nothing || (before == use && use.isShared)
       guard !fits || (times > 1 && !use.isShared) else { continue }
+      if before.isShared && use.isShared {
+        found(
+          .doubleUse(cluster: geometry.start(ofHostCluster: cluster), first: before, second: use))
+        continue
+      }
       if before != .conflict {
         found(
           .overlap(cluster: geometry.start(ofHostCluster: cluster), first: before, second: use))

@@ -56,6 +56,15 @@ struct ReferenceMap: ~Copyable {
     return unsafe count(page[Int(cluster & ((1 << Self.pageBits) - 1))], cluster)
   }
 
+  /// What a cluster is used for; the last use that was added, or ``HostUse/conflict``.
+  func use(of cluster: UInt64) -> HostUse {
+    guard cluster < clusterCount, let page = unsafe pages[Int(cluster >> Self.pageBits)] else {
+      return .nothing
+    }
+    let cell = unsafe page[Int(cluster & ((1 << Self.pageBits) - 1))]
+    return HostUse(rawValue: UInt8(cell >> Self.countBits)) ?? .conflict
+  }
+
   /// The first cluster at or after `cluster` that may have references; nil if there is none.
   func nextTouched(from cluster: UInt64) -> UInt64? {
     guard cluster < clusterCount else { return nil }

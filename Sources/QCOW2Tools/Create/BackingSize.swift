@@ -18,6 +18,7 @@ package enum BackingSize {
       guard format == "raw" || format == "qcow2" else {
         throw .option(.badValue(name: "backing_fmt", found: format, allowed: "raw or qcow2"))
       }
+      if let problem = FileReference(parsing: name).problem { throw .name(problem) }
       let file = try FileBytes(path: path(name, of: image), access: .readOnly, lock: lock)
       if format == "raw" { return (file.length + 511) & ~511 }
       return try ImageHead(reading: file).diskSize
@@ -28,7 +29,8 @@ package enum BackingSize {
 
   /// The path of a backing file, seen from the current directory.
   package static func path(_ name: String, of image: String) -> String {
-    guard !name.hasPrefix("/"), let slash = image.lastIndex(of: "/") else { return name }
-    return image[...slash] + name
+    let path = if case .path(let path) = FileReference(parsing: name) { path } else { name }
+    guard !path.hasPrefix("/"), let slash = image.lastIndex(of: "/") else { return path }
+    return image[...slash] + path
   }
 }

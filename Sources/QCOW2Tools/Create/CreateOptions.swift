@@ -117,7 +117,7 @@ extension CreateOptions {
     var sizeText: String?
     var encryptWords = EncryptWords()
     for list in lists {
-      for (name, value) in Self.split(list) {
+      for (name, value) in try Self.split(list) {
         if name == "size" {
           sizeText = value
         } else if !(try encryptWords.take(name, value)) {
@@ -140,10 +140,16 @@ extension CreateOptions {
   }
 
   /// Splits at single commas and at the first `=`; an option without a value is switched on.
-  private static func split(_ list: String) -> [(name: String, value: String)] {
+  ///
+  /// - Throws: ``OptionError/badList(_:)`` for a list that qemu-img does not take either.
+  private static func split(
+    _ list: String
+  ) throws(OptionError) -> [(name: String, value: String)] {
     let joined = list.split(separator: ",,", omittingEmptySubsequences: false)
       .joined(separator: "\u{0}")  // no argument of a process contains it
-    return joined.split(separator: ",").map { option in
+    let options = joined.split(separator: ",", omittingEmptySubsequences: false)
+    if options.contains(where: \.isEmpty) { throw .badList(list) }
+    return options.map { option in
       let text = String(option.map { $0 == "\u{0}" ? "," : $0 })
       guard let equals = text.firstIndex(of: "=") else { return (text, "on") }
       return (String(text[..<equals]), String(text[text.index(after: equals)...]))

@@ -25,34 +25,58 @@ package enum ImageCreate {
       throw .option(error)
     }
     let encryptionHeader = try options.encryption?.makeHeader(passphrase) ?? []
-    let made = try options.dataFile.map { name throws(ToolError) in
-      try makeDataFile(name, options, lock)
-    }
+    // All files are open, locked and large enough before the first of them is touched.
+    let file = try FileBytes(path: path, access: .create, lock: lock)
+    var data: FileBytes?
     do throws(ToolError) {
-      let file = try FileBytes(path: path, access: .create, lock: lock)
-      do throws(ToolError) { try run(options, encryptionHeader, on: file) } catch {
-        if file.isNew { _ = unsafe unlink(path) }  // the error of the create is the one to report
-        throw error
+      data = try options.dataFile.map { name throws(ToolError) in
+        try openDataFile(name, options, lock)
       }
+      try requireSpace(options, on: file)
+      if let data, let name = options.dataFile { try fill(data, name, options) }
+      try run(options, encryptionHeader, on: file)
     } catch {
-      if let made, made.isNew, let name = options.dataFile { _ = unsafe unlink(name) }
+      // The error of the create is the one to report.
+      if file.isNew { _ = unsafe unlink(path) }
+      if let data, data.isNew, let name = options.dataFile { _ = unsafe unlink(name) }
       throw error
     }
   }
 
-  /// Makes the external data file, of zeros and as long as the disk; what it held is lost.
-  private static func makeDataFile(
+  private static func requireSpace(
+    _ options: CreateOptions, on file: FileBytes
+  ) throws(ToolError) {
+    let layout = try layout(options)
+    guard !file.isBlockDevice || file.length >= layout.fileLength else {
+      throw .deviceTooSmall(needed: layout.fileLength, available: file.length)
+    }
+  }
+
+  /// Opens the external data file, and changes nothing that is in it.
+  private static func openDataFile(
     _ name: String, _ options: CreateOptions, _ lock: FileBytes.Locker
   ) throws(ToolError) -> FileBytes {
     do throws(ToolError) {
       let file = try FileBytes(path: name, access: .create, lock: lock)
+      guard !file.isBlockDevice || file.length >= options.virtualSize else {
+        throw .deviceTooSmall(needed: options.virtualSize, available: file.length)
+      }
+      return file
+    } catch {
+      throw .dataFile(name: name, problem: error.message)
+    }
+  }
+
+  /// Makes the external data file one of zeros, as long as the disk; what it held is lost.
+  private static func fill(
+    _ file: FileBytes, _ name: String, _ options: CreateOptions
+  ) throws(ToolError) {
+    do throws(ToolError) {
       let length = options.virtualSize
-      if file.isBlockDevice {
-        guard file.length >= length else {
-          throw .deviceTooSmall(needed: length, available: file.length)
-        }
-      } else {
-        if file.length > 0 { try file.setLength(0) }
+      if !file.isBlockDevice {
+        // A length that the host cannot have fails before anything is lost.
+        try file.setLength(max(file.length, length))
+        try file.setLength(0)
         try file.setLength(length)
       }
       if options.preallocation == .falloc { try file.allocate(length) }
@@ -61,7 +85,6 @@ package enum ImageCreate {
         try file.writeZeroes(from: HostOffset(0), length: length)
       }
       try file.sync()
-      return file
     } catch {
       throw .dataFile(name: name, problem: error.message)
     }
@@ -176,12 +199,9 @@ private struct ImageWriter {
 
   func writeEncryptionHeader(_ header: [UInt8]) throws(ToolError) {
     guard !header.isEmpty else { return }
-    let padded = IOBuffer(count: Int(layout.encryptionClusters * geometry.clusterSize))
+    let padded = IOBuffer(
+      starting: header, count: Int(layout.encryptionClusters * geometry.clusterSize))
     defer { withExtendedLifetime(padded) {} }
-    unsafe header.withUnsafeBytes { source in
-      unsafe UnsafeMutableRawBufferPointer(start: padded.base, count: source.count).copyMemory(
-        from: source)
-    }
     try unsafe file.write(padded.bytes, at: layout.encryptionHeader)
   }
 
@@ -194,8 +214,9 @@ private struct ImageWriter {
   }
 
   func writeHeader() throws(ToolError) {
-    let block = IOBuffer(count: Int(geometry.clusterSize))
-    HeaderBytes.write(options, layout, into: block)
+    let block = IOBuffer(
+      starting: HeaderBytes.bytes(options, layout), count: Int(geometry.clusterSize))
+    defer { withExtendedLifetime(block) {} }
     try unsafe file.write(block.bytes, at: HostOffset(0))
   }
 
@@ -231,6 +252,15 @@ extension WritableImageBytes {
 }
 
 extension IOBuffer {
+  /// Some bytes, then zeros up to `count` bytes.
+  convenience init(starting bytes: [UInt8], count: Int) {
+    precondition(bytes.count <= count)
+    self.init(count: count)
+    unsafe bytes.withUnsafeBytes { source in
+      unsafe UnsafeMutableRawBufferPointer(start: base, count: count).copyMemory(from: source)
+    }
+  }
+
   /// All bytes, for a write.
   var bytes: UnsafeRawBufferPointer { unsafe bytes(count: count) }
 

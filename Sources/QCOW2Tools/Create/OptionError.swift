@@ -6,6 +6,8 @@ package enum OptionError: Error, Equatable, Sendable {
   case notSupportedYet(String)
   /// A value that the option does not take.
   case badValue(name: String, found: String, allowed: String)
+  /// A comma list that starts or ends with a comma, or is empty.
+  case badList(String)
   /// No size was given.
   case sizeMissing
   /// A size was given both as an argument and with `-o size=`.
@@ -38,6 +40,8 @@ extension OptionError {
     case .notSupportedYet(let what): "option \"\(what)\" is not supported yet"
     case .badValue(let name, let found, let allowed):
       "\(name) is \"\(found)\", expected \(allowed)"
+    case .badList(let list):
+      "invalid option list \"\(list)\": it is empty, or starts or ends with a comma"
     case .sizeMissing: "the size is missing: give it after the file name or with -o size="
     case .sizeGivenTwice:
       "the size is given twice: after the file name and with -o size="

@@ -1,4 +1,5 @@
 package import BlockCore
+import CPlatform
 import Glibc
 import QCOW2Format
 
@@ -9,6 +10,8 @@ package final class FileBytes: WritableImageBytes {
     case readOnly
     /// For reading and writing; must exist.
     case readWrite
+    /// The same, beside another descriptor of this process: that one has the block device claimed.
+    case readWriteHeld
     /// For reading and writing; made if it does not exist. Never truncated by the open.
     case create
   }
@@ -27,7 +30,8 @@ package final class FileBytes: WritableImageBytes {
 
   /// Opens `path`, accepting only regular files and block devices.
   ///
-  /// A FIFO or a device without a partner cannot hang the call [SEC-4].
+  /// A FIFO or a device without a partner cannot hang the call [SEC-4]. A block device is opened for
+  /// writing exclusively: ``ToolError/deviceInUse`` if it is mounted or has another use.
   package init(
     path: String, access: Access, lock: Locker = { _ throws(ToolError) in }
   ) throws(ToolError) {
@@ -40,7 +44,9 @@ package final class FileBytes: WritableImageBytes {
       try lock(descriptor)
       length = isBlockDevice ? try Self.end(of: descriptor) : UInt64(max(0, status.st_size))
     } catch {
-      _ = Glibc.close(descriptor)  // the first error is the one to report
+      // The first error is the one to report.
+      if isNew { _ = unsafe unlink(path) }
+      _ = Glibc.close(descriptor)
       throw error
     }
   }
@@ -51,18 +57,23 @@ package final class FileBytes: WritableImageBytes {
     _ path: String, _ access: Access
   ) throws(ToolError) -> (Int32, isNew: Bool) {
     let flags = O_CLOEXEC | O_NONBLOCK | O_NOCTTY
-    if access != .create {
-      let mode = access == .readOnly ? O_RDONLY : O_RDWR
-      let descriptor = unsafe Glibc.open(path, flags | mode)
-      guard descriptor >= 0 else { throw .host(.open, errno: Errno(errno)) }
-      return (descriptor, false)
-    }
+    if access != .create { return (try existing(path, access, .open), false) }
     let made = unsafe Glibc.open(path, flags | O_RDWR | O_CREAT | O_EXCL, 0o644)
     if made >= 0 { return (made, true) }
     guard errno == EEXIST else { throw .host(.create, errno: Errno(errno)) }
-    let descriptor = unsafe Glibc.open(path, flags | O_RDWR)
-    guard descriptor >= 0 else { throw .host(.create, errno: Errno(errno)) }
-    return (descriptor, false)
+    return (try existing(path, access, .create), false)
+  }
+
+  private static func existing(
+    _ path: String, _ access: Access, _ operation: HostOperation
+  ) throws(ToolError) -> Int32 {
+    let isReadOnly: Int32 = access == .readOnly ? 1 : 0
+    let descriptor = unsafe qublk_open(path, isReadOnly, access == .readWriteHeld ? 1 : 0)
+    if descriptor >= 0 { return descriptor }
+    let error = Errno(-descriptor)
+    // Of the files that can be opened here, only a block device is ever busy.
+    if error == .busy && access != .readOnly { throw .deviceInUse }
+    throw .host(operation, errno: error)
   }
 
   private static func status(of descriptor: Int32) throws(ToolError) -> stat {

@@ -8,9 +8,15 @@ package struct SnapshotList: Equatable, Sendable {
   package let length: UInt64
 
   /// Reads the table; its limits are QEMU's.
-  package init(reading bytes: any ImageBytes, _ head: ImageHead) throws(ToolError) {
+  ///
+  /// With `takesAnyExtraData`, entries with more extra data than the limit are read as well.
+  package init(
+    reading bytes: any ImageBytes, _ head: ImageHead, takesAnyExtraData: Bool = false
+  ) throws(ToolError) {
     let start = HostOffset(head.header.snapshotsOffset)
-    var table = SnapshotTableReader(count: head.header.snapshotCount)
+    var table = SnapshotTableReader(
+      count: head.header.snapshotCount,
+      mostExtraLength: takesAnyExtraData ? UInt32.max : SnapshotEntry.mostExtraLength)
     while let wanted = table.wanted {
       let block = try bytes.block(at: start + wanted.position, count: wanted.count)
       defer { withExtendedLifetime(block) {} }

@@ -10,6 +10,8 @@ package enum ToolError: Error, Equatable, Sendable {
   case host(HostOperation, errno: Errno)
   /// Another process uses the image; `reason` is the text of whoever found the lock.
   case inUse(reason: String)
+  /// A block device that is to be written is mounted, swap space or claimed by somebody else.
+  case deviceInUse
   /// The path names a FIFO, a socket, a directory or a character device.
   case notRegularFile
   /// The image is not what the format allows.
@@ -20,6 +22,8 @@ package enum ToolError: Error, Equatable, Sendable {
   case limit(LimitName, found: UInt64, allowed: UInt64)
   /// The image has damage that rebuilding refcounts cannot make good; it was not touched.
   case notOnlyRefcounts(CheckFinding)
+  /// The name of a file cannot be used.
+  case name(String)
   /// The backing file of an image that is to be created cannot be used.
   case backing(name: String, problem: String)
   /// The data file of an image that is to be created cannot be made.
@@ -48,6 +52,8 @@ extension ToolError {
     switch self {
     case .host(let operation, let errno): "\(operation.text): \(errorText(errno))"
     case .inUse(let reason): reason
+    case .deviceInUse:
+      "block device is in use: mounted, swap space, part of another device, or open exclusively"
     case .notRegularFile: "cannot open: neither a regular file nor a block device"
     case .format(let error): error.message
     case .deviceTooSmall(let needed, let available):
@@ -55,7 +61,9 @@ extension ToolError {
     case .limit(let name, let found, let allowed):
       "\(name.rawValue) is \(found), supported is at most \(allowed)"
     case .notOnlyRefcounts(let finding):
-      "not only refcounts are wrong, so they cannot be rebuilt: \(finding.message)"
+      "not only refcounts are wrong, so they are not rebuilt at once: \(finding.message): "
+        + "repair the image with \"qublk check -r all\", or open it read-only"
+    case .name(let problem): problem
     case .backing(let name, let problem): "backing file \"\(name)\": \(problem)"
     case .dataFile(let name, let problem): "data file \"\(name)\": \(problem)"
     case .luks(let error): error.text

@@ -23,6 +23,8 @@ package struct ImageInfo {
   let snapshots: [Snapshot]
   let bitmaps: [Bitmap]
   let encryption: Encryption?
+  /// What is not shown, and why.
+  package let warnings: [String]
 
   /// Reads what is shown.
   ///
@@ -40,16 +42,32 @@ package struct ImageInfo {
     let head = try ImageHead(reading: bytes)
     header = head.header
     virtualSize = head.diskSize
-    guard header.refcountTableClusters > 0 else {
-      throw .format(
-        .badField(name: "refcount_table_clusters", found: 0, allowed: "at least 1"))
+    if let problem = header.problemForReading(fileLength: head.fileLength) {
+      throw .format(problem)
     }
-    backingFile = head.backingFile
-    backingFormat = head.extensionText(.backingFormat).flatMap { $0.isEmpty ? nil : $0 }
-    dataFile = head.extensionText(.dataFileName)
-    snapshots = try SnapshotList(reading: bytes, head).snapshots
-    bitmaps = try Self.bitmaps(bytes, head)
+    backingFile = head.parsed.backingFile
+    backingFormat = head.parsed.backingFormat.flatMap { $0.isEmpty ? nil : $0 }
+    dataFile = head.parsed.dataFile
+    var warnings: [String] = []
+    snapshots = try Self.list("snapshots", &warnings) { () throws(ToolError) in
+      try SnapshotList(reading: bytes, head).snapshots
+    }
+    bitmaps = try Self.list("bitmaps", &warnings) { () throws(ToolError) in
+      try Self.bitmaps(bytes, head)
+    }
+    self.warnings = warnings
     encryption = try Self.encryption(bytes, head)
+  }
+
+  /// What can be read, and else nothing with a warning: it does not keep the disk from being read.
+  private static func list<Element>(
+    _ name: String, _ warnings: inout [String], _ read: () throws(ToolError) -> [Element]
+  ) throws(ToolError) -> [Element] {
+    do throws(ToolError) { return try read() } catch {
+      guard case .format(let problem) = error else { throw error }
+      warnings.append("\(name) are not shown: \(problem.message)")
+      return []
+    }
   }
 
   private static func bitmaps(
@@ -75,12 +93,8 @@ package struct ImageInfo {
   private static func luks(
     _ bytes: any ImageBytes, _ head: ImageHead
   ) throws(ToolError) -> LUKSHeader {
-    guard let data = head.extensionData(.encryptionHeader) else {
+    guard let pointer = head.parsed.encryptionHeader else {
       throw .format(.badField(name: "encryption header extensions", found: 0, allowed: "1"))
-    }
-    let pointer: EncryptionHeaderPointer
-    do throws(FormatError) { pointer = try EncryptionHeaderPointer(parsing: data) } catch {
-      throw .format(error)
     }
     let block = try bytes.block(at: pointer.offset, count: LUKSHeader.length)
     guard let header = LUKSHeader(parsing: block) else {
@@ -102,6 +116,6 @@ package struct ImageInfo {
 
   /// Whether QEMU would take the part before a colon as a protocol: it has no slash before it.
   private func hasProtocol(_ name: String) -> Bool {
-    name.first { $0 == ":" || $0 == "/" } == ":"
+    if case .path = FileReference(parsing: name) { false } else { true }
   }
 }

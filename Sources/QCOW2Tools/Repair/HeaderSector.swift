@@ -4,50 +4,66 @@ import QCOW2Format
 /// The first sector of an image, changed field by field: atomic on every disk.
 struct HeaderSector {
   private let file: any WritableImageBytes
-  private let sector: IOBuffer
 
-  init(_ file: any WritableImageBytes) throws(ToolError) {
-    self.file = file
-    sector = try file.block(at: HostOffset(0), count: 512)
-  }
+  init(_ file: any WritableImageBytes) { self.file = file }
 
-  /// Sets bits, durably; a version 3 image.
-  func insert(_ bits: IncompatibleFeatures) throws(ToolError) {
-    _ = try change { $0.insert(bits).inserted }
-  }
-
-  /// Clears bits, durably; a version 3 image.
-  ///
-  /// - Returns: whether any was set.
-  @discardableResult func remove(_ bits: IncompatibleFeatures) throws(ToolError) -> Bool {
-    try change { features in
-      let before = features
-      features.subtract(bits)
-      return features != before
+  /// What must be durable before anything else is written: no autoclear bit but those that are
+  /// `kept`, and the dirty bit where the refcounts are about to change.
+  func prepareForWriting(
+    keeping kept: AutoclearFeatures, marksDirty: Bool
+  ) throws(ToolError) {
+    try change { header in
+      guard header.version >= 3 else { return [] }
+      let features = marksDirty ? header.incompatible.union(.dirty) : header.incompatible
+      if features == header.incompatible && header.autoclear.isSubset(of: kept) { return [] }
+      return [.autoclear(header.autoclear.intersection(kept)), .incompatible(features)]
     }
   }
 
-  private func change(
-    _ edit: (inout IncompatibleFeatures) -> Bool
+  /// Clears bits, durably.
+  ///
+  /// - Returns: whether any was set.
+  @discardableResult func remove(_ bits: IncompatibleFeatures) throws(ToolError) -> Bool {
+    try change { header in
+      header.incompatible.isDisjoint(with: bits)
+        ? [] : [.incompatible(header.incompatible.subtracting(bits))]
+    }
+  }
+
+  /// Points the header at another refcount table and, if there is one, at another snapshot table,
+  /// durably.
+  func setRefcountTable(
+    at offset: HostOffset, clusters: UInt64, snapshotTable: HostOffset?
+  ) throws(ToolError) {
+    try change { _ in
+      (snapshotTable.map { [.snapshotTable($0)] } ?? [])
+        + [.refcountTable(offset, clusters: UInt32(clusters))]
+    }
+  }
+
+  /// Points the header at another snapshot table with as many entries, durably.
+  func setSnapshotTable(at offset: HostOffset) throws(ToolError) {
+    try change { _ in [.snapshotTable(offset)] }
+  }
+
+  /// Makes the changes that `patches` wants of the header as it is now, durably.
+  ///
+  /// - Returns: Whether there were any.
+  @discardableResult private func change(
+    _ patches: (Header) -> [HeaderPatch]
   ) throws(ToolError) -> Bool {
-    var features = IncompatibleFeatures(rawValue: sector.be64(Header.Field.incompatible))
-    let before = features
-    _ = edit(&features)
-    guard features != before else { return false }
-    unsafe sector.base.storeBE64(features.rawValue, Header.Field.incompatible)
-    try write()
-    return true
-  }
-
-  /// Points the header at another refcount table, durably.
-  func setRefcountTable(at offset: HostOffset, clusters: UInt64) throws(ToolError) {
-    unsafe sector.base.storeBE64(offset.bytes, Header.Field.refcountTableOffset)
-    unsafe sector.base.storeBE32(UInt32(clusters), Header.Field.refcountTableClusters)
-    try write()
-  }
-
-  private func write() throws(ToolError) {
+    let sector = try file.block(at: HostOffset(0), count: HeaderPatch.sectorLength)
+    let header: Header
+    do throws(FormatError) {
+      header = try sector.withBytes { bytes throws(FormatError) in try Header(parsing: bytes) }
+    } catch { throw .format(error) }
+    let wanted = patches(header)
+    if wanted.isEmpty { return false }
+    sector.withMutableBytes { bytes in
+      for patch in wanted { patch.write(into: &bytes, version: header.version) }
+    }
     try unsafe file.write(sector.bytes, at: HostOffset(0))
     try file.sync()
+    return true
   }
 }

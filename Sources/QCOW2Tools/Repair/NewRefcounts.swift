@@ -11,6 +11,7 @@ struct NewRefcounts {
   private let tableClusters: UInt64
   /// The numbers of the blocks, ascending.
   private let blocks: [UInt64]
+  private let covered: Set<UInt64>
 
   /// Finds the place; changes nothing.
   ///
@@ -33,16 +34,23 @@ struct NewRefcounts {
         clusters = place.lowerBound..<(place.lowerBound + needed)
         self.tableClusters = tableClusters
         self.blocks = blocks
+        covered = Set(blocks)
         break
       }
       // Longer each time, and it ends: each cluster more adds far less than a block.
-      place = Self.firstFree(needed, scan)
+      place = scan.firstFree(needed)
     }
     let end = clusters.upperBound << UInt64(geometry.clusterBits)
     if isBlockDevice && end > length { throw .deviceTooSmall(needed: end, available: length) }
   }
 
-  /// Writes blocks and table, makes them durable, and points the header at them.
+  /// Whether there is a block for the refcount of a cluster.
+  func covers(_ cluster: UInt64) -> Bool {
+    covered.contains(cluster >> UInt64(geometry.refcountBlockBits))
+  }
+
+  /// Writes blocks and table, makes them durable, and points the header at them, and at a new
+  /// snapshot table if there is one.
   func write(to file: any WritableImageBytes, _ scan: RefcountScan) throws(ToolError) {
     let end = clusters.upperBound << UInt64(geometry.clusterBits)
     if !file.isBlockDevice && file.length < end { try file.setLength(end) }
@@ -51,8 +59,11 @@ struct NewRefcounts {
     }
     try writeTable(to: file)
     try file.sync()
+    let snapshots = scan.newSnapshotTable
     try HeaderSector(file).setRefcountTable(
-      at: geometry.start(ofHostCluster: clusters.lowerBound), clusters: tableClusters)
+      at: geometry.start(ofHostCluster: clusters.lowerBound), clusters: tableClusters,
+      snapshotTable: snapshots.isEmpty
+        ? nil : geometry.start(ofHostCluster: snapshots.lowerBound))
   }
 
   private func write(
@@ -83,13 +94,18 @@ struct NewRefcounts {
 
   private static func blocksInUse(_ scan: RefcountScan) -> [UInt64] {
     let bits = UInt64(scan.geometry.refcountBlockBits)
-    var found: [UInt64] = []
+    // Behind the end of the file, too: what entries lead to there must not be handed out.
+    var found = scan.check.lost.filter { $0.value > 0 }.map { $0.key >> bits }
+    if scan.hidesReferences {
+      found += 0...(scan.fileClusters >> bits)
+      return Set(found).sorted()
+    }
     var position: UInt64 = 0
     while let cluster = scan.check.references.nextReferenced(from: position) {
       found.append(cluster >> bits)
       position = ((cluster >> bits) + 1) << bits
     }
-    return found
+    return merge(Set(found).sorted(), covering: scan.newSnapshotTable, scan.geometry)
   }
 
   private static func merge(
@@ -98,17 +114,5 @@ struct NewRefcounts {
     guard let last = place.last else { return used }
     let bits = UInt64(geometry.refcountBlockBits)
     return Set(used).union((place.lowerBound >> bits)...(last >> bits)).sorted()
-  }
-
-  /// The first run of clusters that nothing needs; the file ends where the map does.
-  private static func firstFree(_ count: UInt64, _ scan: RefcountScan) -> Range<UInt64> {
-    let end = scan.check.references.clusterCount
-    var start: UInt64 = 1
-    var cluster: UInt64 = 1
-    while cluster < end && cluster - start < count {
-      if !scan.isFree(cluster) { start = cluster + 1 }
-      cluster += 1
-    }
-    return start..<(start + count)
   }
 }

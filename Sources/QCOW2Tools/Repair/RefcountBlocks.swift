@@ -6,7 +6,9 @@ struct RefcountDifferences {
   /// Refcounts that are too low, those without a block included.
   var low: UInt64 = 0
   var high: UInt64 = 0
-  /// Of clusters beyond the end of the file, where no check looks.
+  /// Refcounts that change only because the repair moves something.
+  var own: UInt64 = 0
+  /// Of clusters beyond the end of the file, where no check looks, and nothing refers to.
   var beyondEnd: UInt64 = 0
   /// Blocks that are missing, or cannot be read, and for which there are references.
   var missing: UInt64 = 0
@@ -19,25 +21,26 @@ struct RefcountBlocks {
   private let file: any WritableImageBytes
   private let scan: RefcountScan
   private let geometry: ClusterGeometry
-  private let fileClusters: UInt64
+  private var fileClusters: UInt64 { scan.fileClusters }
 
   init(_ file: any WritableImageBytes, _ scan: RefcountScan) {
     self.file = file
     self.scan = scan
     geometry = scan.geometry
-    // One more: what starts in a last cluster that is cut short may end in the one after it.
-    fileClusters = scan.check.references.clusterCount
   }
 
   /// Compares all; changes nothing.
   func differences() throws(ToolError) -> RefcountDifferences {
     var found = RefcountDifferences()
     try forEachBlock { range, _, block throws(ToolError) in
-      for (index, cluster) in range.enumerated() {
+      for (index, cluster) in range.enumerated() where !scan.isLost(cluster) {
         let stored = get(block, index)
         let needed = scan.references(cluster)
-        if stored < needed { found.low += 1 }
-        if stored > needed {
+        if stored != needed && scan.isOwn(cluster) {
+          found.own += 1
+        } else if stored < needed {
+          found.low += 1
+        } else if stored > needed {
           if cluster < fileClusters { found.high += 1 } else { found.beyondEnd += 1 }
         }
       }
@@ -60,14 +63,14 @@ struct RefcountBlocks {
     var count: UInt64 = 0
     try forEachBlock { range, offset, block throws(ToolError) in
       var changed: Range<Int>?
-      for (index, cluster) in range.enumerated() {
+      for (index, cluster) in range.enumerated() where !scan.isLost(cluster) {
         let stored = get(block, index)
         let new = value(stored, scan.references(cluster))
         guard new != stored else { continue }
         unsafe RefcountWidth.set(
           block.base, order: geometry.refcountOrder, index: index, value: new)
         changed = (changed?.lowerBound ?? index)..<(index + 1)
-        if cluster < fileClusters { count += 1 }
+        if cluster < fileClusters && !scan.isOwn(cluster) { count += 1 }
       }
       if let changed { try write(block, entries: changed, at: offset) }
     }
@@ -124,6 +127,10 @@ struct RefcountBlocks {
       found.low += 1
       if last != index { found.missing += 1 }
       last = index
+    }
+    for cluster in scan.newSnapshotTable
+    where readable(cluster >> UInt64(geometry.refcountBlockBits)) == nil {
+      found.missing += 1
     }
   }
 }

@@ -9,7 +9,7 @@ package enum RepairMode: Equatable, Sendable {
   case all
 }
 
-/// What a rebuild has changed.
+/// What a repair has changed.
 package struct RefcountChanges: Equatable, Sendable {
   /// Refcounts that were too low.
   package var raised: UInt64 = 0
@@ -17,14 +17,31 @@ package struct RefcountChanges: Equatable, Sendable {
   package var lowered: UInt64 = 0
   /// COPIED flags that were wrong.
   package var flags: UInt64 = 0
+  /// Entries of L1 and L2 tables that were mended.
+  package var entries: UInt64 = 0
+  /// Entries of the snapshot table that were mended.
+  package var snapshots: UInt64 = 0
+  /// Wrong entries of the refcount table that was replaced.
+  package var tableEntries: UInt64 = 0
+  /// Tables that the file ended in, and that are whole again.
+  package var tables: UInt64 = 0
+  /// Autoclear bits that promised what is not there.
+  package var promises: UInt64 = 0
   /// The refcount table and all blocks were written anew elsewhere.
   package var hasNewStructures = false
   /// The dirty or corrupt bit was cleared.
   package var isNowClean = false
+  /// Why something was not written anew that should be.
+  package var obstacle: ToolError?
 
   package init() {}
 
-  package var isEmpty: Bool { raised == 0 && lowered == 0 && flags == 0 && !hasNewStructures }
+  package var isEmpty: Bool {
+    lowered == 0 && counted == 0 && !hasNewStructures
+  }
+
+  /// Everything that was wrong but leaks.
+  var counted: UInt64 { raised + flags + entries + snapshots + tableEntries + tables + promises }
 
   /// What was done, for a log.
   package var text: String {
@@ -33,11 +50,13 @@ package struct RefcountChanges: Equatable, Sendable {
   }
 }
 
-/// Makes refcounts and COPIED flags say what the tables of an image refer to.
+/// Makes refcounts and COPIED flags say what the tables of an image refer to, and mends what can be
+/// mended without a guess.
 ///
 /// Scan, which only reads → plan → apply, in this order, `|` being an fsync:
 ///
-///     set DIRTY | raise refcounts that are too low | COPIED flags | lower those too high | clear DIRTY
+///     clear autoclear bits, set DIRTY | raise refcounts that are too low | entries and COPIED flags,
+///     new snapshot table | header points at it | lower refcounts that are too high | clear DIRTY
 ///
 /// Where the refcount structures themselves are broken, or lack a block, new ones are written into
 /// clusters that nothing refers to, and the header is pointed at them in one sector. A crash leaves
@@ -51,106 +70,45 @@ package enum RefcountRebuild {
   package static func run(
     _ file: any WritableImageBytes
   ) throws(ToolError) -> RefcountChanges {
-    let scan = try RefcountScan(file)
+    let scan = try RefcountScan(file, plansRepair: false)
     if let other = scan.otherDamage { throw .notOnlyRefcounts(other) }
-    return try RefcountRepair(file, scan, .all).run()
+    var repair = ImageRepair(file, scan, .all)
+    return try repair.run()
   }
 
-  /// Repairs what can be without risk: with damage of other kinds refcounts only go up, since
-  /// something that was not followed may refer to what looks leaked.
+  /// Repairs each finding that can be repaired, whatever else is wrong.
+  ///
+  /// Refcounts only go up while something cannot be followed: it may refer to what looks leaked.
   package static func repair(
     _ file: any WritableImageBytes, _ mode: RepairMode
   ) throws(ToolError) -> RefcountChanges {
-    let scan = try RefcountScan(file)
-    return try RefcountRepair(file, scan, mode).run()
-  }
-}
-
-/// The steps of one rebuild.
-private struct RefcountRepair {
-  private let file: any WritableImageBytes
-  private let scan: RefcountScan
-  private let mode: RepairMode
-
-  init(_ file: any WritableImageBytes, _ scan: RefcountScan, _ mode: RepairMode) {
-    self.file = file
-    self.scan = scan
-    self.mode = mode
-  }
-
-  func run() throws(ToolError) -> RefcountChanges {
-    let blocks = RefcountBlocks(file, scan)
-    let isSafe = scan.otherDamage == nil
-    let wanted = try blocks.differences()
-    var changes = RefcountChanges()
-    if mode == .all && isSafe && (!scan.structuresAreSound || wanted.missing > 0) {
-      try rebuildStructures(wanted, &changes)
-    } else if scan.structuresAreSound {
-      try repairInPlace(blocks, wanted, isSafe: isSafe, &changes)
+    let isExtended = mode == .all ? try extendL1Table(file) : false
+    let scan = try RefcountScan(file, plansRepair: mode == .all, keepsLeaks: isExtended)
+    let end = scan.newSnapshotTable.upperBound << UInt64(scan.geometry.clusterBits)
+    guard file.isBlockDevice && end > file.length else {
+      var repair = ImageRepair(file, scan, mode, isExtended: isExtended)
+      return try repair.run()
     }
-    try finish(isSafe: isSafe, wanted, &changes)
-    return changes
+    let rest = try RefcountScan(
+      file, plansRepair: true, mendsSnapshots: false, keepsLeaks: isExtended)
+    var repair = ImageRepair(file, rest, mode, isExtended: isExtended)
+    repair.note(.deviceTooSmall(needed: end, available: file.length))
+    return try repair.run()
   }
 
-  private func rebuildStructures(
-    _ wanted: RefcountDifferences, _ changes: inout RefcountChanges
-  ) throws(ToolError) {
-    let new = try NewRefcounts(scan, isBlockDevice: file.isBlockDevice, length: file.length)
-    try begin()
-    try new.write(to: file, scan)
-    changes.hasNewStructures = true
-    changes.raised = wanted.low
-    changes.lowered = wanted.high
-    changes.flags = try CopiedFlags(file, scan).fix(.all)
+  /// Gives a file that was cut inside its L1 table the rest of the table: zeros, as QEMU reads it.
+  ///
+  /// - Returns: Whether it was.
+  private static func extendL1Table(_ file: any WritableImageBytes) throws(ToolError) -> Bool {
+    let head = try ImageHead(reading: file)
+    guard !file.isBlockDevice, head.header.isCutInL1(fileLength: head.fileLength) else {
+      return false
+    }
+    let kept = head.header.autoclearToKeep(
+      keepsBitmaps: head.extensionData(.bitmaps) != nil)
+    try HeaderSector(file).prepareForWriting(keeping: kept, marksDirty: false)
+    try file.setLength(head.header.l1TableOffset + UInt64(head.header.l1Size) * 8)
     try file.sync()
-  }
-
-  private func repairInPlace(
-    _ blocks: RefcountBlocks, _ wanted: RefcountDifferences, isSafe: Bool,
-    _ changes: inout RefcountChanges
-  ) throws(ToolError) {
-    let raises = mode == .all && wanted.low > 0
-    let lowers = isSafe && (wanted.high > 0 || wanted.beyondEnd > 0)
-    let lacksNone = mode == .all || (wanted.low == 0 && wanted.missing == 0)
-    let fixes: CopiedFlags.Fix? = lacksNone ? (isSafe ? .all : .clearing) : nil
-    let flags = CopiedFlags(file, scan)
-    let wrong = try fixes.map { fix throws(ToolError) in try flags.countWrong(fix) } ?? 0
-    guard raises || lowers || wrong > 0 else { return }
-    try begin()
-    if raises {
-      changes.raised = try blocks.raise()
-      try file.sync()
-    }
-    if let fixes, wrong > 0 {
-      changes.flags = try flags.fix(fixes)
-      try file.sync()
-    }
-    if lowers {
-      changes.lowered = try blocks.lower()
-      try file.sync()
-    }
-  }
-
-  /// Marks the image dirty before the first change: whoever finds it after a crash starts over.
-  private func begin() throws(ToolError) {
-    guard scan.check.head.header.version >= 3 else { return }
-    try HeaderSector(file).insert(.dirty)
-  }
-
-  /// Clears the marks if nothing is wrong any more.
-  private func finish(
-    isSafe: Bool, _ wanted: RefcountDifferences, _ changes: inout RefcountChanges
-  ) throws(ToolError) {
-    let isComplete =
-      isSafe
-      && (mode == .all || (wanted.low == 0 && wanted.missing == 0 && scan.structuresAreSound))
-    guard scan.check.head.header.version >= 3 else { return }
-    let header = try HeaderSector(file)
-    guard isComplete else {
-      // Not worse than before: an image that was not dirty does not stay so.
-      if !scan.check.head.header.incompatible.contains(.dirty) { try header.remove(.dirty) }
-      return
-    }
-    changes.isNowClean = try header.remove([.dirty, .corrupt])
+    return true
   }
 }

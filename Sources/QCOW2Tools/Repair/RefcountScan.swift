@@ -7,43 +7,120 @@ import QCOW2Format
 /// Reads only.
 final class RefcountScan {
   let check: ImageCheck
-  /// The first finding that better refcounts would not make good; nil if there is none.
+  /// The first finding that better refcounts, and mended entries if they are planned, would not make
+  /// good; nil if there is none.
   let otherDamage: CheckFinding?
+  /// Something cannot be followed, so what looks leaked must be kept.
+  let hidesReferences: Bool
+  /// No cluster has more references than a refcount can count.
+  let isCountable: Bool
   /// Table and blocks lie where nothing else does: they are counted in the references.
   let structuresAreSound: Bool
+  /// A table of another kind lies where a structure does: one of both pointers is wrong, and it
+  /// cannot be told which one.
+  let isAmbiguous: Bool
   /// Clusters of the structures, sound or not; they stay in force until there are new ones.
   let structures: Set<UInt64>
+  /// Findings of the refcount table's entries, as they are counted.
+  let wrongTableEntries: UInt64
+  /// Where a repaired snapshot table goes; empty if none is planned.
+  private(set) var newSnapshotTable: Range<UInt64> = 0..<0
+  /// Where the snapshot table is that a repaired one replaces.
+  private(set) var oldSnapshotTable: Range<UInt64> = 0..<0
 
   var geometry: ClusterGeometry { check.geometry }
 
-  init(_ bytes: any ImageBytes) throws(ToolError) {
-    let damage = FirstDamage()
-    check = try ImageCheck(bytes) { damage.note($0) }
+  /// The clusters of the file; one more, since what starts in a last cluster that is cut short may
+  /// end in the one after it.
+  var fileClusters: UInt64 { check.references.clusterCount }
+
+  /// Counts references: with `plansRepair` as they are after ``EntryRepair``, with `mendsSnapshots` as
+  /// they are after ``SnapshotRepair``, too.
+  ///
+  /// With `keepsLeaks` something is known to be lost that may have referred to what looks leaked.
+  init(
+    _ bytes: any ImageBytes, plansRepair: Bool, mendsSnapshots: Bool = true,
+    keepsLeaks: Bool = false
+  ) throws(ToolError) {
+    let damage = Damage()
+    check = try ImageCheck(bytes, plansRepair: plansRepair) { damage.note($0) }
+    check.mendsSnapshots = plansRepair && mendsSnapshots
+    check.notesLost = true
     try check.countUses()
     let structures = RefcountStructures(check)
     structuresAreSound = structures.isSound
+    wrongTableEntries = structures.wrongEntries
+    isAmbiguous = structures.isAmbiguous
     if structures.isSound {
       for cluster in structures.tableClusters { check.count(.refcountTable, cluster) }
       for cluster in structures.blocks { check.count(.refcountBlock, cluster) }
     }
     self.structures = Set(structures.blocks).union(structures.tableClusters)
-    damage.noteUncountable(check)
+    hidesReferences = keepsLeaks || damage.hidesReferences || structures.isAmbiguous
+    isCountable = damage.isCountable(check)
     otherDamage = damage.found
+    if let repair = check.snapshotRepair { placeSnapshotTable(repair) }
+  }
+
+  private func placeSnapshotTable(_ repair: SnapshotRepair) {
+    let header = check.head.header
+    let first = geometry.hostCluster(of: HostOffset(header.snapshotsOffset))
+    let old = first..<(first + geometry.clusters(covering: check.snapshotTableLength))
+    oldSnapshotTable = old
+    newSnapshotTable = firstFree(geometry.clusters(covering: UInt64(repair.table.count)))
   }
 
   /// What the refcount of a cluster must be; no more than a refcount can count.
   func references(_ cluster: UInt64) -> UInt64 {
-    min(check.references.count(of: cluster), geometry.maxRefcount)
+    let count =
+      cluster < fileClusters ? check.references.count(of: cluster) : check.lost[cluster] ?? 0
+    return min(newSnapshotTable.contains(cluster) ? count + 1 : count, geometry.maxRefcount)
   }
 
   /// Whether nothing needs the bytes of a cluster, now or after a crash.
   func isFree(_ cluster: UInt64) -> Bool {
-    references(cluster) == 0 && !structures.contains(cluster)
+    references(cluster) == 0 && !isOwn(cluster) && !(hidesReferences && cluster < fileClusters)
+      && check.lost[cluster] == nil
+  }
+
+  /// Whether something refers to a cluster behind the end of the file, or may.
+  ///
+  /// Its refcount is not lowered: handed out again, the cluster would be shared with who refers to it.
+  func isLost(_ cluster: UInt64) -> Bool {
+    cluster >= fileClusters && (check.lost[cluster] != nil || cluster >= check.endOfLost)
+  }
+
+  /// How many clusters behind the end of the file are referred to, of those that `isCovered` takes.
+  func lostReferences(_ isCovered: (UInt64) -> Bool) -> UInt64 {
+    UInt64(check.lost.count { $0.value > 0 && isCovered($0.key) })
+  }
+
+  /// Whether the repair itself makes the cluster's refcount change.
+  func isOwn(_ cluster: UInt64) -> Bool {
+    oldSnapshotTable.contains(cluster) || newSnapshotTable.contains(cluster)
+      || (!structuresAreSound && structures.contains(cluster))
   }
 
   /// What the refcount of a cluster must be once the structures have been replaced.
+  ///
+  /// Where something cannot be followed, a cluster that nothing refers to is kept.
   func referencesWithoutStructures(_ cluster: UInt64) -> UInt64 {
-    structuresAreSound && structures.contains(cluster) ? 0 : references(cluster)
+    let isKept = hidesReferences && cluster < fileClusters
+    let isStructure = structures.contains(cluster)
+    if structuresAreSound && isStructure { return 0 }
+    return max(references(cluster), isKept && !isStructure ? 1 : 0)
+  }
+
+  /// The first run of clusters that nothing needs; the file ends where the map does.
+  func firstFree(_ count: UInt64) -> Range<UInt64> {
+    var start: UInt64 = 1
+    var cluster: UInt64 = 1
+    let end = max(fileClusters, newSnapshotTable.upperBound, (check.lost.keys.max() ?? 0) + 1)
+    while cluster < end && cluster - start < count {
+      if !isFree(cluster) { start = cluster + 1 }
+      cluster += 1
+    }
+    return start..<(start + count)
   }
 }
 
@@ -52,30 +129,36 @@ extension ImageCheck {
   func count(_ use: HostUse, _ cluster: UInt64) { _ = references.add(use, to: cluster) }
 }
 
-/// The first finding that is not refcount damage.
-private final class FirstDamage {
+/// What the findings of a scan mean for a repair.
+private final class Damage {
+  /// The first finding that is not refcount damage.
   private(set) var found: CheckFinding?
+  private(set) var hidesReferences = false
 
   func note(_ finding: CheckFinding) {
-    if found == nil && !finding.isRefcountDamage { found = finding }
+    if finding.hidesReferences { hidesReferences = true }
+    if finding.severity == .remark || finding.isRefcountDamage { return }
+    if found == nil { found = finding }
   }
 
   /// Notes the first cluster with more references than a refcount can count.
-  func noteUncountable(_ check: ImageCheck) {
+  ///
+  /// - Returns: Whether there is none.
+  func isCountable(_ check: ImageCheck) -> Bool {
     let largest = check.geometry.maxRefcount
     var position: UInt64 = 0
-    while found == nil, largest < UInt64.max,
-      let cluster = check.references.nextReferenced(from: position)
-    {
+    while largest < UInt64.max, let cluster = check.references.nextReferenced(from: position) {
       let count = check.references.count(of: cluster)
       if count > largest {
         note(
           .tooManyReferences(
             cluster: check.geometry.start(ofHostCluster: cluster), references: count,
             largest: largest))
+        return false
       }
       position = cluster + 1
     }
+    return true
   }
 }
 
@@ -85,6 +168,9 @@ private struct RefcountStructures {
   private(set) var tableClusters: Range<UInt64>
   /// The clusters of the blocks; at most 2^20, the limit of the table.
   private(set) var blocks: [UInt64] = []
+  /// As qemu-img counts them: a block beyond the end of the file also lacks its own refcount.
+  private(set) var wrongEntries: UInt64 = 0
+  private(set) var isAmbiguous = false
 
   init(_ check: ImageCheck) {
     let geometry = check.geometry
@@ -95,24 +181,48 @@ private struct RefcountStructures {
     isSound =
       !tableClusters.isEmpty && tableClusters.upperBound <= fileClusters
       && tableClusters.allSatisfy { check.references.count(of: $0) == 0 }
-    if tableClusters.upperBound > fileClusters {
-      tableClusters = min(first, fileClusters)..<fileClusters
+    // Until the header points elsewhere, nothing else may be written where it points.
+    let bits = UInt64(geometry.clusterBits)
+    if !tableClusters.isEmpty {
+      check.noteLost(tableClusters.lowerBound << bits..<tableClusters.upperBound << bits)
     }
+    // A table that is said to end behind the file is said to be too long: what lies behind its first
+    // cluster may be anything.
+    let isTooLong = tableClusters.upperBound > fileClusters
+    if isTooLong { tableClusters = min(first, fileClusters)..<fileClusters }
+    for cluster in isTooLong ? tableClusters.prefix(1) : tableClusters {
+      noteOverlap(cluster, check)
+    }
+    let sureEntries = isTooLong ? Int(geometry.clusterSize / 8) : check.refcounts.table.count
     var seen: Set<UInt64> = []
-    for entry in check.refcounts.table where entry.raw != 0 {
+    for (index, entry) in check.refcounts.table.enumerated() where entry.raw != 0 {
       guard !entry.hasReservedBits, let block = entry.block,
         block.bytes & geometry.clusterMask == 0, block.bytes < check.head.fileLength
       else {
         isSound = false
+        if let block = entry.block, block.bytes < FormatLimit.hostOffset {
+          check.noteLost(block.bytes..<(block.bytes + geometry.clusterSize))
+        }
+        let isAligned = !entry.hasReservedBits && entry.raw & geometry.clusterMask == 0
+        wrongEntries += isAligned ? 2 : 1
         continue
       }
       let cluster = geometry.hostCluster(of: block)
+      if index < sureEntries { noteOverlap(cluster, check) }
       if check.references.count(of: cluster) != 0 || tableClusters.contains(cluster)
         || !seen.insert(cluster).inserted
       {
         isSound = false
+        wrongEntries += 1
       }
       blocks.append(cluster)
+    }
+  }
+
+  private mutating func noteOverlap(_ cluster: UInt64, _ check: ImageCheck) {
+    switch check.references.use(of: cluster) {
+    case .nothing, .header, .guestData: break
+    default: isAmbiguous = true
     }
   }
 }

@@ -2,7 +2,7 @@ import CUblk
 
 /// The commands that /dev/ublk-control takes.
 package enum ControlCommand: Sendable, CaseIterable {
-  case getFeatures, addDevice, setParameters, getParameters, startDevice, stopDevice
+  case getFeatures, addDevice, setParameters, getParameters, startDevice, stopDevice, tryStopDevice
   case deleteDevice, deleteDeviceAsync, getDeviceInfo, getDeviceInfo2, getQueueAffinity
   case startUserRecovery, endUserRecovery, updateSize, quiesceDevice
 
@@ -15,6 +15,7 @@ package enum ControlCommand: Sendable, CaseIterable {
     case .getParameters: UBLK_CMD_GET_PARAMS
     case .startDevice: UBLK_CMD_START_DEV
     case .stopDevice: UBLK_CMD_STOP_DEV
+    case .tryStopDevice: UBLK_CMD_TRY_STOP_DEV
     case .deleteDevice: UBLK_CMD_DEL_DEV
     case .deleteDeviceAsync: UBLK_CMD_DEL_DEV_ASYNC
     case .getDeviceInfo: UBLK_CMD_GET_DEV_INFO
@@ -44,6 +45,7 @@ package struct DeviceFeatures: OptionSet, Hashable, Sendable {
   package static let autoBufferRegistration = Self(rawValue: UBLK_F_AUTO_BUF_REG)
   package static let quiesce = Self(rawValue: UBLK_F_QUIESCE)
   package static let batch = Self(rawValue: UBLK_F_BATCH_IO)
+  package static let safeStop = Self(rawValue: UBLK_F_SAFE_STOP_DEV)
   package static let noPartitionScan = Self(rawValue: UBLK_F_NO_AUTO_PART_SCAN)
 }
 

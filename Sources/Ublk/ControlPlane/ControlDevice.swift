@@ -133,11 +133,15 @@ package final class ControlDevice {
   ///
   /// What the system has not written yet is written before the command ends, which may take long:
   /// `keepsWaiting` is asked each time that `deadline`, in milliseconds, has passed.
+  ///
+  /// `ifUnused` has the driver refuse with EBUSY while anyone has the disk open, and keep new openers
+  /// out from its look on. That needs ``DeviceFeatures/safeStop``.
   package func stop(
-    _ id: UInt32, deadline: Int? = nil, keepsWaiting: () -> Bool = { false }
+    _ id: UInt32, ifUnused: Bool = false, deadline: Int? = nil,
+    keepsWaiting: () -> Bool = { false }
   ) throws(UblkError) {
-    try run(
-      CommandRequest(.stopDevice, device: id), deadline: deadline, keepsWaiting: keepsWaiting)
+    let command: ControlCommand = ifUnused ? .tryStopDevice : .stopDevice
+    try run(CommandRequest(command, device: id), deadline: deadline, keepsWaiting: keepsWaiting)
   }
 
   /// Carries out a command on a device that others may stop and delete at the same time: that it is

@@ -13,7 +13,7 @@ extension UblkDevice {
   }
 
   /// Whether to try zero copy.
-  static func zeroCopy(
+  package static func zeroCopy(
     _ choice: ZeroCopyChoice, _ features: DeviceFeatures
   ) throws(UblkError) -> Bool {
     let needed: DeviceFeatures = [.autoBufferRegistration, .userCopy]

@@ -46,15 +46,15 @@ package final class UblkDevice {
   package var statistics: [QueueCounters] { counters }
 
   private init(
-    _ info: DeviceInfo, _ control: ControlDevice, _ options: DeviceOptions
-  ) throws(UblkError) {
+    _ info: DeviceInfo, _ control: ControlDevice, _ options: DeviceOptions, _ ends: EndSignal
+  ) {
     self.info = info
+    self.ends = ends
     self.control = control
     self.options = options
     id = info.id
     usesZeroCopy = info.features.contains(.autoBufferRegistration)
     usesBatches = info.features.contains(.batch)
-    ends = EndSignal(workers: info.queues)
   }
 
   // MARK: Creation
@@ -92,10 +92,12 @@ package final class UblkDevice {
     _ features: DeviceFeatures, _ usesZeroCopy: Bool
   ) throws(UblkError) -> UblkDevice {
     let wanted = try requestedFeatures(options, features, usesZeroCopy)
+    // Before there is a device: what fails from ADD_DEV on has to take it away again.
+    let ends = try EndSignal(workers: options.queues)
     let info = try control.add(
       id: options.id, queues: options.queues, depth: options.depth,
       maxIOBytes: options.maxIOBytes, features: wanted)
-    let device = try UblkDevice(info, control, options)
+    let device = UblkDevice(info, control, options, ends)
     do throws(UblkError) {
       try device.bringUp(target, wanted)
       return device
@@ -129,9 +131,11 @@ package final class UblkDevice {
     let setup = QueueSetup(
       queue: queue, depth: info.depth, maxIOBytes: info.maxIOBytes, usesZeroCopy: usesZeroCopy,
       usesBatches: usesBatches, pollLimit: options.pollLimit, slowPathData: options.slowPathData,
+      servingLimit: max(1, min(info.depth, options.servingLimit ?? info.depth)),
       registeredBuffers: max(1, min(info.depth, options.registeredBuffers ?? info.depth)),
       characterDevice: files.character,
       fileDescriptors: options.fileDescriptors, retryNoSpace: options.retryNoSpace,
+      onTransferFailure: options.onTransferFailure,
       zeroDescriptor: files.zero, affinity: affinity,
       target: target, counters: counters,
       onLoss: { [ends] error in ends.workerLost(queue, error) },
@@ -155,16 +159,19 @@ package final class UblkDevice {
   /// - Parameters:
   ///   - waitsForUsers: Whether to wait until nobody has the disk open any more. Without, the
   ///     nodes vanish at once, and the driver forgets the device when its last user has left.
+  ///   - ifUnused: Has the driver refuse to stop a device that anyone has open: with
+  ///     ``UblkError/isInUse``. Drivers before Linux 7.0 stop it all the same.
   ///   - onWait: Called for every 30 s that stopping takes.
   /// - Throws: If ``isServing`` then, the driver has refused to stop the device, which still serves.
   package func stop(
-    waitsForUsers: Bool = true, onWait: () -> Void = {}
+    waitsForUsers: Bool = true, ifUnused: Bool = false, onWait: () -> Void = {}
   ) throws(UblkError) {
+    let ifUnused = ifUnused && info.features.contains(.safeStop)
     do throws(UblkError) {
       var seconds = 0
       if loss == nil {
         try control.unlessGone { () throws(UblkError) in
-          try control.stop(id, deadline: 1000) {
+          try control.stop(id, ifUnused: ifUnused, deadline: 1000) {
             seconds += 1
             if seconds % 30 == 0 { onWait() }
             return loss == nil
@@ -233,9 +240,10 @@ private final class EndSignal: Sendable {
   private let running: Atomic<Int>
   private let firstLoss = Mutex<UblkError?>(nil)
 
-  init(workers: Int) {
-    descriptor = qublk_eventfd()
+  init(workers: Int) throws(UblkError) {
     running = Atomic(workers)
+    descriptor = qublk_eventfd()
+    if descriptor < 0 { throw .noEndSignal(Errno(-descriptor)) }
   }
 
   deinit { if descriptor >= 0 { close(descriptor) } }

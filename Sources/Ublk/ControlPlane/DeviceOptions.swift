@@ -1,3 +1,5 @@
+package import BlockCore
+
 /// How the data of requests travels.
 package enum ZeroCopyChoice: Sendable {
   /// Zero copy where the driver has it, copies elsewhere.
@@ -46,6 +48,10 @@ package struct DeviceOptions: Sendable {
   ///
   /// Requests of tags beyond them take the slow path and are copied.
   package var registeredBuffers: Int?
+  /// The requests of each queue that the slow path serves at once, at least 1; nil for all.
+  ///
+  /// Bounds the memory that requests take. Others wait for their turn.
+  package var servingLimit: Int?
   package var parameters: DeviceParameters
   /// The files that the transfers of a plan go to, by number; stay the caller's, open until after
   /// `stop`.
@@ -60,6 +66,8 @@ package struct DeviceOptions: Sendable {
   /// Called on the worker when the slow path failed with ENOSPC, with the number of times it was asked
   /// before for this request: waits as long as it sees fit and says whether to serve the request again.
   package var retryNoSpace: (@Sendable (_ attempt: Int) async -> Bool)?
+  /// Called on the worker when a transfer of a plan has failed, with the errno: must not wait.
+  package var onTransferFailure: (@Sendable (HostTransfer, BlockOperation, Errno) -> Void)?
   /// Runs as a task on worker 0 from before the start; ends once `WorkerLoop.sleep` returns false.
   package var maintenance: (@Sendable () async -> Void)?
 

@@ -6,6 +6,8 @@ package enum UblkError: Error, Equatable {
   case noControlDevice(Errno)
   /// The ring for control commands, or its thread, cannot be made.
   case noControlRing(Errno)
+  /// The eventfd that tells of the end of the workers cannot be made.
+  case noEndSignal(Errno)
   /// The driver refused a command.
   case refused(ControlCommand, Errno)
   /// The driver did not answer in time; the command may still take effect.
@@ -24,6 +26,11 @@ package enum UblkError: Error, Equatable {
   case worker(queue: Int, WorkerStage, Errno)
   /// The driver takes no more commands of a queue that serves.
   case lost(queue: Int, Errno)
+}
+
+extension UblkError {
+  /// Whether the driver refused to stop a device because it is open.
+  package var isInUse: Bool { self == .refused(.tryStopDevice, .busy) }
 }
 
 /// How far a worker came; for reports.

@@ -55,7 +55,7 @@ extension QueueWorker {
     if rest == .needsService || failure == Errno.noSpace.code {
       // What the hit path began is to be completed; or the host is full: the target may know how to
       // make room, or the request is held.
-      startServing(tag)
+      startServing(tag, holdsRange: rest == .needsService)
     } else {
       commit(tag, outcome: failure)
     }
@@ -77,7 +77,7 @@ extension QueueWorker {
       unsafe plans[place].kind = .zeroes
       startTransfer(tag, part)
     } else {
-      fail(tag, .io)
+      fail(tag, part, .io)
     }
   }
 
@@ -88,13 +88,17 @@ extension QueueWorker {
   }
 
   private func retryOrFail(_ tag: Int, _ part: Int, _ error: Errno) {
-    guard error == .again || error == .interrupted else { return fail(tag, error) }
-    guard unsafe tags[tag].retries < 64 else { return fail(tag, .io) }
+    guard error == .again || error == .interrupted else { return fail(tag, part, error) }
+    guard unsafe tags[tag].retries < 64 else { return fail(tag, part, .io) }
     unsafe tags[tag].retries += 1
     startTransfer(tag, part)
   }
 
-  private func fail(_ tag: Int, _ error: Errno) {
+  private func fail(_ tag: Int, _ part: Int, _ error: Errno) {
+    let transfer = unsafe plans[tag * Self.planCapacity + part]
+    if transfer.kind == .file {
+      unsafe setup.onTransferFailure?(transfer, tags[tag].request.operation, error)
+    }
     if unsafe tags[tag].failure == 0 { unsafe tags[tag].failure = error.forGuest.code }
     endTransfer(tag)
   }

@@ -51,6 +51,11 @@ struct QueueMemory: ~Copyable {
     unsafe DataBuffer(memory: buffers + tag * bufferBytes, count: count)
   }
 
+  /// Gives back the memory below a buffer that nothing uses any more.
+  func dropBuffer(_ tag: Int, _ count: Int) {
+    unsafe qublk_drop_pages(buffers + tag * bufferBytes, count)
+  }
+
   deinit {
     unsafe munmap(UnsafeMutableRawPointer(mutating: descriptors), descriptorBytes)
     unsafe munmap(buffers, depth * bufferBytes)

@@ -10,6 +10,8 @@ struct QueueSetup: Sendable {
   let usesBatches: Bool
   let pollLimit: UInt64
   let slowPathData: SlowPathData
+  /// The requests that the slow path serves at once; see ``DeviceOptions/servingLimit``.
+  let servingLimit: Int
   /// The slots of the ring's buffer table; at least 1.
   let registeredBuffers: Int
   let characterDevice: Int32
@@ -17,6 +19,8 @@ struct QueueSetup: Sendable {
   let fileDescriptors: [Int32]
   /// Asked after each failure for want of space; see ``DeviceOptions/retryNoSpace``.
   let retryNoSpace: (@Sendable (_ attempt: Int) async -> Bool)?
+  /// See ``DeviceOptions/onTransferFailure``.
+  let onTransferFailure: (@Sendable (HostTransfer, BlockOperation, Errno) -> Void)?
   /// /dev/zero, for the zeros of reads under zero copy; -1 in copy mode.
   let zeroDescriptor: Int32
   /// The bytes of a CPU mask; nil leaves the thread where it is.

@@ -34,6 +34,8 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
   /// Tags that the driver may still send requests for; in batch mode, tags with a request, and commands
   /// that have not completed.
   var openTags = 0
+  /// Whose turn it is on the slow path.
+  var turns: ServingTurns
   /// Tasks made by this worker that have not ended.
   var liveTasks = 0
   /// The driver has taken all tags back; tasks are on their way out.
@@ -56,6 +58,7 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
     self.abandoned = abandoned
     target = setup.target
     userCopy = UserCopy(characterDevice: setup.characterDevice, queue: setup.queue)
+    turns = ServingTurns(limit: setup.servingLimit, depth: setup.depth)
     unsafe tags = .allocate(capacity: setup.depth)
     unsafe tags.initialize(repeating: TagState(), count: setup.depth)
     unsafe plans = .allocate(capacity: setup.depth * Self.planCapacity)

@@ -32,6 +32,8 @@ struct TagState {
   var arrival: UInt64 = 0
   /// The request, from arrival to commit.
   var request = BlockRequest(.flush)
-  /// The slow-path task, while it waits for a request.
+  /// The tag behind this one in the queue for the slow path.
+  var nextWaiting: Int32 = -1
+  /// The slow-path task, while it waits for a request, or for its turn.
   var parked: UnsafeContinuation<Bool, Never>?
 }

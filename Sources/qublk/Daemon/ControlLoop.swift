@@ -2,19 +2,26 @@ import BlockCore
 import CPlatform
 import Glibc
 
-/// What the control thread waits for: signals, requests of the commands, the end of the workers.
+/// What the control thread waits for: signals, requests of the commands, the end of the workers or of a
+/// stop.
+///
+/// Between events it serves the clients of the control socket.
 struct ControlLoop: ~Copyable {
-  enum Event: ~Copyable {
+  /// What has happened since the last event.
+  struct Event {
     /// SIGTERM, SIGINT or SIGHUP.
-    case signal(Int32)
-    case request(ControlConnection)
-    /// The workers have ended: another process stopped the device.
-    case ended
-    case timeout
+    var signal: Int32?
+    /// Process 1 sent it.
+    var isFromInit = false
+    var requests: [(ControlRequest, ControlConnection)] = []
+    /// The workers have ended.
+    var isEnded = false
+    /// The attempt to stop has ended.
+    var isAttempted = false
   }
 
   private let signals: Int32
-  private var listener: Int32 = -1
+  private var clients = ControlClients(listener: -1)
 
   /// Takes the signals over.
   ///
@@ -24,41 +31,45 @@ struct ControlLoop: ~Copyable {
     if signals < 0 { throw .hygiene(.signals, Errno(errno)) }
   }
 
-  deinit {
-    close(signals)
-    if listener >= 0 { close(listener) }
-  }
+  deinit { close(signals) }
 
   /// Starts to take requests at `path`.
   mutating func listen(at path: String) throws(CommandError) {
-    listener = unsafe qublk_unix_listen(path)
+    let listener = unsafe qublk_unix_listen(path)
     if listener < 0 { throw .controlSocket(path, Errno(errno)) }
+    clients = ControlClients(listener: listener)
   }
 
-  /// The next event.
+  /// Waits until something has happened.
   ///
-  /// - Parameters:
-  ///   - ended: A descriptor that becomes readable when the workers have ended.
-  ///   - milliseconds: How long to wait; -1 for ever.
-  /// - Returns: The end first, then signals, then requests.
-  func next(ended: Int32, milliseconds: Int32) -> Event {
-    let deadline = Deadline(seconds: Double(milliseconds) / 1000)
+  /// `ended` is readable once the workers have ended, `attempt` once an attempt to stop has ended; a
+  /// negative one is not waited for. Without `waits`, nothing may have happened.
+  mutating func next(ended: Int32, attempt: Int32, waits: Bool) -> Event {
     while true {
-      var entries = [signals, listener, ended].map {
+      var entries = [signals, ended, attempt].map {
         pollfd(fd: $0, events: Int16(POLLIN), revents: 0)
       }
-      let left = milliseconds < 0 ? -1 : deadline.milliseconds
-      let count = unsafe poll(&entries, nfds_t(entries.count), left)
-      if count < 0, errno == EINTR { continue }
-      if entries[2].revents != 0 { return .ended }
+      let own = entries.count
+      entries += clients.pollEntries
+      let count = unsafe poll(
+        &entries, nfds_t(entries.count), waits ? clients.milliseconds ?? -1 : 0)
+      if count < 0 {
+        if errno != EINTR { usleep(10_000) }  // no memory: try again
+        continue
+      }
+      var event = Event(requests: clients.serve(Array(entries[own...])))
+      event.isEnded = entries[1].revents != 0
+      event.isAttempted = entries[2].revents != 0
       if entries[0].revents != 0 {
         let signal = qublk_signals_next(signals)
-        if signal != 0 { return .signal(signal) }
+        if signal != 0 { event.signal = abs(signal) }
+        event.isFromInit = signal < 0
       }
-      if entries[1].revents != 0, let connection = ControlConnection(listener: listener) {
-        return .request(connection)
-      }
-      if count <= 0 { return .timeout }
+      let isSomething = event.isEnded || event.isAttempted || event.signal != nil
+      if isSomething || !event.requests.isEmpty || !waits { return event }
     }
   }
+
+  /// Sends the replies that are on their way.
+  mutating func drain() { clients.drain() }
 }

@@ -3,7 +3,7 @@ import CPlatform
 import Glibc
 import HostFiles
 
-/// What makes a process fit to serve a block device (DESIGN.md section 7).
+/// What makes a process fit to serve a block device (docs/design.md, section 7).
 enum Hygiene {
   /// Leaves the user's mount namespace for one of its own, with nothing mounted that a server does
   /// not need [UBLK-2].
@@ -16,7 +16,7 @@ enum Hygiene {
   static func enterPrivateMounts() throws(CommandError) {
     precondition(directoryEntries("/proc/self/task").count <= 1, "a thread too early")
     if qublk_process_private_mounts() < 0 { throw .hygiene(.mountNamespace, Errno(errno)) }
-    let needed: Set = ["/", "/dev", "/proc", "/sys", "/run"]
+    let needed: Set = ["/", "/dev", "/proc", "/sys", "/run", StateDirectory.root]
     for place in MountTable.places().reversed() where !needed.contains(place) {
       _ = unsafe qublk_detach_mount(place)  // gone already, or below one that is
     }
@@ -33,6 +33,21 @@ enum Hygiene {
     let wanted = UInt32(QUBLK_IO_FLUSHER_FLAGS)
     guard unsafe qublk_thread_flags(&flags) == 0, flags & wanted == wanted else {
       throw .flusherNotSet
+    }
+  }
+
+  /// Takes away an inherited limit of processor time (`ulimit -t`), at which the system would end the
+  /// daemon.
+  static func liftTimeLimit() throws(CommandError) {
+    if qublk_process_lift_time_limit() < 0 { throw .hygiene(.timeLimit, Errno(errno)) }
+  }
+
+  /// Marks the process as a storage daemon, by an "@" in front of its command line: at the end of a
+  /// shutdown systemd kills all processes but these, and unmounts what is left [UBLK-25].
+  static func markAsStorageDaemon() {
+    // The words that the kernel shows in /proc: Swift's CommandLine has copies.
+    if let word = unsafe qublk_argument(0), unsafe word.pointee != 0 {
+      unsafe UnsafeMutablePointer(mutating: word).pointee = CChar(UInt8(ascii: "@"))
     }
   }
 

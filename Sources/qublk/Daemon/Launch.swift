@@ -53,16 +53,23 @@ enum Launch {
     setsid()
     unsafe chdir("/")
     umask(0o077)
-    let null = unsafe qublk_open_file("/dev/null", O_RDWR, 0)
-    dup2(null, STDIN_FILENO)
-    dup2(null, STDOUT_FILENO)
-    close(null)
     do throws(CommandError) {
+      try leaveInputAndOutput()
       try daemon(ready)
       exit(0)
     } catch {
       ready.fail(error)
       exit(1)
+    }
+  }
+
+  /// A daemon that kept the caller's output would keep `$(qublk add …)` from ending.
+  private static func leaveInputAndOutput() throws(CommandError) {
+    let null = unsafe qublk_open_file("/dev/null", O_RDWR, 0)
+    guard null >= 0 else { throw .file("/dev/null", .open, Errno(errno)) }
+    defer { if null > STDERR_FILENO { close(null) } }
+    for standard in [STDIN_FILENO, STDOUT_FILENO] where dup2(null, standard) < 0 {
+      throw .file("/dev/null", .open, Errno(errno))
     }
   }
 

@@ -22,8 +22,8 @@ enum Log {
     let stream = journalStream()
     let descriptor = unsafe stream >= 0 ? stream : qublk_open_file(file, O_WRONLY | O_APPEND, 1)
     guard descriptor >= 0 else { throw .file(file, .create, Errno(errno)) }
-    dup2(descriptor, STDERR_FILENO)
-    close(descriptor)
+    defer { if descriptor != STDERR_FILENO { close(descriptor) } }
+    guard dup2(descriptor, STDERR_FILENO) >= 0 else { throw .file(file, .open, Errno(errno)) }
     marksLevels.store(stream >= 0, ordering: .relaxed)
   }
 

@@ -40,40 +40,25 @@ enum NoSpacePolicy: ExpressibleByArgument, Equatable {
 final class NoSpaceHold: Sendable {
   private static let interval = 250
   private let limit: Int?
-  private let name: String
   private let isReleased = Atomic<Bool>(false)
-  /// When it was last told that requests are held, in seconds of some clock; 0 for never.
-  private let lastTold = Atomic<Int>(0)
 
   /// Nil if requests are not to be held.
-  init?(_ policy: NoSpacePolicy, name: String) {
+  init?(_ policy: NoSpacePolicy) {
     guard case .hold(let seconds) = policy else { return nil }
     limit = seconds.map { $0 * 1000 / Self.interval }
-    self.name = name
   }
 
   /// Lets the requests that are held, and later ones, fail: call before the device is stopped.
   func release() { isReleased.store(true, ordering: .relaxed) }
+
+  /// Holds requests again, for a device that serves on.
+  func resume() { isReleased.store(false, ordering: .relaxed) }
 
   /// Waits a little; false if the request is to fail.
   @Sendable func retry(_ attempt: Int) async -> Bool {
     if isReleased.load(ordering: .relaxed) { return false }
     if let limit, attempt >= limit { return false }
     guard let loop = WorkerLoop.current else { return false }
-    tell()
     return await loop.sleep(milliseconds: Self.interval)
-  }
-
-  /// Says so at first, and once a minute for as long as it lasts.
-  private func tell() {
-    var now = timespec()
-    unsafe clock_gettime(CLOCK_MONOTONIC_COARSE, &now)
-    let last = lastTold.load(ordering: .relaxed)
-    guard last == 0 || now.tv_sec - last >= 60,
-      lastTold.compareExchange(
-        expected: last, desired: max(now.tv_sec, 1), ordering: .relaxed
-      ).exchanged
-    else { return }
-    Log.warning("\(name): no space left on the host: requests are held until there is")
   }
 }

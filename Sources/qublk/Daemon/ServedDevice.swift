@@ -7,7 +7,9 @@ import QCOW2Engine
 import Ublk
 
 /// A device and everything that has to go with it when it goes.
-final class ServedDevice {
+final class ServedDevice: @unchecked Sendable {
+  // why: after the start it does not change but by `stop`, which one thread runs at a time; meanwhile the
+  // control thread reads counters and descriptors only.
   private let disk: any OpenDisk
   private let device: UblkDevice
   /// Requests that wait for space; nil if none ever do.
@@ -15,19 +17,22 @@ final class ServedDevice {
   private let directory: StateDirectory
   /// Held as long as the process lives.
   private let stateLock: Int32
-  private let name: DeviceName
+  let name: DeviceName
   /// The path of what is served.
   private let path: String
+  private let monitor: EventMonitor
   /// When counting began.
   private let start = NanosecondClock.now()
 
   /// Creates the device and leaves its state; on failure neither is left, and the image is closed.
   init(
-    _ disk: any OpenDisk, _ request: AttachRequest, _ loop: inout ControlLoop
+    _ disk: any OpenDisk, _ request: AttachRequest, _ monitor: EventMonitor,
+    _ loop: inout ControlLoop, _ reservation: StateReservation
   ) throws(CommandError) {
     self.disk = disk
     path = request.path
-    hold = NoSpaceHold(request.noSpace, name: request.path)
+    self.monitor = monitor
+    hold = NoSpaceHold(request.noSpace)
     do throws(UblkError) {
       device = try UblkDevice.create(disk.target, request.deviceOptions(disk, hold))
     } catch {
@@ -36,6 +41,7 @@ final class ServedDevice {
     }
     name = DeviceName(id: device.id)
     directory = StateDirectory(id: device.id)
+    reservation.release()
     do throws(CommandError) { stateLock = try directory.claim(within: 30) } catch {
       // The directory is another's.
       Self.withdraw(device, disk)
@@ -44,6 +50,7 @@ final class ServedDevice {
     do throws(CommandError) {
       try directory.write(Self.state(device, disk, request))
       try loop.listen(at: directory.controlSocket)
+      try ServingNeeds.checkDescriptors(ServingNeeds.spareDescriptors)
     } catch {
       Self.withdraw(device, disk)
       directory.remove()
@@ -77,11 +84,12 @@ final class ServedDevice {
       guard appeared else { throw .noNode(name) }
       setScheduler(request)
       if !ready.isForeground { try Log.redirect(orTo: directory.log) }
+      try monitor.start(name, Self.state(device, disk, request), in: directory)
       try ready.give(request.printsJSON ? description(request).text : name.path)
       for warning in device.warnings { Log.warning("\(name.path): \(warning.text)") }
     } catch {
-      _ = stop()
-      directory.remove()
+      _ = stop(isForced: true)
+      removeState()
       throw error
     }
   }
@@ -122,100 +130,90 @@ extension ServedDevice {
     DeviceReport(
       time: NanosecondClock.now(), start: start, image: path,
       queues: device.statistics.map(QueueReport.init),
-      engine: (disk as? DiskImage)?.engine.statistics.json ?? .null)
+      engine: (disk as? DiskImage)?.engine.statistics.json ?? .null,
+      events: monitor.events.summary.json, condition: monitor.condition)
   }
 }
 
-// MARK: Waiting, and the end
+// MARK: The end
 
 extension ServedDevice {
-  /// Waits for a reason to stop, and stops.
-  ///
-  /// A signal while the device is in use does not stop it: a file system on it would lose what
-  /// it has not written, so it is served until it is released [UBLK-25]; a second signal insists.
-  func serve(_ loop: borrowing ControlLoop) throws(CommandError) {
-    var isLeaving = false
-    while true {
-      switch loop.next(ended: device.endedDescriptor, milliseconds: isLeaving ? 200 : -1) {
-      case .ended:
-        if let loss = device.loss { return try stopAfterLoss(loss) }
-        if try stopAfterSignal() { return }
-      case .signal(let number):
-        if !isLeaving, let use = DeviceUse.findLasting(name) {
-          isLeaving = true
-          Log.warning(
-            "\(name.path): \(use.text): serving until that ends; signal \(number) again to insist")
-        } else {
-          if try stopAfterSignal(isForced: isLeaving && DeviceUse.findLasting(name) != nil) {
-            return
-          }
-          isLeaving = false
-        }
-      case .timeout:
-        if DeviceUse.find(name) != nil { continue }
-        if try stopAfterSignal() { return }
-        isLeaving = false
-      case .request(let connection) where connection.request == .stats:
-        connection.reply(.report(statistics.wire.text))
-      case .request(let connection):
-        let isForced = connection.request == .stopForced
-        if !isForced, let use = DeviceUse.findLasting(name) {
-          connection.reply(.refused(CommandError.busy(name, use).text))
-        } else {
-          let (reply, hasEnded) = stopAfterRequest(isForced: isForced)
-          connection.reply(reply)
-          if hasEnded { return }
-        }
+  /// Serves until the device is stopped.
+  func serve(_ loop: consuming ControlLoop) throws(CommandError) {
+    var service = DeviceService(self)
+    try service.run(&loop)
+  }
+
+  var endedDescriptor: Int32 { device.endedDescriptor }
+  var loss: UblkError? { device.loss }
+  /// The answer to ``ControlRequest/stats``.
+  var report: String { statistics.wire.line }
+
+  /// What an administrator must know of the image; nil if nothing.
+  var trouble: String? { monitor.trouble }
+
+  /// Removes the state of a device that is gone.
+  func forget(keepingLog: Bool) { removeState(keepingLog: keepingLog) }
+
+  /// Carries out an attempt to stop the device.
+  func stop(_ attempt: DeviceStop) -> DeviceStop.Outcome {
+    switch attempt.manner {
+    case .forced: break
+    case .check, .ifUnused:
+      if let use = DeviceUse.findLasting(name) { return .serving([.busy(name, use)]) }
+      if attempt.manner == .check { return .unused }
+    case .whenUnused:
+      while DeviceUse.find(name) != nil {
+        usleep(200_000)
+        if !attempt.isWanted { return .serving([]) }
       }
     }
+    let errors = stop(isForced: attempt.manner == .forced)
+    return device.isServing ? .serving(errors) : .ended(errors)
   }
 
-  /// False if the device still serves.
-  private func stopAfterSignal(isForced: Bool = false) throws(CommandError) -> Bool {
-    let errors = stop(isForced: isForced)
-    if device.isServing {
-      for error in errors { Log.error("\(error.text): serving on") }
-      return false
+  /// Takes the state away, once all that has happened is in the log.
+  private func removeState(keepingLog: Bool = false) {
+    monitor.finish()
+    directory.remove(keepingLog: keepingLog)
+  }
+
+  /// Has the driver stop the device.
+  ///
+  /// udev, or another command, may have looked at the disk at that moment: two seconds for that.
+  private func stopInDriver(_ isForced: Bool) -> CommandError? {
+    let deadline = Deadline(seconds: 2)
+    while true {
+      do throws(UblkError) {
+        try device.stop(waitsForUsers: !isForced, ifUnused: !isForced) {
+          Log.warning("\(name.path): still stopping: the host is slow with what is to be written")
+        }
+        return nil
+      } catch {
+        guard error.isInUse else { return .device(error) }
+        let use = DeviceUse.find(name)
+        if use.map(\.mayPass) != false, !deadline.hasPassed {
+          usleep(20_000)
+          continue
+        }
+        return .busy(name, use ?? .held)
+      }
     }
-    directory.remove(keepingLog: !errors.isEmpty)
-    if !errors.isEmpty { throw .notStopped(errors) }
-    return true
-  }
-
-  /// Requests of a lost queue wait in the driver, and so do those who sent them: nothing is gained by
-  /// waiting for its users.
-  private func stopAfterLoss(_ loss: UblkError) throws(CommandError) {
-    Log.error("\(name.path): \(loss.text): stopping the device")
-    let errors = stop(isForced: true)
-    directory.remove(keepingLog: true)
-    throw .notStopped(errors + [.lost(name, loss)])
-  }
-
-  private func stopAfterRequest(isForced: Bool) -> (ControlReply, hasEnded: Bool) {
-    let errors = stop(isForced: isForced)
-    let reply: ControlReply =
-      errors.isEmpty ? .done : .failed(errors.map(\.text).joined(separator: "; "))
-    if device.isServing { return (reply, false) }
-    directory.remove()
-    return (reply, true)
   }
 
   /// Ends the device, then closes the image: every request the driver still had is in by then.
   ///
   /// - Parameter isForced: Does not wait for those who still have the disk open.
   /// - Returns: What went wrong. The image is closed all the same, unless the device still serves:
-  ///   then nothing has changed, but that requests are no longer held for want of space.
+  ///   then nothing has changed.
   private func stop(isForced: Bool = false) -> [CommandError] {
     var errors: [CommandError] = []
     hold?.release()
-    do throws(UblkError) {
-      try device.stop(waitsForUsers: !isForced) {
-        Log.warning("\(name.path): still stopping: the host is slow with what is to be written")
-      }
-    } catch {
-      errors.append(.device(error))
+    if let error = stopInDriver(isForced) { errors.append(error) }
+    guard !device.isServing else {
+      hold?.resume()
+      return errors
     }
-    if device.isServing { return errors }
     do throws(CommandError) { try disk.closeBlocking() } catch { errors.append(error) }
     return errors
   }

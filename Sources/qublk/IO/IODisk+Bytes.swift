@@ -111,22 +111,48 @@ extension IODisk {
     if let errno = await perform(request) { throw errno }
   }
 
-  /// Makes a range read as zeros: whole sectors by a request for that, the ends by data.
+  /// Makes a range read as zeros by a request for that; ends that share their sector with data, by data.
   func writeZeroes(
     _ offset: UInt64, _ count: UInt64, unmaps: Bool, isFUA: Bool
   ) async throws(Errno) {
     guard holds(offset, count) else { throw .io }
-    let end = offset + count
-    let whole = (offset + 511) & ~511..<max(end & ~511, (offset + 511) & ~511)
-    if whole.isEmpty { return try await writeZeroData(offset..<end, isFUA: isFUA) }
-    try await writeZeroData(offset..<whole.lowerBound, isFUA: isFUA)
-    try await writeZeroData(whole.upperBound..<end, isFUA: isFUA)
-    let held = await ranges.acquire(whole, alone: false)
+    if count == 0 { return }
+    let wanted = offset..<(offset + count)
+    let whole = try await writeZeroSectors(wanted, unmaps: unmaps, isFUA: isFUA)
+    if whole.isEmpty { return try await writeZeroData(wanted, isFUA: isFUA) }
+    if offset < whole.lowerBound {
+      try await writeZeroData(offset..<whole.lowerBound, isFUA: isFUA)
+    }
+    if whole.upperBound < wanted.upperBound {
+      try await writeZeroData(whole.upperBound..<wanted.upperBound, isFUA: isFUA)
+    }
+  }
+
+  /// Zeroes the sectors of a range that will read as zeros altogether, and says which they were.
+  private func writeZeroSectors(
+    _ wanted: Range<UInt64>, unmaps: Bool, isFUA: Bool
+  ) async throws(Errno) -> Range<UInt64> {
+    var (start, end) = (wanted.lowerBound & ~511, (wanted.upperBound + 511) & ~511)
+    let held = await ranges.acquire(start..<end, alone: start..<end != wanted)
     defer { ranges.release(held) }
+    if try await !isZero(start..<wanted.lowerBound) { start += 512 }
+    if start < end, try await !isZero(wanted.upperBound..<end) { end -= 512 }
+    if start >= end { return wanted.lowerBound..<wanted.lowerBound }
     let request = BlockRequest(
-      .writeZeroes, offset: GuestOffset(whole.lowerBound), length: UInt64(whole.count),
+      .writeZeroes, offset: GuestOffset(start), length: end - start,
       isFUA: isFUA || opening.cache.writesThrough, keepsAllocation: !unmaps || !opening.discards)
     if let errno = await perform(request) { throw errno }
+    return start..<end
+  }
+
+  /// Whether a part of one sector reads as zeros.
+  private func isZero(_ range: Range<UInt64>) async throws(Errno) -> Bool {
+    if range.isEmpty { return true }
+    let piece = Piece(offset: range.lowerBound, count: range.count)
+    let (buffer, data) = memory(for: piece)
+    defer { withExtendedLifetime(buffer) {} }
+    try await readSectors(data, at: piece.start)
+    return unsafe Self.wanted(piece, in: data).allSatisfy { $0 == 0 }
   }
 
   /// Writes the zeros of less than two sectors.

@@ -1,4 +1,5 @@
 import DiskImages
+import QCOW2Format
 
 /// Option lists in QEMU's form: "name=value,name=value", a comma inside a value doubled.
 extension IOOpening {
@@ -12,7 +13,7 @@ extension IOOpening {
     guard self.path == nil else {
       throw .openOption("\(path): the file is named by \"file.filename\", too")
     }
-    self.path = path
+    self.path = FileReference.commandLinePath(path)
   }
 
   /// Splits a list; a name without a value stands for "on".

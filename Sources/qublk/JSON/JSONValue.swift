@@ -48,27 +48,30 @@ extension JSONValue {
   /// The value as text over several lines, indented by 4 as qemu-img's, without a last newline.
   var text: String { text(indent: "") }
 
-  private func text(indent: String) -> String {
-    switch self {
+  /// The value as text in one line.
+  var line: String { text(indent: nil) }
+
+  private func text(indent: String?) -> String {
+    let deeper = indent.map { $0 + "    " }
+    return switch self {
     case .null: "null"
     case .bool(let value): value ? "true" : "false"
     case .integer(let value): String(value)
     case .fraction(let text): text
     case .string(let value): Self.quoted(value)
-    case .array(let values):
-      Self.block("[", values.map { $0.text(indent: indent + "    ") }, "]", indent)
+    case .array(let values): Self.block("[", values.map { $0.text(indent: deeper) }, "]", indent)
     case .object(let members):
       Self.block(
-        "{",
-        members.map { "\(Self.quoted($0.name)): \($0.value.text(indent: indent + "    "))" },
-        "}", indent)
+        "{", members.map { "\(Self.quoted($0.name)): \($0.value.text(indent: deeper))" }, "}",
+        indent)
     }
   }
 
   private static func block(
-    _ open: String, _ parts: [String], _ close: String, _ indent: String
+    _ open: String, _ parts: [String], _ close: String, _ indent: String?
   ) -> String {
     guard !parts.isEmpty else { return open + close }
+    guard let indent else { return open + parts.joined(separator: ", ") + close }
     let inner = parts.map { "\(indent)    \($0)" }.joined(separator: ",\n")
     return "\(open)\n\(inner)\n\(indent)\(close)"
   }

@@ -25,6 +25,10 @@ struct DeviceState: Equatable {
   var isReadOnly: Bool
   /// Seconds since 1970.
   var started: Int64
+  /// How the device fares.
+  var condition = DeviceCondition.good
+  /// What is wrong, in words; nil if nothing is.
+  var trouble: String?
 }
 
 extension DeviceState {
@@ -43,6 +47,8 @@ extension DeviceState {
       .init("size", .string(String(size))),
       .init("read-only", .bool(isReadOnly)),
       .init("started", .integer(started)),
+      .init("condition", .string(condition.rawValue)),
+      .init("trouble", trouble.map { .string($0) } ?? .null),
     ])
   }
 
@@ -66,5 +72,7 @@ extension DeviceState {
       id: id, image: image, imageDevice: imageDevice, imageInode: imageInode, process: process,
       boot: boot, version: version, queues: Int(queues), depth: Int(depth), size: size,
       isReadOnly: isReadOnly, started: started)
+    condition = json["condition"]?.string.flatMap(DeviceCondition.init) ?? .good
+    trouble = json["trouble"]?.string
   }
 }

@@ -40,12 +40,12 @@ struct StateDirectory {
   func claim(within seconds: Double) throws(CommandError) -> Int32 {
     let deadline = Deadline(seconds: seconds)
     while true {
-      try makeDirectory(Self.root)
-      try makeDirectory(path)
+      try Self.make(Self.root)
+      try Self.make(path)
       let descriptor = unsafe qublk_open_file(lock, O_RDWR, 1)
       let error = Errno(errno)
       // Its former owner may remove the directory at this very moment.
-      guard descriptor >= 0 || error == .noEntry else { throw .file(lock, .open, error) }
+      guard descriptor >= 0 || error == .noEntry else { throw .state(lock, error) }
       if descriptor >= 0 {
         if qublk_flock(descriptor, 1) == 0, isStill(descriptor, at: lock) {
           clear()
@@ -62,12 +62,12 @@ struct StateDirectory {
   func write(_ value: DeviceState) throws(CommandError) {
     let draft = "\(path)/state.new"
     let descriptor = unsafe qublk_open_file(draft, O_WRONLY | O_TRUNC, 1)
-    guard descriptor >= 0 else { throw .file(draft, .create, Errno(errno)) }
+    guard descriptor >= 0 else { throw .state(draft, Errno(errno)) }
     defer { close(descriptor) }
     guard writeAll(descriptor, value.json.text + "\n") else {
-      throw .file(draft, .write, Errno(errno))
+      throw .state(draft, Errno(errno))
     }
-    guard unsafe rename(draft, state) == 0 else { throw .file(state, .create, Errno(errno)) }
+    guard unsafe rename(draft, state) == 0 else { throw .state(state, Errno(errno)) }
   }
 
   /// Removes everything, the lock last: from then on the id can be claimed anew.
@@ -85,8 +85,8 @@ struct StateDirectory {
     }
   }
 
-  private func makeDirectory(_ path: String) throws(CommandError) {
-    if unsafe mkdir(path, 0o700) < 0, errno != EEXIST { throw .file(path, .create, Errno(errno)) }
+  static func make(_ path: String) throws(CommandError) {
+    if unsafe mkdir(path, 0o700) < 0, errno != EEXIST { throw .state(path, Errno(errno)) }
   }
 
   /// Whether `path` still names the open file: its former owner may have removed it meanwhile.

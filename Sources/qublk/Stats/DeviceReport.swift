@@ -5,7 +5,7 @@ import QCOW2Engine
 /// All that a daemon tells of its device, at one moment.
 struct DeviceReport: Equatable {
   /// Changes with every change of the messages.
-  static let layout: Int64 = 3
+  static let layout: Int64 = 4
 
   /// When, in nanoseconds of CLOCK_MONOTONIC.
   var time: UInt64
@@ -17,6 +17,9 @@ struct DeviceReport: Equatable {
   var queues: [QueueReport]
   /// The engine's own statistics, as they are printed; null where there is no engine.
   var engine: JSONValue
+  /// What went wrong, since the device was added; an array.
+  var events = JSONValue.array([])
+  var condition = DeviceCondition.good
 
   var total: QueueReport { QueueReport(total: queues) }
 
@@ -42,6 +45,8 @@ extension DeviceReport {
       .init("image", .string(image)),
       .init("queues", .array(queues.map(\.wire))),
       .init("engine", engine),
+      .init("events", events),
+      .init("condition", .string(condition.rawValue)),
     ])
   }
 
@@ -49,12 +54,16 @@ extension DeviceReport {
   init?(wire: JSONValue) {
     guard wire["layout"]?.integer == Self.layout, let time = wire["time"]?.integer, time >= 0,
       let start = wire["start"]?.integer, start >= 0, let image = wire["image"]?.string,
-      case .array(let queues) = wire["queues"], let engine = wire["engine"]
+      case .array(let queues) = wire["queues"], let engine = wire["engine"],
+      let events = wire["events"],
+      let condition = wire["condition"]?.string.flatMap(DeviceCondition.init)
     else { return nil }
     self.time = UInt64(time)
     self.start = UInt64(start)
     self.image = image
     self.engine = engine
+    self.events = events
+    self.condition = condition
     self.queues = []
     for queue in queues {
       guard let queue = QueueReport(wire: queue) else { return nil }
@@ -81,6 +90,8 @@ extension DeviceReport {
         .init("interval", seconds.map { .decimal($0, digits: 6) } ?? .null),
       ] + total.members + [
         .init("engine", engine),
+        .init("condition", .string(condition.rawValue)),
+        .init("events", events),
         .init(
           "queues",
           .array(

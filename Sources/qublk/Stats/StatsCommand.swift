@@ -52,13 +52,19 @@ struct StatsCommand: ParsableCommand {
       throw .noDaemon(device)
     }
     switch ControlClient.ask(.stats, socket: directory.controlSocket) {
-    case .report(let text):
+    case .reply(.report(let text)):
       guard let report = JSONParser.parse(text).flatMap(DeviceReport.init(wire:)) else {
         throw .otherVersion(device)
       }
       return report
-    case .done, nil: throw .daemonLost(device)
-    case .refused(let text), .failed(let text): throw .daemonRefused(device, text)
+    case .reply(.gone): throw .goneMeanwhile(device)
+    case .reply(.done): throw .otherVersion(device)
+    case .nothing:
+      throw DeviceList.kernelIDs().contains(device.id)
+        ? .daemonLost(device) : .goneMeanwhile(device)
+    case .reply(.refused(let text)), .reply(.failed(let text)): throw .daemonRefused(device, text)
+    case .silent(let process):
+      throw .daemonSilent(device, process > 0 ? process : directory.read()?.process ?? 0)
     }
   }
 

@@ -10,7 +10,9 @@ struct StatsTable {
 
   var text: String {
     let time = seconds.map { ", last \(JSONValue.decimalText($0, digits: 1)) s" } ?? ""
-    return "\(device.path) (\(report.image))\(time)\n" + operations + "\n" + queues + engine
+    return "\(device.path) (\(printable(report.image)))\(time)\n" + operations + "\n" + queues
+      + engine
+      + events
   }
 
   /// One row for each operation that there was, over all queues; latencies in microseconds.
@@ -68,6 +70,19 @@ struct StatsTable {
     return "\nL2 cache: \(cache(l2)); refcount cache: \(cache(refcounts))\n"
       + "flush rounds: \(number("flush_rounds")), dirty for \(number("dirty_ms")) ms; clusters: "
       + "\(number("clusters_reserved")) reserved, \(number("clusters_returned")) returned, \(number("pending_frees") &+ number("durable_frees")) to free; bitmaps: \(number("bitmaps"))\n"
+  }
+
+  /// A line for each kind of event, since the device was added; nothing if there were none.
+  private var events: String {
+    guard case .array(let events) = report.events, !events.isEmpty else { return "" }
+    let lines = events.compactMap { event -> String? in
+      guard let kind = event["kind"]?.string, let count = event["count"]?.integer else {
+        return nil
+      }
+      let text = event["last"]?["text"]?.string ?? ""
+      return "\(kind): \(count), the last: \(text)\n"
+    }
+    return "\nstate: \(report.condition.rawValue)\n" + lines.joined()
   }
 
   private func cache(_ cache: JSONValue) -> String {

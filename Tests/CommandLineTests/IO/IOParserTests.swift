@@ -1,3 +1,5 @@
+import Glibc
+import TestTools
 import Testing
 
 @testable import qublk
@@ -46,7 +48,8 @@ import Testing
   }
 
   @Test func anyLineGivesACommandOrAText() throws {
-    var random = IORandomLines(seed: .random(in: 0...UInt64.max))
+    let given = getenv("QUBLK_SEED").flatMap { UInt64(String(cString: $0)) }
+    var random = IORandomLines(seed: given ?? .random(in: 0...UInt64.max))
     for _ in 0..<50_000 {
       let line = random.next()
       do throws(IOFailure) {

@@ -1,3 +1,4 @@
+import TestTools
 import Testing
 
 /// Random scripts on twin images of random kinds: equal texts, equal disks, sound images.

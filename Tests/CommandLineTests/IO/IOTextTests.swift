@@ -1,3 +1,4 @@
+import TestTools
 import Testing
 
 /// Every kind of command and of wrong use: the texts of qemu-io.
@@ -109,6 +110,14 @@ import Testing
 
   @Test func aDumpTooLongToBeKept() throws {
     try IOTwins().expectAlike(["write -P 0x41 5 3M", "read -vP 0 16777000 1M", "read -vP 1 1 2M"])
+  }
+
+  @Test func zeroesThatEndInsideSectors() throws {
+    try IOTwins().expectAlike([
+      "write -z 1000 200000", "write -z 300000 7", "map", "write -P 5 4M 1k",
+      "write -z 4194400 100", "write -z 4195000 300", "read -P 5 4M 96", "read -P 0 4194400 100",
+      "read -P 5 4194500 500", "read -P 0 4195000 328", "map",
+    ])
   }
 
   @Test func mapAndAllocationOfAnOverlay() throws {

@@ -3,6 +3,7 @@ import DiskImages
 import Glibc
 import HostFiles
 import QCOW2Engine
+import TestTools
 import Uring
 
 /// A guest that saw something other than what it should have.

@@ -2,6 +2,7 @@ import DiskImages
 import Glibc
 import HostFiles
 import QCOW2Engine
+import TestTools
 import Uring
 
 /// A directory that goes away with the object.
@@ -70,7 +71,7 @@ final class Scratch: Sendable {
   /// Options for an image in the directory, which messages call by its name alone.
   func options(_ name: String, readOnly: Bool = true) -> DiskImageOptions {
     var options = DiskImageOptions(path: file(name), name: name, readOnly: readOnly)
-    options.currentDirectory = path
+    options.currentDirectory = .success(path)
     return options
   }
 }

@@ -3,6 +3,7 @@ import DiskImages
 import HostFiles
 import QCOW2Engine
 import Synchronization
+import TestTools
 import Testing
 
 /// A host file that fails every read while it is told to.
@@ -37,7 +38,7 @@ private final class FailingReads: HostFile {
 struct BackingTests {
   @Test(arguments: [false, true])
   func aWriteWhoseBackingFileCannotBeReadFailsAndMapsNothing(_ copiesOnRead: Bool) throws {
-    var random = Random(seed: runSeed)
+    var random = SeededGenerator(seed: runSeed)
     let scratch = try Scratch()
     try fillRaw(scratch, size: 1 << 20)
     let image = try DirectedImage(
@@ -72,7 +73,7 @@ struct BackingTests {
   func whatIsZeroedHidesTheBackingFileAndWhatIsDiscardedNeverShowsItAgain(
     _ compat: String, _ length: UInt64
   ) throws {
-    var random = Random(seed: runSeed)
+    var random = SeededGenerator(seed: runSeed)
     let scratch = try Scratch()
     try fillRaw(scratch, size: length)
     let image = try DirectedImage(
@@ -88,11 +89,13 @@ struct BackingTests {
     try image.judge(shadow)
   }
 
-  @Test(arguments: MatrixCase.ciphers, MatrixCase.ciphers)
+  static let pairs = MatrixCase.ciphers.flatMap { top in MatrixCase.ciphers.map { (top, $0) } }
+
+  @Test(arguments: share(of: pairs))
   func eachLayerOfAChainIsEncryptedForItself(
     _ top: MatrixCase.Cipher, _ below: MatrixCase.Cipher
   ) throws {
-    var random = Random(seed: runSeed)
+    var random = SeededGenerator(seed: runSeed)
     let baseScratch = try Scratch()
     let base = try DirectedImage("cluster_size=4k", size: 1 << 20, cipher: below, in: baseScratch)
     try base.disk.io(["write -P 7 0 700k", "write -z 100k 30k"])
@@ -110,7 +113,7 @@ struct BackingTests {
 
   @Test(arguments: [false, true])
   func whatWasReadIsThereWithoutTheBackingFile(_ isExtended: Bool) throws {
-    var random = Random(seed: runSeed)
+    var random = SeededGenerator(seed: runSeed)
     let scratch = try Scratch()
     try fillRaw(scratch, size: 3_000_001)
     let size: UInt64 = (4 << 20) + 512

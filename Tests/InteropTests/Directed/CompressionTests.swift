@@ -3,6 +3,7 @@ import DiskImages
 import HostFiles
 import QCOW2Engine
 import Synchronization
+import TestTools
 import Testing
 import Uring
 
@@ -11,7 +12,7 @@ import Uring
 struct CompressionTests {
   @Test(arguments: 9...21, ["zlib", "zstd"])
   func weReadWhatQemuCompressesInClustersOfEverySize(_ bits: Int, _ kind: String) throws {
-    var random = Random(seed: runSeed)
+    var random = SeededGenerator(seed: runSeed)
     let scratch = try Scratch()
     let size: UInt64 = bits < 14 ? 300 << 10 : (5 << 20) + 512
     let source = try Shadow(scratch.file("source.raw"), size: size)
@@ -68,7 +69,7 @@ struct CompressionTests {
   }
 
   @Test func writingLeavesTheHeaderAsItIs() throws {
-    var random = Random(seed: runSeed)
+    var random = SeededGenerator(seed: runSeed)
     let image = try DirectedImage(
       "cluster_size=4k,compression_type=zstd", size: 4 << 20, in: try Scratch())
     try image.disk.io(["write -c -P 3 0 64k"])
@@ -120,13 +121,13 @@ struct CompressionTests {
     try runBlocking { () async throws(any Error) in try await disk.close() }
     #expect(failures.withLock { $0 } == [])
     try image.judge(shadow)
-    var random = Random(seed: runSeed)
+    var random = SeededGenerator(seed: runSeed)
     try withImage(image.disk.options(readOnly: true), &random) { try await $0.verify(shadow) }
   }
 
   /// Every fourth 64 KiB of the disk, then some of that again, whole and in part.
   private func write(_ image: Image, _ shadow: Shadow, _ worker: Int) throws {
-    var random = Random(seed: runSeed ^ UInt64(worker))
+    var random = SeededGenerator(seed: runSeed ^ UInt64(worker))
     try runBlocking { () async throws(any Error) in
       for round in 0..<2 {
         for index in 0..<(shadow.size / 65536) where Int(index) % 4 == worker {

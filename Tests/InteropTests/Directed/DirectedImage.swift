@@ -1,6 +1,7 @@
 import BlockCore
 import DiskImages
 import QCOW2Engine
+import TestTools
 
 /// An image of a directed test: made by qemu-img, with contents by qemu-io, and a shadow.
 struct DirectedImage {
@@ -48,7 +49,7 @@ struct DirectedImage {
 
   /// Carries out requests one by one with our engine, then reads all.
   func perform(
-    _ operations: [GuestOperation], _ shadow: Shadow, _ random: inout Random,
+    _ operations: [GuestOperation], _ shadow: Shadow, _ random: inout SeededGenerator,
     _ change: (inout ImageOptions) -> Void = { _ in }
   ) throws {
     var options = disk.options(readOnly: false)

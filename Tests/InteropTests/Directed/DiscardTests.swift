@@ -1,12 +1,13 @@
 import BlockCore
 import QCOW2Engine
+import TestTools
 import Testing
 
-/// Discards and zeroing where something else could be hurt [DISC-8 … DISC-11].
+/// Discards and zeroing where something else could be hurt [DISC-8, DISC-9, DISC-10, DISC-13].
 @Suite(.enabled(if: Qemu.isInstalled, Qemu.reason))
 struct DiscardTests {
   @Test func zeroingThatKeepsTheAllocationKeepsThePlaceAndTheNextWriteUsesIt() throws {
-    var random = Random(seed: runSeed)
+    var random = SeededGenerator(seed: runSeed)
     let image = try DirectedImage("cluster_size=64k", size: 1 << 20, in: try Scratch())
     try image.disk.io(["write -P 3 0 256k"])
     let before = try place(image, 64 << 10)
@@ -38,7 +39,7 @@ struct DiscardTests {
 
   @Test(arguments: ["", ",extended_l2=on", ",compat=0.10"])
   func aSnapshotKeepsWhatIsDiscarded(_ options: String) throws {
-    var random = Random(seed: runSeed)
+    var random = SeededGenerator(seed: runSeed)
     let size: UInt64 = (2 << 20) + 512
     let image = try DirectedImage("cluster_size=16k" + options, size: size, in: try Scratch())
     try image.disk.io(["write -c -P 3 0 64k", "write -P 4 100k 300k", "write -P 5 1M 200k"])
@@ -53,7 +54,7 @@ struct DiscardTests {
 
   @Test(arguments: ["zlib", "zstd"])
   func aDiscardedCompressedClusterDoesNotTakeItsNeighboursWithIt(_ kind: String) throws {
-    var random = Random(seed: runSeed)
+    var random = SeededGenerator(seed: runSeed)
     let image = try DirectedImage(
       "cluster_size=64k,compression_type=\(kind)", size: 1 << 20, in: try Scratch())
     // A dozen of these share a host cluster.

@@ -1,11 +1,12 @@
 import BlockCore
+import TestTools
 import Testing
 
 /// An encrypted image whose data file is called raw, which qemu-img makes, is raw in name only.
 @Suite(.enabled(if: Qemu.isInstalled, Qemu.reason))
 struct EncryptedDataFileTests {
   @Test func zeroingAnEncryptedDataFileReadsAsZerosAndKeepsTheNameRaw() throws {
-    var random = Random(seed: runSeed)
+    var random = SeededGenerator(seed: runSeed)
     let scratch = try Scratch()
     let data = scratch.file("image.data")
     var image = try DirectedImage(

@@ -1,4 +1,5 @@
 import BlockCore
+import TestTools
 import Testing
 
 /// What the middle cluster of three is before a part of it is written.
@@ -68,11 +69,11 @@ struct PartialWriteTests {
     .discard(66_048, 70 << 10),
   ]
 
-  @Test(arguments: trials)
+  @Test(arguments: share(of: trials))
   func aPartialWriteLeavesEverythingAroundItAsItWas(
     _ state: ClusterState, _ cipher: MatrixCase.Cipher
   ) throws {
-    var random = Random(seed: runSeed)
+    var random = SeededGenerator(seed: runSeed)
     let original = try make(state, cipher)
     let before = state.hasSnapshot ? try original.shadow("before.raw") : nil
     if state.hasSnapshot { try original.disk.image("snapshot", "-c", "before") }

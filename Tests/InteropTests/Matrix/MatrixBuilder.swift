@@ -1,4 +1,5 @@
 import BlockCore
+import TestTools
 
 /// Makes the images of a combination with QEMU's tools: the chain from the bottom up, each with
 /// contents of its own.
@@ -6,9 +7,9 @@ struct MatrixBuilder {
   let chosen: MatrixCase
   let scratch: Scratch
   let diskSize: UInt64
-  private var random: Random
+  private var random: SeededGenerator
 
-  init(_ chosen: MatrixCase, _ scratch: Scratch, _ random: Random) {
+  init(_ chosen: MatrixCase, _ scratch: Scratch, _ random: SeededGenerator) {
     self.chosen = chosen
     self.scratch = scratch
     self.random = random
@@ -16,7 +17,7 @@ struct MatrixBuilder {
   }
 
   /// A size with several L2 tables where the cluster size lets that be small, and an odd end.
-  private static func size(_ chosen: MatrixCase, _ random: inout Random) -> UInt64 {
+  private static func size(_ chosen: MatrixCase, _ random: inout SeededGenerator) -> UInt64 {
     let isSparse = chosen.preallocation == .off && random.chance(10)
     let megabytes: ClosedRange<UInt64> =
       switch chosen.clusterBits {

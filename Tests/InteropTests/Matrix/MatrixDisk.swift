@@ -1,5 +1,6 @@
 import DiskImages
 import QCOW2Codec
+import TestTools
 
 /// An image of the matrix, and how either side opens it.
 struct MatrixDisk: Sendable {

@@ -1,9 +1,11 @@
+import TestTools
+
 /// A choice of combinations in which each value and each pair of values occurs that can occur.
 struct MatrixSample {
   private(set) var cases: [MatrixCase] = []
   /// How many pairs of values there are that qemu-img accepts together.
   private(set) var pairs = 0
-  private var random: Random
+  private var random: SeededGenerator
   private var uncovered: Set<Pair> = []
 
   private struct Pair: Hashable {
@@ -14,7 +16,7 @@ struct MatrixSample {
   }
 
   /// Draws `count` combinations, or as many more as it takes.
-  init(_ random: Random, count: Int) {
+  init(_ random: SeededGenerator, count: Int) {
     self.random = random
     findPairs()
     while let pair = uncovered.min(by: { $0.order.lexicographicallyPrecedes($1.order) }) {

@@ -1,4 +1,5 @@
 import BlockCore
+import TestTools
 
 /// The same requests for both sides.
 struct MatrixStream: Sendable {
@@ -10,7 +11,7 @@ struct MatrixStream: Sendable {
   private let diskSize: UInt64
 
   init(
-    _ source: inout OperationSource, _ random: inout Random, _ chosen: MatrixCase,
+    _ source: inout OperationSource, _ random: inout SeededGenerator, _ chosen: MatrixCase,
     diskSize: UInt64, batches count: Int
   ) {
     self.chosen = chosen
@@ -45,12 +46,12 @@ struct MatrixStream: Sendable {
   }
 
   /// All of it in qemu-io's words; the data of writes goes to files in `scratch`.
-  func commands(_ scratch: Scratch, _ random: inout Random) throws -> [String] {
+  func commands(_ scratch: Scratch, _ random: inout SeededGenerator) throws -> [String] {
     try (batches.joined() + settling).map { try command($0, scratch, &random) }
   }
 
   private func command(
-    _ operation: GuestOperation, _ scratch: Scratch, _ random: inout Random
+    _ operation: GuestOperation, _ scratch: Scratch, _ random: inout SeededGenerator
   ) throws -> String {
     let place = "\(operation.range.lowerBound) \(operation.range.count)"
     let fua = operation.isFUA ? "-f " : ""

@@ -2,16 +2,17 @@ import BlockCore
 import DiskImages
 import Glibc
 import QCOW2Engine
+import TestTools
 
 /// One combination from beginning to end.
 struct MatrixTrial {
   let chosen: MatrixCase
   private let scratch: Scratch
-  private var random: Random
+  private var random: SeededGenerator
   private let disk: MatrixDisk
   private let diskSize: UInt64
 
-  init(_ chosen: MatrixCase, _ random: Random) throws {
+  init(_ chosen: MatrixCase, _ random: SeededGenerator) throws {
     self.chosen = chosen
     self.random = random
     scratch = try Scratch()

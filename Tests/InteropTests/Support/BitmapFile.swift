@@ -1,3 +1,4 @@
+import TestTools
 import Testing
 
 /// The persistent bitmaps of a closed image, read from its bytes by the specification's words

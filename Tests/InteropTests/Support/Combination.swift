@@ -1,3 +1,5 @@
+import TestTools
+
 /// One way to make an image with qemu-img.
 struct Combination: CustomStringConvertible, Sendable {
   enum Preallocation: String, CaseIterable, Sendable { case off, metadata, falloc }
@@ -14,7 +16,7 @@ struct Combination: CustomStringConvertible, Sendable {
   static let widths: [Int?] = [nil, 1, 2, 4, 8, 16, 32, 64]
 
   /// At least one of each cluster size with each width, and as many again with all else random.
-  static func sample(_ random: inout Random) -> [Combination] {
+  static func sample(_ random: inout SeededGenerator) -> [Combination] {
     var all: [Combination] = []
     for _ in 0..<2 {
       for clusterSize in clusterSizes {
@@ -51,7 +53,7 @@ struct Combination: CustomStringConvertible, Sendable {
   }
 
   /// A virtual size for which the image has several tables of most kinds, and an odd end.
-  func diskSize(_ random: inout Random) -> UInt64 {
+  func diskSize(_ random: inout SeededGenerator) -> UInt64 {
     let whole: UInt64 =
       switch clusterSize {
       case 512: 3 << 20

@@ -1,5 +1,6 @@
 import BlockCore
 import Glibc
+import TestTools
 
 /// A request as the tests make it up.
 struct GuestOperation: Sendable, CustomStringConvertible {
@@ -24,7 +25,7 @@ struct GuestOperation: Sendable, CustomStringConvertible {
       buffer.base.storeBytes(of: word, toByteOffset: sector * 512, as: UInt64.self)
     }
     if stamp & 7 != 0 { return }
-    var random = Random(seed: stamp)
+    var random = SeededGenerator(seed: stamp)
     for word in 0..<(buffer.count / 8) where word % 64 != 0 {
       buffer.base.storeBytes(of: random.next(), toByteOffset: word * 8, as: UInt64.self)
     }
@@ -40,7 +41,7 @@ struct GuestOperation: Sendable, CustomStringConvertible {
 
 /// Makes up requests that cluster around a few places of the disk.
 struct OperationSource {
-  private var random: Random
+  private var random: SeededGenerator
   private let clusterSize: UInt64
   /// What half of the aligned requests are multiples of.
   private let subclusterSize: UInt64
@@ -48,7 +49,7 @@ struct OperationSource {
   private var stamp: UInt64
 
   init(
-    _ random: Random, clusterSize: UInt64, subclusterSize: UInt64? = nil, diskSize: UInt64
+    _ random: SeededGenerator, clusterSize: UInt64, subclusterSize: UInt64? = nil, diskSize: UInt64
   ) {
     self.random = random
     self.clusterSize = clusterSize

@@ -4,6 +4,7 @@ import Glibc
 import HostFiles
 import QCOW2Engine
 import QCOW2Format
+import TestTools
 import Uring
 
 /// A guest that saw something other than what it should have.
@@ -22,7 +23,7 @@ final class ImageSession: @unchecked Sendable {  // why: used inside one runBloc
 
   /// Wraps the files into ``UnsteadyFile``, unless the options have something of their own to do.
   init(
-    _ options: DiskImageOptions, _ random: inout Random, keepsEngineFile: Bool = false
+    _ options: DiskImageOptions, _ random: inout SeededGenerator, keepsEngineFile: Bool = false
   ) async throws {
     var options = options
     options.mode = random.chance(70) ? .direct : .buffered
@@ -152,7 +153,7 @@ extension BlockOperation {
 
 /// Runs the body with an open image on this thread, then closes it.
 func withImage(
-  _ path: String, _ random: inout Random, readOnly: Bool = false,
+  _ path: String, _ random: inout SeededGenerator, readOnly: Bool = false,
   _ body: @escaping (ImageSession) async throws -> Void
 ) throws {
   try withImage(DiskImageOptions(path: path, readOnly: readOnly), &random, body)
@@ -160,7 +161,7 @@ func withImage(
 
 /// The same for an image that takes more than a path to open.
 func withImage(
-  _ options: DiskImageOptions, _ random: inout Random, keepsEngineFile: Bool = false,
+  _ options: DiskImageOptions, _ random: inout SeededGenerator, keepsEngineFile: Bool = false,
   _ body: @escaping (ImageSession) async throws -> Void
 ) throws {
   var options = options

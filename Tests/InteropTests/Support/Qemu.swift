@@ -1,4 +1,5 @@
 import Glibc
+import TestTools
 import Testing
 
 /// The other implementation: QEMU's command line tools.
@@ -51,7 +52,7 @@ enum Qemu {
 
   /// Runs a tool of QEMU, again if a child process of another test still bears a lock of a file
   /// that we have closed, or if qemu-img could not measure how fast it derives keys.
-  static func run(_ words: [String]) throws -> CommandResult {
+  static func run(_ words: [String]) throws -> Outcome {
     for _ in 0..<20 {
       let result = try InteropTests.run(words)
       guard !result.succeeded || result.output.contains("Failed to get"),

@@ -1,4 +1,5 @@
 import Glibc
+import TestTools
 
 /// A directory in memory, or in /tmp, that goes away with the object.
 final class Scratch {

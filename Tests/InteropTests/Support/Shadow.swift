@@ -1,6 +1,7 @@
 import BlockCore
 import CPlatform
 import Glibc
+import TestTools
 
 /// The guest's view of a disk as a raw, sparse file: what an image must read as.
 final class Shadow: Sendable {

@@ -2,6 +2,7 @@ import BlockCore
 import DiskImages
 import HostFiles
 import QCOW2Engine
+import TestTools
 import Uring
 
 /// Runs the body with an image opened by our engine with given options, then closes it.
@@ -25,7 +26,8 @@ func withEngine(
 
 /// Checks that the disk as it was at the snapshot reads like a raw file, at the same size.
 func verifySnapshot(
-  _ path: String, _ selector: SnapshotSelector, raw: String, size: UInt64, _ random: inout Random
+  _ path: String, _ selector: SnapshotSelector, raw: String, size: UInt64,
+  _ random: inout SeededGenerator
 ) throws {
   var options = DiskImageOptions(path: path, readOnly: true)
   options.engine.snapshot = selector
@@ -49,7 +51,7 @@ func verifySnapshot(
 /// Bytes that differ from place to place.
 func patternBuffer(_ count: Int, seed: UInt64) -> IOBuffer {
   let buffer = IOBuffer(count: count)
-  var random = Random(seed: seed)
+  var random = SeededGenerator(seed: seed)
   for index in 0..<(count / 8) {
     buffer.base.storeBytes(of: random.next(), toByteOffset: index * 8, as: UInt64.self)
   }

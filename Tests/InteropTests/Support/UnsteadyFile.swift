@@ -1,12 +1,13 @@
 import BlockCore
 import HostFiles
+import TestTools
 
 /// When the files of one image give way.
 final class Unsteadiness: @unchecked Sendable {
   // why: everything runs on the one thread of runBlocking.
-  private var random: Random
+  private var random: SeededGenerator
 
-  init(_ random: Random) { self.random = random }
+  init(_ random: SeededGenerator) { self.random = random }
 
   func giveWay() async {
     for _ in 0..<Int.random(in: 0...3, using: &random) { await Task.yield() }

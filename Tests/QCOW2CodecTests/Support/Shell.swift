@@ -1,4 +1,5 @@
 import Glibc
+import TestTools
 import Testing
 
 /// A program that could not do what a test needs of it.
@@ -6,45 +7,16 @@ struct CommandFailure: Error, CustomStringConvertible {
   let description: String
 }
 
-/// Runs a program of the PATH to its end.
-///
-/// - Returns: Its exit status, and both its outputs as they came.
-func run(_ words: [String]) throws -> (status: Int32, output: String) {
-  var ends: [Int32] = [0, 0]
-  guard pipe(&ends) == 0 else { throw CommandFailure(description: "pipe: errno \(errno)") }
-  for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
-  defer { close(ends[0]) }
-  var actions = posix_spawn_file_actions_t()
-  posix_spawn_file_actions_init(&actions)
-  defer { posix_spawn_file_actions_destroy(&actions) }
-  posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0)
-  posix_spawn_file_actions_adddup2(&actions, ends[1], 1)
-  posix_spawn_file_actions_adddup2(&actions, ends[1], 2)
-  var arguments = words.map { strdup($0) }
-  defer { for argument in arguments { free(argument) } }
-  arguments.append(nil)
-  var child: pid_t = 0
-  let code = posix_spawnp(&child, words[0], &actions, nil, arguments, environ)
-  close(ends[1])
-  if code != 0 { throw CommandFailure(description: "\(words[0]): errno \(code)") }
-  var bytes: [UInt8] = []
-  var chunk = [UInt8](repeating: 0, count: 65536)
-  while true {
-    let count = read(ends[0], &chunk, chunk.count)
-    if count < 0 && errno == EINTR { continue }
-    if count <= 0 { break }
-    bytes += chunk[..<count]
-  }
-  var status: Int32 = 0
-  while waitpid(child, &status, 0) < 0 && errno == EINTR {}
-  let signal = status & 0x7f
-  return (signal == 0 ? (status >> 8) & 0xff : 128 + signal, String(decoding: bytes, as: UTF8.self))
+/// Runs a program of the PATH to its end; its errors come with its output.
+func run(_ words: [String]) throws -> Outcome {
+  try Subprocess(words[0], Array(words.dropFirst()), joinsErrors: true).finish()
 }
 
 /// Runs a program that must succeed, and returns its output.
 @discardableResult
 func mustRun(_ words: [String]) throws -> String {
-  let (status, output) = try run(words)
+  let outcome = try run(words)
+  let (status, output) = (outcome.status, outcome.output)
   guard status == 0, !output.contains("failed"), !output.contains("error") else {
     throw CommandFailure(description: "\(words.joined(separator: " ")): \(status)\n\(output)")
   }
@@ -70,10 +42,10 @@ enum Qemu {
       options, path, "1M",
     ]
     for _ in 0..<200 {
-      let (status, output) = try run(words)
-      if status == 0 { return }
-      guard output.contains("accurate CPU usage") else {
-        throw CommandFailure(description: "\(words.joined(separator: " ")): \(output)")
+      let outcome = try run(words)
+      if outcome.succeeded { return }
+      guard outcome.output.contains("accurate CPU usage") else {
+        throw CommandFailure(description: "\(words.joined(separator: " ")): \(outcome.output)")
       }
     }
     throw CommandFailure(description: "qemu-img never found the processor's clock accurate")

@@ -1,0 +1,93 @@
+import BlockCore
+import QCOW2Format
+
+/// What an image reports of its own requests; host I/O is reported by ``ImageStorage``.
+extension Image {
+  /// Acts on a failure: corruption stops all changes and is marked in the header; whoever runs the disk
+  /// hears of that, and of a lack of space.
+  func report(_ error: ImageError, of request: BlockRequest? = nil) async {
+    if error.errno == .noSpace { return noteSpaceLacking(error, request) }
+    guard error.isDamage else { return }
+    let stops = error.isCorruption && !options.readOnly
+    let isFirst = stops && health.noteCorruption()
+    noteDamage(error, request, stops: stops)
+    if isFirst { try? await headerEditor.markCorrupt() }
+  }
+
+  private func noteDamage(_ error: ImageError, _ request: BlockRequest?, stops: Bool) {
+    guard let reporter = health.reporter else { return }
+    let entry = place(of: error)
+    reporter.note(.damaged) { event in
+      event.problem = error.message
+      event.offset = entry.host
+      event.guest = entry.guest ?? request?.guestOffset
+      event.consequence =
+        stops ? (header.version >= 3 ? .markedCorrupt : .writingStops) : .requestFails
+    }
+  }
+
+  /// Where the entry is that an error speaks of, and which guest cluster it maps.
+  private func place(of error: ImageError) -> (host: HostOffset?, guest: GuestOffset?) {
+    switch error {
+    case .format(.badEntry("L1 entry", let index, _, _)):
+      return (
+        tables.l1.table.offset + index &* 8,
+        index < UInt64(tables.l1.count)
+          ? GuestOffset(index &* geometry.bytesPerL2Table) : nil
+      )
+    case .format(.badEntry("refcount table entry", let index, _, _)):
+      return (allocator.refcounts.table.offset + index &* 8, nil)
+    case .format(.badEntry(let name, let cluster, _, _)):
+      guard name == "L2 entry of guest cluster" || name == "subcluster bitmap of guest cluster"
+      else { return (nil, nil) }
+      return placeOfEntry(geometry.start(ofGuestCluster: cluster))
+    case .badCompressedData(let host): return (host, nil)
+    case .refcountRange(let cluster), .overlapsMetadata(let cluster):
+      return (geometry.start(ofHostCluster: cluster), nil)
+    default: return (nil, nil)
+    }
+  }
+
+  private func placeOfEntry(_ guest: GuestOffset) -> (host: HostOffset?, guest: GuestOffset?) {
+    let index = Int(geometry.l1Index(of: guest))
+    guard index < tables.l1.count, let table = L1Entry(raw: tables.l1.load(index)).l2Table else {
+      return (nil, guest)
+    }
+    return (table + geometry.l2Index(of: guest) << UInt64(geometry.l2EntryBits), guest)
+  }
+
+  // MARK: Space
+
+  private func noteSpaceLacking(_ error: ImageError, _ request: BlockRequest?) {
+    if options.readOnly { return }
+    if request?.operation == .flush {
+      health.noteSpace(lackedBy: .flush)
+    } else if !health.lacksSpaceInPlace {
+      health.noteSpace(lackedBy: .allocation)
+    }
+    health.reporter?.note(.spaceLacking) { event in
+      if case .io(let operation, let offset, let errno) = error {
+        event.operation = operation
+        event.offset = offset
+        event.errno = errno
+      } else {
+        event.errno = .noSpace
+      }
+      event.guest = request?.guestOffset
+    }
+  }
+
+  /// Notes that something was done for which the host lacked space before.
+  @inline(__always) func noteSpaceFound(by user: ImageHealth.SpaceUser) {
+    if health.lacksSpace { endLack(of: user) }
+  }
+
+  @inline(never) private func endLack(of user: ImageHealth.SpaceUser) {
+    if health.noteSpace(foundBy: user) { health.reporter?.note(.spaceFound) }
+  }
+}
+
+extension BlockRequest {
+  /// Where the request is on the guest's disk; nil for a flush, which is nowhere.
+  fileprivate var guestOffset: GuestOffset? { operation == .flush ? nil : offset }
+}

@@ -1,0 +1,171 @@
+import BlockCore
+import Glibc
+import Ublk
+
+/// The time from ready to gone: waits for reasons to stop the device, and stops it.
+///
+/// One attempt to stop runs at a time; what comes meanwhile waits for its outcome.
+struct DeviceService: ~Copyable {
+  private enum Reason {
+    case signal(Int32, at: Double, isFromInit: Bool)
+    case request(ControlRequest, ControlConnection)
+    /// The workers have ended: another process stopped the device.
+    case stoppedByOther
+    /// A queue was lost, and requests wait in it: nothing is gained by waiting for users.
+    case loss(UblkError)
+  }
+
+  private let device: ServedDevice
+  private var signals = StopSignals()
+  private var attempt: DeviceStop?
+  /// What ``attempt`` is made for; empty if it waits for users after a signal.
+  private var reasons: [Reason] = []
+  private var waiting: [Reason] = []
+  /// The end of the workers has been noted.
+  private var isEndNoted = false
+
+  init(_ device: ServedDevice) { self.device = device }
+
+  /// Serves until the device is gone.
+  ///
+  /// - Throws: What went wrong at the end, if no client could be told.
+  mutating func run(_ loop: inout ControlLoop) throws(CommandError) {
+    while true {
+      startNext()
+      // An attempt without a thread has ended before it could be watched.
+      note(
+        loop.next(
+          ended: isEndNoted ? -1 : device.endedDescriptor, attempt: attempt?.descriptor ?? -1,
+          waits: attempt?.outcome == nil))
+      guard let attempt, let outcome = attempt.outcome else { continue }
+      self.attempt = nil
+      guard case .ended(let errors) = outcome else {
+        answer(outcome)
+        continue
+      }
+      try end(errors, &loop)
+      return
+    }
+  }
+
+  // MARK: Reasons
+
+  private mutating func note(_ event: ControlLoop.Event) {
+    // An attempt that stops the device ends the workers, too: then this reason comes too late to matter.
+    if event.isEnded {
+      isEndNoted = true
+      waiting.insert(device.loss.map(Reason.loss) ?? .stoppedByOther, at: 0)
+    }
+    if let signal = event.signal {
+      waiting.append(.signal(signal, at: StopSignals.now, isFromInit: event.isFromInit))
+    }
+    for (request, connection) in event.requests {
+      if request == .stats {
+        connection.reply(.report(device.report))
+      } else {
+        waiting.append(.request(request, connection))
+      }
+    }
+    // Users are waited for no longer if there is something else to do.
+    if !waiting.isEmpty, attempt?.manner == .whenUnused { attempt?.cancel() }
+  }
+
+  /// Starts the attempt that the oldest reason asks for, if none runs.
+  private mutating func startNext() {
+    while attempt == nil, !waiting.isEmpty {
+      let reason = waiting.removeFirst()
+      switch reason {
+      case .signal(let signal, let time, let isFromInit):
+        switch signals.answer(signal, at: time, isFromInit: isFromInit) {
+        case .stopIfUnused: start(.ifUnused, [reason])
+        case .insist: start(.forced, [reason])
+        case .ignore: break
+        }
+      // There is no disk any more that users could keep.
+      case .stoppedByOther: start(.forced, [reason])
+      case .loss(let loss):
+        Log.error("\(device.name.path): \(loss.text): stopping the device")
+        start(.forced, [reason])
+      // Who has gone has been told nothing of a device that ends.
+      case .request(let request, let connection):
+        guard connection.hasClient else { break }
+        start(Self.manner(request), [reason] + takeAll(request))
+      }
+    }
+    if attempt == nil, signals.leaving != nil { start(.whenUnused, []) }
+  }
+
+  private static func manner(_ request: ControlRequest) -> DeviceStop.Manner {
+    switch request {
+    case .check, .stats: .check
+    case .stop: .ifUnused
+    case .stopForced: .forced
+    }
+  }
+
+  /// The same request of other clients: one attempt answers them all.
+  private mutating func takeAll(_ request: ControlRequest) -> [Reason] {
+    func isSame(_ reason: Reason) -> Bool {
+      if case .request(request, _) = reason { true } else { false }
+    }
+    defer { waiting.removeAll(where: isSame) }
+    return waiting.filter(isSame)
+  }
+
+  private mutating func start(_ manner: DeviceStop.Manner, _ reasons: [Reason]) {
+    self.reasons = reasons
+    attempt = DeviceStop(manner) { [device] attempt in device.stop(attempt) }
+  }
+
+  // MARK: Outcomes
+
+  /// Tells what came of an attempt after which the device serves on.
+  private mutating func answer(_ outcome: DeviceStop.Outcome) {
+    var errors: [CommandError] = []
+    if case .serving(let found) = outcome { errors = found }
+    let text = errors.map(\.text).joined(separator: "; ")
+    for reason in reasons {
+      switch reason {
+      case .signal(let signal, let time, let isFromInit):
+        noteRefusal(signal, time, isFromInit, errors)
+      case .request(_, let connection): connection.reply(errors.isEmpty ? .done : .refused(text))
+      case .stoppedByOther, .loss: Log.error("\(text): serving on")
+      }
+    }
+    reasons = []
+  }
+
+  private mutating func noteRefusal(
+    _ signal: Int32, _ time: Double, _ isFromInit: Bool, _ errors: [CommandError]
+  ) {
+    if case .busy(_, let use)? = errors.first {
+      signals.noteInUse(signal, at: time)
+      let text = StopSignals.text(signal, isFromInit: isFromInit)
+      Log.warning("\(device.name.path): \(use.text): \(text)")
+    } else {
+      for error in errors { Log.error("\(error.text): serving on") }
+    }
+  }
+
+  /// Tells everyone that the device is gone: the first client whether that went well, all others that
+  /// it was not they who stopped it.
+  private func end(_ errors: [CommandError], _ loop: inout ControlLoop) throws(CommandError) {
+    var isTold = false
+    var all = errors
+    for reason in reasons + waiting {
+      if case .loss(let loss) = reason { all.append(.lost(device.name, loss)) }
+      guard case .request(let request, let connection) = reason else { continue }
+      let isFirst = !isTold && request != .check && !reasons.isEmpty && connection.hasClient
+      if isFirst {
+        isTold = true
+        let texts = errors.map(\.text) + (device.trouble.map { [$0] } ?? [])
+        connection.reply(errors.isEmpty ? .done : .failed(texts.joined(separator: "; ")))
+      } else {
+        connection.reply(.gone)
+      }
+    }
+    device.forget(keepingLog: !all.isEmpty && !isTold)
+    loop.drain()
+    if !all.isEmpty, !isTold { throw .notStopped(all) }
+  }
+}

@@ -1,0 +1,68 @@
+import BlockCore
+import CPlatform
+import Glibc
+import Synchronization
+import Uring
+
+/// One attempt to stop a device, on a thread of its own: it may take as long as the host takes for what
+/// is to be written, and the control thread answers clients meanwhile.
+final class DeviceStop: Sendable {
+  enum Manner: Equatable {
+    /// Only says whether the device is used.
+    case check
+    /// Unless somebody uses it.
+    case ifUnused
+    /// As soon as nobody uses it.
+    case whenUnused
+    /// In spite of its users.
+    case forced
+  }
+
+  enum Outcome {
+    /// Nobody uses the device, which serves on.
+    case unused
+    /// The device serves on, for these reasons.
+    case serving([CommandError])
+    /// The device is gone; what went wrong on the way.
+    case ended([CommandError])
+  }
+
+  let manner: Manner
+  /// Becomes readable at the end.
+  let descriptor: Int32
+  private let isCancelled = Atomic(false)
+  private let result = Mutex<Outcome?>(nil)
+
+  /// Starts `body`, which asks ``isWanted`` every now and then.
+  init(_ manner: Manner, _ body: @escaping @Sendable (DeviceStop) -> Outcome) {
+    self.manner = manner
+    descriptor = qublk_eventfd()
+    do throws(Errno) {
+      if descriptor < 0 { throw Errno(-descriptor) }
+      try WorkerThread(name: "qublk-stop", stackBytes: 4 << 20) { [self] in finish(body(self)) }
+        .detach()
+    } catch {
+      // No thread, or nothing to wait for its end with: the clients wait, the device does not. Users
+      // are not waited for here.
+      cancel()
+      finish(body(self))
+    }
+  }
+
+  deinit { if descriptor >= 0 { close(descriptor) } }
+
+  /// What came of it; nil before the end.
+  var outcome: Outcome? { result.withLock { $0 } }
+
+  /// False once another manner is asked for.
+  var isWanted: Bool { !isCancelled.load(ordering: .relaxed) }
+
+  /// Ends the wait for users; an attempt that has begun to stop the device goes on.
+  func cancel() { isCancelled.store(true, ordering: .relaxed) }
+
+  private func finish(_ outcome: Outcome) {
+    result.withLock { $0 = outcome }
+    var one: UInt64 = 1
+    if descriptor >= 0 { _ = unsafe write(descriptor, &one, 8) }
+  }
+}

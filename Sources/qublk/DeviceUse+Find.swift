@@ -1,0 +1,40 @@
+import CPlatform
+import Glibc
+
+extension DeviceUse {
+  /// Like ``find(_:)``, but gives an opener two seconds to close the disk.
+  static func findLasting(_ device: DeviceName) -> DeviceUse? {
+    let deadline = Deadline(seconds: 2)
+    while true {
+      let use = find(device)
+      guard let use, use.mayPass, !deadline.hasPassed else { return use }
+      usleep(20_000)
+    }
+  }
+
+  /// What uses the disk or one of its partitions now; nil if nothing does.
+  ///
+  /// Three questions, since no single one has the whole answer:
+  /// 1. The kernel is asked for a claim of our own (O_EXCL). A mount, swap space or device mapper in
+  ///    whatever namespace refuses it. A partition's claim counts as one of the disk.
+  /// 2. Users that claim nothing are looked for by name: processes, loop devices, targets.
+  /// 3. ``OpenerProbe`` finds any other opener, without its name.
+  ///
+  /// A dead device has no disk any more, only users that have not noticed: 2 finds those.
+  static func find(_ device: DeviceName) -> DeviceUse? {
+    let search = UserSearch(device)
+    let descriptor = unsafe qublk_open_file(device.path, O_RDONLY | O_EXCL | O_NONBLOCK, 0)
+    let error = descriptor < 0 ? errno : 0
+    if descriptor >= 0 { close(descriptor) }
+    switch error {
+    case 0:
+      if let use = search.opener() { return use }
+      // What cannot be found out is no answer, either.
+      return OpenerProbe(path: device.path).findsOthers(within: 2) == false ? nil : .held
+    // Without memory or descriptors nothing is known: better in use than pulled away.
+    case EBUSY, EMFILE, ENFILE, ENOMEM, EINTR, EIO:
+      return search.claimant() ?? search.opener() ?? .claimed
+    default: return search.claimant() ?? search.opener()
+    }
+  }
+}
