@@ -195,6 +195,11 @@ int qublk_pidfd_open(pid_t pid) { return (int)syscall(SYS_pidfd_open, pid, 0); }
 int qublk_wait_signal(int status) { return WIFSIGNALED(status) ? WTERMSIG(status) : 0; }
 int qublk_wait_exit(int status) { return WIFEXITED(status) ? WEXITSTATUS(status) : -1; }
 
+uint64_t qublk_block_device_at(const char *path) {
+  struct statx status;
+  if (statx(AT_FDCWD, path, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, STATX_TYPE, &status) != 0) return 0;
+  return S_ISBLK(status.stx_mode) ? makedev(status.stx_rdev_major, status.stx_rdev_minor) : 0;
+}
 uint32_t qublk_device_major(uint64_t device) { return major(device); }
 uint32_t qublk_device_minor(uint64_t device) { return minor(device); }
 

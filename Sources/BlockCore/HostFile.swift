@@ -73,7 +73,8 @@ public protocol HostFile: AnyObject, Sendable {
   /// - Returns: false if the host file has no such way; ``fillHoles(at:length:)`` is the slow one.
   func allocateHoles(at offset: HostOffset, length: UInt64) async throws(Errno) -> Bool
 
-  /// The same by writing zeros into the holes; no other write may touch the range meanwhile.
+  /// The same by writing zeros into the holes, or over all zeros where the host does not tell holes; no
+  /// other write may touch the range meanwhile.
   func fillHoles(at offset: HostOffset, length: UInt64) async throws(Errno)
 
   /// A place, `offset` or later, behind which nothing was ever written: all of that is a hole, or storage
@@ -93,7 +94,7 @@ public enum Reservation: Sendable {
   case stored
   /// The file reaches over the range; its storage comes with the writes.
   case extended
-  /// The host has no room for so much, and the file is no longer than before.
+  /// The host has no room for so much and keeps none of it; some file systems leave the file longer.
   case short
 }
 

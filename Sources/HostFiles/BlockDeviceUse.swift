@@ -31,9 +31,9 @@ package enum BlockDeviceUse: Equatable, Sendable {
   ///
   /// - Returns: ``claimed`` if nothing is found; nil if `path` is no block device.
   package static func find(_ path: String) -> BlockDeviceUse? {
-    var status = stat()
-    guard unsafe stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFBLK else { return nil }
-    let family = BlockDeviceFamily(UInt64(status.st_rdev))
+    let device = unsafe qublk_block_device_at(path)
+    guard device != 0 else { return nil }
+    let family = BlockDeviceFamily(device)
     return mount(of: family) ?? swap(on: family) ?? holder(of: family) ?? opener(of: family)
       ?? .claimed
   }
@@ -105,9 +105,8 @@ struct BlockDeviceFamily {
 
   /// Whether `path` names a block device of the family.
   func contains(deviceAt path: String) -> Bool {
-    var status = stat()
-    guard unsafe stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFBLK else { return false }
-    return contains(Self.text(UInt64(status.st_rdev)))
+    let device = unsafe qublk_block_device_at(path)
+    return device != 0 && contains(Self.text(device))
   }
 
   private static func text(_ device: UInt64) -> String {

@@ -10,6 +10,8 @@ enum Refusal {
   static let extend: UInt8 = 4
   static let writtenZeroes: UInt8 = 8
   static let reserve: UInt8 = 16
+  /// The same without a longer file: NFS 4.2 has no such mode.
+  static let holes: UInt8 = 32
 }
 
 /// Zeros and holes.
@@ -46,7 +48,7 @@ extension RingHostFile {
   private static let holeMode = QUBLK_FALLOC_PUNCH_HOLE | QUBLK_FALLOC_KEEP_SIZE
 
   private enum Way {
-    case zeroRange, punchHole, extend, writtenZeroes, reserve
+    case zeroRange, punchHole, extend, writtenZeroes, reserve, holes
 
     var refusal: UInt8 {
       switch self {
@@ -55,6 +57,7 @@ extension RingHostFile {
       case .extend: Refusal.extend
       case .writtenZeroes: Refusal.writtenZeroes
       case .reserve: Refusal.reserve
+      case .holes: Refusal.holes
       }
     }
   }
@@ -157,12 +160,14 @@ extension RingHostFile {
     try await zeroByWriting(offset.bytes, length)
   }
 
-  /// By fallocate(2); nothing is to be done on a block device.
+  /// By fallocate(2), inside the file in either mode; nothing is to be done on a block device.
   package func allocateHoles(
     at offset: HostOffset, length: UInt64
   ) async throws(Errno) -> Bool {
     if length == 0 || traits.isBlockDevice { return true }
-    return try await allocate(.reserve, QUBLK_FALLOC_KEEP_SIZE, offset.bytes, length)
+    if try await allocate(.holes, QUBLK_FALLOC_KEEP_SIZE, offset.bytes, length) { return true }
+    guard offset.bytes + length <= (try await self.length()) else { return false }
+    return try await allocate(.reserve, 0, offset.bytes, length)
   }
 
   package func fillHoles(at offset: HostOffset, length: UInt64) async throws(Errno) {
@@ -170,6 +175,7 @@ extension RingHostFile {
     let unit = UInt64(traits.offsetAlignment)
     let end = min(offset.bytes + length, try await self.length()) / unit * unit
     var next = offset.bytes
+    if next < end, !mayTellHoles(next, end) { return try await rewriteZeroes(next, end) }
     while next < end {
       let hole = qublk_next_hole(descriptor, next)
       if hole < 0 || hole >= end { return }
@@ -193,6 +199,32 @@ extension RingHostFile {
       end = UInt64(hole)
     }
     return nil
+  }
+
+  /// Whether SEEK_HOLE can be believed; a file system without it says that all is data.
+  private func mayTellHoles(_ offset: UInt64, _ end: UInt64) -> Bool {
+    let hole = qublk_next_hole(descriptor, offset)
+    return hole >= 0 && hole < end
+  }
+
+  /// Writes the blocks of a range again that are all zeros, each of which may be a hole.
+  func rewriteZeroes(_ start: UInt64, _ end: UInt64) async throws(Errno) {
+    let block = max(4096, traits.offsetAlignment)
+    let buffer = IOBuffer(count: 16 * block)
+    defer { withExtendedLifetime(buffer) {} }
+    var next = start
+    while next < end {
+      let count = Int(min(end - next, UInt64(buffer.count)))
+      try await read(into: buffer.data.slice(0, count), at: HostOffset(next))
+      for place in stride(from: 0, to: count, by: block) {
+        let length = min(block, count - place)
+        let isZero = buffer.withBytes { bytes in
+          (place..<place + length).allSatisfy { bytes[$0] == 0 }
+        }
+        if isZero { try await zeroByWriting(next + UInt64(place), UInt64(length)) }
+      }
+      next += UInt64(count)
+    }
   }
 
   private func zeroByWriting(_ offset: UInt64, _ length: UInt64) async throws(Errno) {

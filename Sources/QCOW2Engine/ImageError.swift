@@ -67,6 +67,8 @@ package enum ImageError: Error, Sendable {
   case overlapsMetadata(cluster: UInt64)
   /// The metadata of a backing file breaks the format: nothing is wrong with this image.
   indirect case brokenBacking(ImageError)
+  /// A write into a cluster that the image has found no room on the host.
+  indirect case noRoomInPlace(ImageError)
   /// The request reaches beyond the virtual size or is not a multiple of 512 bytes.
   case badRequest
   /// No internal snapshot is the one asked for.
@@ -91,7 +93,7 @@ package enum ImageError: Error, Sendable {
     case .cannotResize(_, .tooLarge): .fileTooBig
     case .cannotResize(_, .partialSector): .invalid
     case .cannotResize: .notSupported
-    case .brokenBacking(let error): error.errno
+    case .brokenBacking(let error), .noRoomInPlace(let error): error.errno
     case .format, .damaged, .cutBeforeTable, .markedCorrupt, .markedDirty, .writesStopped,
       .refcountRange, .overlapsMetadata, .badCompressedData:
       .io
@@ -142,6 +144,7 @@ package enum ImageError: Error, Sendable {
     case .overlapsMetadata(let cluster):
       "host cluster \(cluster) would be written as data but holds metadata"
     case .brokenBacking(let error): "backing file: \(error.message)"
+    case .noRoomInPlace(let error): error.message
     case .badRequest: "request is outside of the disk or not a multiple of 512 bytes"
     case .noSuchSnapshot(let selector, let existing):
       "no internal snapshot has \(selector.text): " + list(existing)

@@ -19,7 +19,7 @@ struct CheckCommand: ParsableCommand {
   @Flag(name: .customShort("U"), help: "Check an image that is in use.") var forceShare = false
   @Option(
     name: [.short, .long],
-    help: "Repair: leaks (refcounts that are too high) or all (refcounts and COPIED flags).")
+    help: "Repair: leaks (refcounts that are too high) or all (refcounts, tables, entries).")
   var repair: Repair?
   @Argument(help: ArgumentHelp("The image.", valueName: "file")) var name: String
 

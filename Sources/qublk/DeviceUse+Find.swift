@@ -23,18 +23,27 @@ extension DeviceUse {
   /// A dead device has no disk any more, only users that have not noticed: 2 finds those.
   static func find(_ device: DeviceName) -> DeviceUse? {
     let search = UserSearch(device)
-    let descriptor = unsafe qublk_open_file(device.path, O_RDONLY | O_EXCL | O_NONBLOCK, 0)
-    let error = descriptor < 0 ? errno : 0
-    if descriptor >= 0 { close(descriptor) }
-    switch error {
+    switch claim(device.path) {
     case 0:
       if let use = search.opener() { return use }
       // What cannot be found out is no answer, either.
       return OpenerProbe(path: device.path).findsOthers(within: 2) == false ? nil : .held
-    // Without memory or descriptors nothing is known: better in use than pulled away.
-    case EBUSY, EMFILE, ENFILE, ENOMEM, EINTR, EIO:
-      return search.claimant() ?? search.opener() ?? .claimed
-    default: return search.claimant() ?? search.opener()
+    // A dead device's node, or one that is gone.
+    case ENOENT, ENXIO, ENODEV: return search.claimant() ?? search.opener()
+    // Refused, or nothing is known for want of memory or rights: better in use than pulled away.
+    default: return search.claimant() ?? search.opener() ?? .claimed
+    }
+  }
+
+  /// Claims the disk for a moment; 0, or the errno with which that was refused.
+  private static func claim(_ path: String) -> Int32 {
+    while true {
+      let descriptor = unsafe qublk_open_file(path, O_RDONLY | O_EXCL | O_NONBLOCK, 0)
+      if descriptor >= 0 {
+        close(descriptor)
+        return 0
+      }
+      if errno != EINTR { return errno }
     }
   }
 }

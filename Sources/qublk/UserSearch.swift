@@ -36,15 +36,13 @@ struct UserSearch {
 
   /// Whether a path leads to a block device that is ours.
   private func isOurNode(_ path: String) -> Bool {
-    var status = stat()
-    guard unsafe stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFBLK else { return false }
-    let number = UInt64(status.st_rdev)
-    return numbers.contains("\(qublk_device_major(number)):\(qublk_device_minor(number))")
+    let number = unsafe qublk_block_device_at(path)
+    return number != 0
+      && numbers.contains("\(qublk_device_major(number)):\(qublk_device_minor(number))")
   }
 
   private static func isBlockDevice(_ path: String) -> Bool {
-    var status = stat()
-    return unsafe stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFBLK
+    unsafe qublk_block_device_at(path) != 0
   }
 }
 

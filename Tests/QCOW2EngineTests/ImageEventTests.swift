@@ -238,6 +238,52 @@ import Testing
     }
   }
 
+  @Test func `a lack of space for new clusters keeps no write in place from the hit path`() throws {
+    let (bench, events) = smallBench()
+    try bench.host.run {
+      let image = try await bench.open()
+      let driver = MiniWorker(target: image, file: bench.file, worker: 0)
+      let data = self.written
+      for cluster in 0..<3 {
+        #expect(await driver.perform(self.request(.write, cluster, data), slot: 0) == nil)
+      }
+      #expect(await driver.perform(self.request(.write, 3, data), slot: 0) == .noSpace)
+      #expect(events.summary.lacksSpace && !image.health.isGood)
+      let isPlanned = withUnsafeTemporaryAllocation(of: HostTransfer.self, capacity: 4) { plan in
+        guard
+          case .transfers(1) = image.plan(
+            self.request(.write, 0, data), worker: 0, slot: 1, into: plan)
+        else { return false }
+        return image.finish(worker: 0, slot: 1, failed: true) == .done
+      }
+      #expect(isPlanned)
+      try await image.close()
+    }
+  }
+
+  @Test func `two lacks of space end one by one`() throws {
+    let (bench, events) = smallBench()
+    try bench.host.run {
+      let image = try await bench.open()
+      let driver = MiniWorker(target: image, file: bench.file, worker: 0)
+      let data = self.written
+      for cluster in 0..<3 {
+        #expect(await driver.perform(self.request(.write, cluster, data), slot: 0) == nil)
+      }
+      bench.faulty.fault = Fault(.write, number: 1, errno: .noSpace, isPermanent: true)
+      #expect(await driver.perform(self.request(.write, 0, data), slot: 0) == .noSpace)
+      bench.faulty.fault = nil
+      #expect(await driver.perform(self.request(.write, 3, data), slot: 0) == .noSpace)
+      #expect(await driver.perform(self.request(.write, 0, data), slot: 0) == nil)
+      #expect(events.summary.lacksSpace, "new clusters still cannot be had")
+      bench.bytes.setLength(bench.bytes.length + 2 * Self.cluster)
+      // A change of entries that needs a cluster ends the lack of it, too.
+      #expect(await driver.perform(self.request(.write, 3, data), slot: 0) == nil)
+      #expect(!events.summary.lacksSpace && image.health.isGood)
+      try await image.close()
+    }
+  }
+
   @Test func `events of many threads are all counted`() async {
     let events = ImageEvents()
     await withTaskGroup(of: Void.self) { group in

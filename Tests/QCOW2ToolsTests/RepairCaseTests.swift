@@ -1,3 +1,4 @@
+import BlockCore
 import Glibc
 import QCOW2Tools
 import TestTools
@@ -96,6 +97,53 @@ import Testing
     #expect(write.status == 0, "\(write)")
     #expect(folder.run("qemu-io -c 'write -P 3 128k 128k' -c 'read -P 9 8M 256k' x").status == 0)
     #expect(folder.run("qemu-io -c 'read -P 9 8M 256k' -c 'read -P 3 128k 128k' x").status == 0)
+  }
+
+  /// An entry leads behind the end, to a cluster that the refcounts call free.
+  @Test func whatIsLostBehindTheEndIsNotHandedOut() throws {
+    let folder = Folder()
+    folder.run(
+      Self.poke
+        + """
+        \(Self.create) x 64M; qemu-io -c 'write -P 1 0 128k' x
+        poke x 0x40008 '\\x80\\0\\0\\0\\0\\x90\\0\\0'
+        """)
+    let bytes = MemoryBytes(folder.bytes("x"))
+    _ = try RefcountRebuild.repair(bytes, .all)
+    let again = MemoryBytes(bytes.bytes)
+    #expect(try RefcountRebuild.repair(again, .all).isEmpty && again.bytes == bytes.bytes)
+    folder.write(bytes.bytes, "x")
+    // The old entry's cluster, 0x90, is among those that 20 MiB would take.
+    let writes = folder.run("qemu-io -c 'write -P 9 8M 20M' -c 'write -P 3 64k 64k' x")
+    #expect(writes.status == 0, "\(writes)")
+    let reads = folder.run("qemu-io -c 'read -P 9 8M 20M' -c 'read -P 3 64k 64k' x")
+    #expect(reads.status == 0 && !reads.out.contains("failed"), "\(reads)")
+  }
+
+  /// Found by fuzzing: an entry leads into the L2 table that it is in, whose flags a rebuild would change.
+  @Test func aTableThatIsTheGuestsDataIsNotRebuiltUnasked() throws {
+    let folder = Folder()
+    folder.run(
+      Self.poke
+        + """
+        \(Self.create) x 64M; qemu-io -c 'write -P 1 0 128k' x
+        poke x 0x40008 '\\x80\\0\\0\\0\\0\\x04\\0\\0'; poke x 79 '\\1'
+        """)
+    let bytes = MemoryBytes(folder.bytes("x"))
+    let before = bytes.bytes
+    #expect {
+      _ = try RefcountRebuild.run(bytes)
+    } throws: { error in
+      guard case ToolError.notOnlyRefcounts(.doubleUse(let cluster, _, _)) = error else {
+        return false
+      }
+      return cluster == HostOffset(0x40000)
+    }
+    #expect(bytes.bytes == before)
+    // Whoever asks for the repair gets it, as from QEMU.
+    #expect(try !RefcountRebuild.repair(bytes, .all).isEmpty)
+    folder.write(bytes.bytes, "x")
+    #expect(folder.run("qemu-img check x").status == 0)
   }
 
   /// Of clusters of 512 bytes, a refcount block counts 256: those of the lost half are lost, too.

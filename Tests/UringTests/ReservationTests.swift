@@ -44,6 +44,61 @@ import Testing
     #expect(info.st_blocks <= 64)
   }
 
+  @Test func `a host without room for holes only inside the file still reserves`() throws {
+    let temporary = try TemporaryFile()
+    let file = try RingHostFile.open(temporary.path, readOnly: false)
+    try #require(file.isDirect && !file.isInMemory, "/var/tmp is memory, or has no direct I/O")
+    let outcome = Outcome()
+    let thread = try WorkerThread(name: "no-keep-size") {
+      // As NFS 4.2: no allocation that keeps the size.
+      guard forbidFallocate(EOPNOTSUPP, argument: 1, isNot: false, Int32(QUBLK_FALLOC_KEEP_SIZE))
+      else {
+        return
+      }
+      outcome.value = Result { () throws(Errno) in
+        try runBlocking { () async throws(Errno) in
+          try await file.setLength(65536)
+          #expect(try await file.allocateHoles(at: HostOffset(0), length: 65536))
+          #expect(try await !file.allocateHoles(at: HostOffset(0), length: 131072))
+          #expect(try await file.reserve(at: HostOffset(65536), length: 65536) == .stored)
+          return try await file.length()
+        }
+      }
+    }
+    thread.join()
+    #expect(outcome.value == .success(131072))
+    var info = stat()
+    fstat(file.descriptor, &info)
+    #expect(info.st_blocks >= 256)
+  }
+
+  @Test func `where holes are not told, what is all zeros is written again`() throws {
+    let temporary = try TemporaryFile()
+    let file = try RingHostFile.open(temporary.path, readOnly: false)
+    try #require(!file.isInMemory, "/var/tmp is memory")
+    let data = IOBuffer(count: 4096)
+    memset(data.base, 7, data.count)
+    try runBlocking { () async throws(Errno) in
+      try await file.setLength(1 << 20)
+      try await file.write(from: data.data, at: HostOffset(131072 + 4096))
+      try await file.rewriteZeroes(0, 300_032)
+      try await file.sync()
+    }
+    var info = stat()
+    fstat(file.descriptor, &info)
+    #expect(info.st_blocks >= 300_032 / 512 && info.st_blocks < 1024)
+    let back = IOBuffer(count: 1 << 20)
+    try runBlocking { () async throws(Errno) in
+      try await file.read(into: back.data, at: HostOffset(0))
+    }
+    back.withBytes { bytes in
+      for index in bytes.indices {
+        let isData = (135168..<139264).contains(index)
+        if bytes[index] != (isData ? 7 : 0) { Issue.record("byte \(index) is \(bytes[index])") }
+      }
+    }
+  }
+
   /// Runs `body` on a thread on which fallocate(2) fails, but for the allocation of a single byte.
   private func withoutReservations(
     _ error: Int32, _ body: @escaping @Sendable () async throws(Errno) -> UInt64
@@ -62,16 +117,20 @@ import Testing
   }
 }
 
-/// Makes fallocate(2) of more than one byte fail on the calling thread, from now on.
-private func forbidFallocate(_ error: Int32) -> Bool {
+/// Makes fallocate(2) fail on the calling thread, from now on, where one of its arguments is, or is not,
+/// a value: by default of more than one byte.
+private func forbidFallocate(
+  _ error: Int32, argument: UInt32 = 3, isNot: Bool = true, _ value: Int32 = 1
+) -> Bool {
   let words: (load: UInt16, equal: UInt16, end: UInt16) = (0x20, 0x15, 0x06)
   let (allow, fail) = (0x7fff_0000 as UInt32, 0x0005_0000 | UInt32(error))
-  // Of struct seccomp_data: nr at 0, the lower half of the fourth argument at 16 + 3 * 8.
+  // Of struct seccomp_data: nr at 0, the lower halves of the arguments from 16 on.
   var filter = [
     sock_filter(code: words.load, jt: 0, jf: 0, k: 0),
     sock_filter(code: words.equal, jt: 0, jf: 3, k: fallocateNumber),
-    sock_filter(code: words.load, jt: 0, jf: 0, k: 40),
-    sock_filter(code: words.equal, jt: 1, jf: 0, k: 1),
+    sock_filter(code: words.load, jt: 0, jf: 0, k: 16 + argument * 8),
+    sock_filter(
+      code: words.equal, jt: isNot ? 1 : 0, jf: isNot ? 0 : 1, k: UInt32(bitPattern: value)),
     sock_filter(code: words.end, jt: 0, jf: 0, k: fail),
     sock_filter(code: words.end, jt: 0, jf: 0, k: allow),
   ]

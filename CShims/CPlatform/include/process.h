@@ -76,6 +76,9 @@ int qublk_pidfd_open(int pid);
 int qublk_wait_signal(int status);
 int qublk_wait_exit(int status);
 
+// The device number of the block device at a path; 0 if there is no block device there. Asks no server of a
+// network file system, which might not answer.
+uint64_t qublk_block_device_at(const char *path);
 uint32_t qublk_device_major(uint64_t device);
 uint32_t qublk_device_minor(uint64_t device);
 

@@ -74,9 +74,9 @@ extension ClusterAllocator {
     }
   }
 
-  /// The bytes that a session which was killed leaves behind the image's end at most: two refills of each
-  /// of 16 workers.
-  private static var mostLeftBehind: UInt64 { 256 << 20 }
+  /// The bytes that a session which was killed leaves behind the image's end at most: two refills of 16
+  /// MiB of each of 16 workers.
+  private static var mostLeftBehind: UInt64 { 2 * 16 * (16 << 20) }
 
   /// The end of the last cluster with a refcount below `end`, or `floor` if that is more; a higher place
   /// if there are more slices of refcounts to look through than `slices`.

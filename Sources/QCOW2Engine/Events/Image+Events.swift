@@ -60,13 +60,12 @@ extension Image {
 
   private func noteSpaceLacking(_ error: ImageError, _ request: BlockRequest?) {
     if options.readOnly { return }
-    if request?.operation == .flush {
-      health.noteSpace(lackedBy: .flush)
-    } else if !health.lacksSpaceInPlace {
-      health.noteSpace(lackedBy: .allocation)
-    }
+    var cause = error
+    var user = request?.operation == .flush ? ImageHealth.SpaceUser.flush : .allocation
+    if case .noRoomInPlace(let inner) = error { (cause, user) = (inner, .inPlace) }
+    health.noteSpace(lackedBy: user)
     health.reporter?.note(.spaceLacking) { event in
-      if case .io(let operation, let offset, let errno) = error {
+      if case .io(let operation, let offset, let errno) = cause {
         event.operation = operation
         event.offset = offset
         event.errno = errno

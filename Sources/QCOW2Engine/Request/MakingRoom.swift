@@ -2,10 +2,10 @@ import BlockCore
 import QCOW2Format
 import Synchronization
 
-/// Discards on a full host: a thin volume, or a file system without room.
+/// Discards and WRITE_ZEROES on a full host: a thin volume, or a file system without room.
 ///
 /// A freed cluster gives its room back only after a round has made the change durable. On a full host
-/// that round may fail, as it writes tables to places that have no room yet. So a discard that finds no
+/// that round may fail, as it writes tables to places that have no room yet. So a request that finds no
 /// room lets the host have the data first, in place, and then goes on.
 extension Image {
   /// Applies `change` as ``changeMapping(_:_:worker:)`` does; makes room first where the host has none.

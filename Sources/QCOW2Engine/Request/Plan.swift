@@ -14,7 +14,7 @@ extension Image {
       if unsafe planHit(request, worker: worker, slot: slot, isWrite: false, into: plan) {
         return .transfers(count: 1)
       }
-    case .write where hits.plansWrites && health.isGood:
+    case .write where hits.plansWrites && health.isGoodInPlace:
       if unsafe planHit(request, worker: worker, slot: slot, isWrite: true, into: plan) {
         return .transfers(count: 1)
       }

@@ -66,8 +66,7 @@ extension Image {
     _ data: DataBuffer, at host: HostOffset, guest: GuestOffset
   ) async throws(ImageError) {
     do { try await guestData.write(from: data, at: host, guest: guest) } catch {
-      if error.errno == .noSpace { health.noteSpace(lackedBy: .inPlace) }
-      throw error
+      throw error.errno == .noSpace ? .noRoomInPlace(error) : error
     }
     noteSpaceFound(by: .inPlace)
   }

@@ -25,8 +25,15 @@ final class ImageHealth: Sendable {
 
   /// Nothing is wrong; one load, for the hit path.
   ///
-  /// While space is lacking, all writes take the slow path, which sees when there is some again.
+  /// While space is lacking, writes take the slow path, which sees when there is some again.
   @inline(__always) var isGood: Bool { flags.load(ordering: .relaxed) == 0 }
+
+  /// Nothing is wrong for a write in place; one load, for the hit path.
+  ///
+  /// It needs no new cluster, and would not find out that there are some again.
+  @inline(__always) var isGoodInPlace: Bool {
+    flags.load(ordering: .relaxed) & ~SpaceUser.allocation.rawValue == 0
+  }
 
   /// Nothing has gone wrong for good.
   var allowsWrites: Bool { flags.load(ordering: .relaxed) & Self.stopped == 0 }
@@ -65,11 +72,6 @@ final class ImageHealth: Sendable {
   /// Some request failed for want of space, and none like it has succeeded since.
   @inline(__always) var lacksSpace: Bool {
     flags.load(ordering: .relaxed) & SpaceUser.all != 0
-  }
-
-  /// A write in place is among them.
-  var lacksSpaceInPlace: Bool {
-    flags.load(ordering: .relaxed) & SpaceUser.inPlace.rawValue != 0
   }
 
   func noteSpace(lackedBy user: SpaceUser) {

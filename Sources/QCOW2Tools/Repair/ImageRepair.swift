@@ -87,7 +87,7 @@ struct ImageRepair {
   private mutating func repairInPlace(
     _ blocks: RefcountBlocks, _ wanted: RefcountDifferences
   ) throws(ToolError) {
-    let raises = mode == .all && (wanted.low > 0 || wanted.own > 0)
+    let raises = mode == .all && (wanted.low > 0 || wanted.own > 0 || wanted.lost > 0)
     // Without all blocks the snapshot table stays where it is, and its refcount as it was.
     let movesAll = wanted.missing == 0 || scan.newSnapshotTable.isEmpty
     let lowers =

@@ -10,6 +10,8 @@ struct RefcountDifferences {
   var own: UInt64 = 0
   /// Of clusters beyond the end of the file, where no check looks, and nothing refers to.
   var beyondEnd: UInt64 = 0
+  /// Too low, of clusters beyond the end of the file to which something refers: they would be handed out.
+  var lost: UInt64 = 0
   /// Blocks that are missing, or cannot be read, and for which there are references.
   var missing: UInt64 = 0
 }
@@ -33,10 +35,12 @@ struct RefcountBlocks {
   func differences() throws(ToolError) -> RefcountDifferences {
     var found = RefcountDifferences()
     try forEachBlock { range, _, block throws(ToolError) in
-      for (index, cluster) in range.enumerated() where !scan.isLost(cluster) {
+      for (index, cluster) in range.enumerated() {
         let stored = get(block, index)
         let needed = scan.references(cluster)
-        if stored != needed && scan.isOwn(cluster) {
+        if scan.isLost(cluster) {
+          if stored < needed { found.lost += 1 }
+        } else if stored != needed && scan.isOwn(cluster) {
           found.own += 1
         } else if stored < needed {
           found.low += 1
@@ -49,23 +53,31 @@ struct RefcountBlocks {
     return found
   }
 
-  /// Raises the refcounts that are too low.
+  /// Raises the refcounts that are too low, those of what is lost behind the end of the file, too.
   ///
-  /// - Returns: how many.
-  func raise() throws(ToolError) -> UInt64 { try change { max($0, $1) } }
+  /// - Returns: how many, without those beyond the end of the file.
+  func raise() throws(ToolError) -> UInt64 {
+    try change { _, stored, needed in max(stored, needed) }
+  }
 
   /// Lowers the refcounts that are too high.
   ///
   /// - Returns: how many, without those beyond the end of the file.
-  func lower() throws(ToolError) -> UInt64 { try change { min($0, $1) } }
+  func lower() throws(ToolError) -> UInt64 {
+    try change { [scan] cluster, stored, needed in
+      scan.isLost(cluster) ? stored : min(stored, needed)
+    }
+  }
 
-  private func change(_ value: (UInt64, UInt64) -> UInt64) throws(ToolError) -> UInt64 {
+  private func change(
+    _ value: (_ cluster: UInt64, _ stored: UInt64, _ needed: UInt64) -> UInt64
+  ) throws(ToolError) -> UInt64 {
     var count: UInt64 = 0
     try forEachBlock { range, offset, block throws(ToolError) in
       var changed: Range<Int>?
-      for (index, cluster) in range.enumerated() where !scan.isLost(cluster) {
+      for (index, cluster) in range.enumerated() {
         let stored = get(block, index)
-        let new = value(stored, scan.references(cluster))
+        let new = value(cluster, stored, scan.references(cluster))
         guard new != stored else { continue }
         unsafe RefcountWidth.set(
           block.base, order: geometry.refcountOrder, index: index, value: new)

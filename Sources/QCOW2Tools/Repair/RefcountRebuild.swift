@@ -5,7 +5,7 @@ import QCOW2Format
 package enum RepairMode: Equatable, Sendable {
   /// Refcounts that are too high, and COPIED flags if nothing else is wrong.
   case leaks
-  /// All refcounts and COPIED flags.
+  /// All refcounts and COPIED flags, and what is wrong in entries, snapshot tables and a cut L1 table.
   case all
 }
 
@@ -66,12 +66,13 @@ package enum RefcountRebuild {
   /// Rebuilds the refcounts of an image that is marked dirty, for a writer.
   ///
   /// - Throws: ``ToolError/notOnlyRefcounts(_:)`` with the image untouched if there is any other
-  ///   damage; any other error leaves the image dirty.
+  ///   damage, or a table that is also the guest's data: its flags must not change unasked. Any other
+  ///   error leaves the image dirty.
   package static func run(
     _ file: any WritableImageBytes
   ) throws(ToolError) -> RefcountChanges {
     let scan = try RefcountScan(file, plansRepair: false)
-    if let other = scan.otherDamage { throw .notOnlyRefcounts(other) }
+    if let other = scan.otherDamage ?? scan.doubleUse { throw .notOnlyRefcounts(other) }
     var repair = ImageRepair(file, scan, .all)
     return try repair.run()
   }

@@ -10,6 +10,10 @@ final class RefcountScan {
   /// The first finding that better refcounts, and mended entries if they are planned, would not make
   /// good; nil if there is none.
   let otherDamage: CheckFinding?
+  /// The first cluster that is a table and also the guest's data; nil if there is none.
+  ///
+  /// The data changes with the table's flags. To QEMU that is no error.
+  let doubleUse: CheckFinding?
   /// Something cannot be followed, so what looks leaked must be kept.
   let hidesReferences: Bool
   /// No cluster has more references than a refcount can count.
@@ -59,6 +63,7 @@ final class RefcountScan {
     hidesReferences = keepsLeaks || damage.hidesReferences || structures.isAmbiguous
     isCountable = damage.isCountable(check)
     otherDamage = damage.found
+    doubleUse = damage.doubleUse
     if let repair = check.snapshotRepair { placeSnapshotTable(repair) }
   }
 
@@ -134,8 +139,10 @@ private final class Damage {
   /// The first finding that is not refcount damage.
   private(set) var found: CheckFinding?
   private(set) var hidesReferences = false
+  private(set) var doubleUse: CheckFinding?
 
   func note(_ finding: CheckFinding) {
+    if case .doubleUse = finding, doubleUse == nil { doubleUse = finding }
     if finding.hidesReferences { hidesReferences = true }
     if finding.severity == .remark || finding.isRefcountDamage { return }
     if found == nil { found = finding }

@@ -68,6 +68,27 @@ struct DeviceService: ~Copyable {
     }
     // Users are waited for no longer if there is something else to do.
     if !waiting.isEmpty, attempt?.manner == .whenUnused { attempt?.cancel() }
+    giveUpSearch()
+  }
+
+  /// Ends the search for users if something waits that does not ask for them.
+  ///
+  /// A search hangs if one of them uses a file system that does not answer. Who asked for it learns how
+  /// the device ended.
+  private mutating func giveUpSearch() {
+    guard let attempt, attempt.manner != .forced, waiting.contains(where: Self.isForced),
+      attempt.abandon()
+    else { return }
+    self.attempt = nil
+    waiting = waiting.filter(Self.isForced) + reasons + waiting.filter { !Self.isForced($0) }
+    reasons = []
+  }
+
+  private static func isForced(_ reason: Reason) -> Bool {
+    switch reason {
+    case .request(.stopForced, _), .stoppedByOther, .loss: true
+    case .request, .signal: false
+    }
   }
 
   /// Starts the attempt that the oldest reason asks for, if none runs.
@@ -132,6 +153,7 @@ struct DeviceService: ~Copyable {
       case .stoppedByOther, .loss: Log.error("\(text): serving on")
       }
     }
+    if reasons.isEmpty { for error in errors { Log.error("\(error.text): serving on") } }
     reasons = []
   }
 

@@ -27,10 +27,18 @@ final class DeviceStop: Sendable {
     case ended([CommandError])
   }
 
+  /// How far an attempt has come; it leaves the search once, for one of the others.
+  private enum Phase {
+    static let searching: UInt8 = 0
+    static let stopping: UInt8 = 1
+    static let abandoned: UInt8 = 2
+  }
+
   let manner: Manner
   /// Becomes readable at the end.
   let descriptor: Int32
   private let isCancelled = Atomic(false)
+  private let phase = Atomic(Phase.searching)
   private let result = Mutex<Outcome?>(nil)
 
   /// Starts `body`, which asks ``isWanted`` every now and then.
@@ -56,6 +64,23 @@ final class DeviceStop: Sendable {
 
   /// False once another manner is asked for.
   var isWanted: Bool { !isCancelled.load(ordering: .relaxed) }
+
+  /// The search for users is over: from now on the attempt goes on to its end.
+  ///
+  /// - Returns: false if it was abandoned meanwhile, and must do nothing more.
+  func beginStop() -> Bool { leaveSearch(for: Phase.stopping) }
+
+  /// Gives up an attempt that still searches for users, which may hang as long as a file system that it
+  /// meets.
+  ///
+  /// - Returns: false if the search is over.
+  func abandon() -> Bool { leaveSearch(for: Phase.abandoned) }
+
+  private func leaveSearch(for next: UInt8) -> Bool {
+    phase.compareExchange(
+      expected: Phase.searching, desired: next, ordering: .acquiringAndReleasing
+    ).exchanged
+  }
 
   /// Ends the wait for users; an attempt that has begun to stop the device goes on.
   func cancel() { isCancelled.store(true, ordering: .relaxed) }

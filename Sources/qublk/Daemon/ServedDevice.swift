@@ -168,8 +168,12 @@ extension ServedDevice {
         if !attempt.isWanted { return .serving([]) }
       }
     }
+    guard attempt.beginStop() else { return .serving([]) }
     let errors = stop(isForced: attempt.manner == .forced)
-    return device.isServing ? .serving(errors) : .ended(errors)
+    guard device.isServing else { return .ended(errors) }
+    // Nobody waits for this attempt, and the next one begins at once.
+    if attempt.manner == .whenUnused { sleep(1) }
+    return .serving(errors)
   }
 
   /// Takes the state away, once all that has happened is in the log.

@@ -17,7 +17,7 @@ struct StopSignals {
   static let memory = 60.0
 
   enum Answer: Equatable {
-    /// Stop the device if nobody uses it; if someone does, ask ``found(inUse:)``.
+    /// Stop the device if nobody uses it; if someone does, ask ``noteInUse(_:at:)``.
     case stopIfUnused
     /// Stop the device in spite of its users.
     case insist
