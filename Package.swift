@@ -34,8 +34,10 @@ let cSettings: [CSetting] = [
 /// build is of these only.
 let isEngineOnly = Context.environment["QUBLK_PACKAGE"] == "engine"
 let engineTargets = [
-  "CPlatform", "CZlib", "CLibdeflate", "CZstd", "CCrypto", "BlockCore", "QCOW2Format", "QCOW2Codec",
-  "QCOW2Engine", "QCOW2Tools", "TestTools", "TestSupport", "QCOW2EngineTests",
+  "CPlatform", "CLiburing", "CUring", "CZlib", "CLibdeflate", "CZstd", "CCrypto", "BlockCore",
+  "Uring",
+  "Serving", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "QCOW2Tools", "TestTools", "TestSupport",
+  "QCOW2EngineTests",
 ]
 
 let package = Package(
@@ -87,14 +89,16 @@ let package = Package(
     .target(
       name: "HostFiles", dependencies: ["BlockCore", "Uring", "CPlatform"],
       swiftSettings: settings),
+    .target(name: "Serving", dependencies: ["BlockCore", "Uring"], swiftSettings: settings),
     .target(
-      name: "Ublk", dependencies: ["BlockCore", "Uring", "CUblk", "CUring", "CPlatform"],
+      name: "Ublk",
+      dependencies: ["BlockCore", "Serving", "Uring", "CUblk", "CUring", "CPlatform"],
       swiftSettings: settings),
     .executableTarget(
       name: "qublk",
       dependencies: [
         "BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "QCOW2Tools", "DiskImages",
-        "HostFiles", "Uring", "Ublk", "CPlatform",
+        "HostFiles", "Uring", "Serving", "Ublk", "CPlatform",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: settings),
@@ -105,17 +109,26 @@ let package = Package(
       swiftSettings: testSettings + fastSettings),
     .target(
       name: "TestSupport",
-      dependencies: ["BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "TestTools"],
+      dependencies: [
+        "BlockCore", "Serving", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "TestTools",
+      ],
       path: "Tests/TestSupport", swiftSettings: testSettings + fastSettings),
-    // Serves a plain file through both planes, for the tests in the virtual machine. No product.
+    // A queue's own worker without a driver, for scripts/counts. No product.
     .executableTarget(
-      name: "ublkprobe", dependencies: ["BlockCore", "HostFiles", "Uring", "Ublk"],
-      path: "Tests/ublkprobe", swiftSettings: testSettings),
+      name: "countedqueue",
+      dependencies: [
+        "BlockCore", "QCOW2Engine", "DiskImages", "HostFiles", "Uring", "Serving", "Ublk",
+      ],
+      path: "Tests/countedqueue", swiftSettings: testSettings),
     .testTarget(
       name: "UringTests", dependencies: ["BlockCore", "Uring", "HostFiles", "CPlatform"],
       swiftSettings: testSettings),
     .testTarget(
-      name: "UblkTests", dependencies: ["BlockCore", "Uring", "Ublk", "CUblk", "CPlatform"],
+      name: "ServingTests", dependencies: ["BlockCore", "Serving", "Uring"],
+      swiftSettings: testSettings),
+    .testTarget(
+      name: "UblkTests",
+      dependencies: ["BlockCore", "Serving", "Uring", "Ublk", "CUblk", "CPlatform"],
       swiftSettings: testSettings),
     .testTarget(
       name: "BlockCoreTests", dependencies: ["BlockCore", "TestTools"], swiftSettings: testSettings),
@@ -126,7 +139,7 @@ let package = Package(
       name: "DiskImagesTests",
       dependencies: [
         "BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "DiskImages", "HostFiles", "Uring",
-        "TestTools",
+        "Serving", "TestTools",
       ],
       swiftSettings: testSettings),
     .testTarget(
@@ -136,7 +149,7 @@ let package = Package(
     .testTarget(
       name: "CommandLineTests",
       dependencies: [
-        "BlockCore", "HostFiles", "CPlatform", "QCOW2Engine", "Ublk", "Uring", "qublk",
+        "BlockCore", "HostFiles", "CPlatform", "QCOW2Engine", "Serving", "Uring", "qublk",
         "TestTools",
       ],
       swiftSettings: testSettings),

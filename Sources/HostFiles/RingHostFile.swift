@@ -75,24 +75,23 @@ package final class RingHostFile: HostFile {
   }
 }
 
-/// A bounded number of second chances after EINTR and EAGAIN.
+/// A bounded number of second chances after EINTR and EAGAIN; see `Errno.pause(beforeAttempt:)`.
 struct Attempts {
   private var count = 0
 
-  /// Returns if the operation should be tried again, else throws `result` as the errno it is.
-  ///
-  /// Waits a little longer each time, about half a second in all.
+  /// Returns, after a pause, if the operation should be tried again, else throws `result` as the errno
+  /// it is.
   mutating func retry(after result: Int32) async throws(Errno) {
     let error = Errno(-result)
-    guard error == .interrupted || error == .again, count < 64 else {
-      throw error == .again ? .io : error
+    guard let pause = error.pause(beforeAttempt: count) else {
+      throw error.isTransient ? .io : error
     }
     count += 1
-    if error == .interrupted && count < 16 { return }
+    guard pause > 0 else { return }
     if let loop = WorkerLoop.current {
-      await loop.sleep(milliseconds: count / 4)
+      await loop.sleep(milliseconds: pause)
     } else {
-      usleep(UInt32(count / 4) * 1000)
+      usleep(UInt32(pause) * 1000)
     }
   }
 }

@@ -2,7 +2,7 @@ import BlockCore
 import QCOW2Engine
 import TestTools
 import Testing
-import Ublk
+import Serving
 import Uring
 
 @testable import qublk

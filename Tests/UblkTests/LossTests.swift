@@ -2,6 +2,7 @@ import BlockCore
 import CPlatform
 import CUblk
 import Glibc
+import Serving
 import Synchronization
 import Testing
 import Uring
@@ -227,9 +228,8 @@ private struct Fixture {
   private static func setup(_ driver: Int32, _ batches: Bool, _ losses: Losses) -> QueueSetup {
     QueueSetup(
       queue: 0, depth: 8, maxIOBytes: 65536, usesZeroCopy: false, usesBatches: batches,
-      pollLimit: 0, slowPathData: .memory, servingLimit: 8, registeredBuffers: 8,
-      characterDevice: driver,
-      fileDescriptors: [driver], retryNoSpace: nil, onTransferFailure: nil, zeroDescriptor: -1,
+      pollLimit: 0, slowPathData: .memory, requestOptions: RequestDriverOptions(),
+      registeredBuffers: 8, characterDevice: driver, fileDescriptors: [driver], zeroDescriptor: -1,
       affinity: nil,
       target: NoTarget(), counters: QueueCounters(), onLoss: { losses.add($0) },
       maintenance: nil)

@@ -1,6 +1,7 @@
 package import BlockCore
 import CPlatform
 import Glibc
+package import Serving
 import Synchronization
 import Uring
 
@@ -125,17 +126,23 @@ package final class UblkDevice {
     try control.start(id, server: getpid())
   }
 
+  private var requestOptions: RequestDriverOptions {
+    var requests = RequestDriverOptions()
+    requests.servingLimit = max(1, min(info.depth, options.servingLimit ?? info.depth))
+    requests.retryNoSpace = options.retryNoSpace
+    requests.onTransferFailure = options.onTransferFailure
+    return requests
+  }
+
   private func startWorker(_ queue: Int, _ target: any BlockTarget) throws(UblkError) {
     let affinity = options.pinsThreads ? try? control.queueAffinity(id, queue: queue) : nil
     let counters = QueueCounters()
     let setup = QueueSetup(
       queue: queue, depth: info.depth, maxIOBytes: info.maxIOBytes, usesZeroCopy: usesZeroCopy,
       usesBatches: usesBatches, pollLimit: options.pollLimit, slowPathData: options.slowPathData,
-      servingLimit: max(1, min(info.depth, options.servingLimit ?? info.depth)),
+      requestOptions: requestOptions,
       registeredBuffers: max(1, min(info.depth, options.registeredBuffers ?? info.depth)),
-      characterDevice: files.character,
-      fileDescriptors: options.fileDescriptors, retryNoSpace: options.retryNoSpace,
-      onTransferFailure: options.onTransferFailure,
+      characterDevice: files.character, fileDescriptors: options.fileDescriptors,
       zeroDescriptor: files.zero, affinity: affinity,
       target: target, counters: counters,
       onLoss: { [ends] error in ends.workerLost(queue, error) },

@@ -9,27 +9,8 @@ extension QueueWorker {
   /// Offers `tag` to the driver for its first request.
   func fetch(_ tag: Int) { send(UBLK_IO_FETCH, tag, result: 0) }
 
-  /// Completes the request in `tag`: in full, or with the errno `failure` if that is not 0.
-  ///
-  /// The driver fails a READ of 0 bytes and requeues a WRITE of 0 for ever, so a success always
-  /// reports the whole length. Other operations report 0.
-  func commit(_ tag: Int, outcome failure: Int32) {
-    let request = unsafe tags[tag].request
-    unsafe setup.counters.noteEnd(
-      request.operation, nanoseconds: loop.now &- tags[tag].arrival,
-      bytes: failure == 0 ? request.length : 0)
-    if failure == 0 {
-      let transfers = request.operation == .read || request.operation == .write
-      commit(tag, result: transfers ? Int32(truncatingIfNeeded: request.length) : 0)
-    } else {
-      // EAGAIN would make the block layer try again by itself, out of our sight.
-      commit(tag, result: failure == Errno.again.code ? -Errno.io.code : -failure)
-    }
-  }
-
   /// Hands `result` and the tag to the driver; its descriptor and buffer are not ours any more.
   func commit(_ tag: Int, result: Int32) {
-    if result < 0 { setup.counters.failures.add() }
     if setup.usesBatches { return commitLater(tag, result: result) }
     unsafe tags[tag].result = result
     send(UBLK_IO_COMMIT_AND_FETCH, tag, result: result)
@@ -54,6 +35,7 @@ extension QueueWorker {
     }
     var entry = SubmissionEntry.command(
       opcode, Self.characterSlot, payload: (head, buffer), address: registration)
+    entry.opcode = setup.commandOpcode.rawValue
     entry.userData = UserData(.fetch, slot: tag).word
     loop.ring.push(entry)
   }

@@ -1,6 +1,7 @@
 import BlockCore
 import CPlatform
 import Synchronization
+import Serving
 import Uring
 
 /// A queue's worker as the control thread sees it: a thread and how far it has come.

@@ -1,5 +1,6 @@
 import BlockCore
 import CUblk
+import Serving
 import Uring
 
 /// The batch mode: one multishot command brings the tags of many requests, one command takes the

@@ -1,4 +1,5 @@
 import BlockCore
+import Serving
 import Uring
 
 /// Commands that the driver refuses.
@@ -51,11 +52,5 @@ extension QueueWorker {
 
   /// Whether nothing is left to do for any request: those that the driver has, or hands over from now on,
   /// are its own to fail.
-  var isDrained: Bool {
-    for tag in 0..<setup.depth {
-      let phase = unsafe tags[tag].phase
-      if phase == .transferring || phase == .serving { return false }
-    }
-    return true
-  }
+  var isDrained: Bool { requests.inFlight == 0 }
 }

@@ -1,5 +1,6 @@
 import BlockCore
 import CUblk
+import Serving
 import Uring
 
 /// Serves one queue: fetches requests, carries them out, commits the results.
@@ -10,22 +11,18 @@ import Uring
 final class QueueWorker: CompletionHandler, @unchecked Sendable {
   // why: confined to its thread; tasks made here run on this thread's executor.
 
-  /// The most host transfers of one plan.
-  static let planCapacity = 32
   /// Slots of the ring's table of files.
   static let characterSlot = RingFile.registered(0)
   static let zeroSlot = RingFile.registered(1)
-  /// The slot of the host file that transfers call `file`.
-  @inline(__always) static func fileSlot(_ file: UInt8) -> RingFile {
-    .registered(2 &+ Int32(file))
-  }
+  /// The slot of the host file that transfers call 0; the others follow.
+  @inline(__always) static var firstFileSlot: Int32 { 2 }
 
   let setup: QueueSetup
   let loop: WorkerLoop
   let memory: QueueMemory
   let tags: UnsafeMutablePointer<TagState>
-  let plans: UnsafeMutablePointer<HostTransfer>
-  let target: any BlockTarget
+  /// Carries the requests out; a request's slot is its tag.
+  let requests: RequestDriver
   let userCopy: UserCopy
   /// Results on their way to the driver, in batch mode.
   var batch: CommandBatch
@@ -34,8 +31,6 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
   /// Tags that the driver may still send requests for; in batch mode, tags with a request, and commands
   /// that have not completed.
   var openTags = 0
-  /// Whose turn it is on the slow path.
-  var turns: ServingTurns
   /// Tasks made by this worker that have not ended.
   var liveTasks = 0
   /// The driver has taken all tags back; tasks are on their way out.
@@ -56,15 +51,12 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
   ) throws(Errno) {
     self.setup = setup
     self.abandoned = abandoned
-    target = setup.target
+    requests = RequestDriver(
+      setup.target, worker: setup.queue, slots: 0..<setup.depth, counters: setup.counters,
+      options: setup.requestOptions)
     userCopy = UserCopy(characterDevice: setup.characterDevice, queue: setup.queue)
-    turns = ServingTurns(limit: setup.servingLimit, depth: setup.depth)
     unsafe tags = .allocate(capacity: setup.depth)
     unsafe tags.initialize(repeating: TagState(), count: setup.depth)
-    unsafe plans = .allocate(capacity: setup.depth * Self.planCapacity)
-    unsafe plans.initialize(
-      repeating: HostTransfer(kind: .zeroes, length: 0, dataOffset: 0, hostOffset: HostOffset(0)),
-      count: setup.depth * Self.planCapacity)
     stage = .ring
     loop = try Self.makeLoop(setup)
     stage = .memory
@@ -79,13 +71,12 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
 
   deinit {
     unsafe tags.deallocate()
-    unsafe plans.deallocate()
   }
 
   private static func makeLoop(_ setup: QueueSetup) throws(Errno) -> WorkerLoop {
     let depth = setup.depth
     let entries = max(256, powerOfTwo(depth * 2))
-    let completions = min(65536, powerOfTwo(depth * (planCapacity + 2) + 1024))
+    let completions = min(65536, powerOfTwo(depth * (RequestDriver.planCapacity + 2) + 1024))
     return try WorkerLoop(
       entries: entries, completions: completions, counters: setup.counters.loop,
       pollLimit: setup.pollLimit)
@@ -152,11 +143,7 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
   private func beginEnding() {
     isEnding = true
     loop.endSleeps()
-    for tag in 0..<setup.depth {
-      let parked = unsafe tags[tag].parked
-      unsafe tags[tag].parked = nil
-      unsafe parked?.resume(returning: false)
-    }
+    requests.endTasks()
   }
 
   /// Runs `body` as a task on this thread; the worker stays until it has ended.
@@ -174,7 +161,7 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
     if userData.kind == .fetch {
       arrive(userData.slot, result: result)
     } else {
-      transferred(userData.slot, part: userData.part, result: result)
+      requests.transferred(userData.slot, part: userData.part, result: result, for: self)
     }
   }
 
@@ -183,8 +170,6 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
     guard result == 0 else { return refused(tag, Errno(-result)) }
     if isDraining { return }
     refusedSince = 0
-    setup.counters.arrivals.add()
-    unsafe tags[tag].arrival = loop.now
     unsafe dispatch(tag, IODescriptor(memory.descriptors[tag]))
   }
 }

@@ -1,7 +1,7 @@
 import BlockCore
 import DiskImages
 import Glibc
-import Ublk
+import Serving
 import Uring
 
 /// What a load did, and how long it took.

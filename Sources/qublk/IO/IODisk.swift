@@ -3,6 +3,7 @@ import DiskImages
 import HostFiles
 import QCOW2Engine
 import QCOW2Format
+import Serving
 
 /// What `open` has opened, as a worker serves it: whole sectors, by plan or by service.
 @safe
@@ -15,13 +16,14 @@ final class IODisk: @unchecked Sendable {  // why: confined to its loop's thread
   let kind: Kind
   let opening: IOOpening
   private let target: any BlockTarget
-  private let files: [RingHostFile]
+  private let requests: FileRequests
   private var slots = IOSlots()
   let ranges = IOWriteRanges()
 
   private init(_ kind: Kind, _ opening: IOOpening) {
     self.kind = kind
     self.opening = opening
+    let files: [RingHostFile]
     switch kind {
     case .image(let image):
       target = image.engine
@@ -30,6 +32,7 @@ final class IODisk: @unchecked Sendable {  // why: confined to its loop's thread
       target = disk.target
       files = disk.files
     }
+    requests = FileRequests(target, files: files, worker: 0)
   }
 
   /// Opens what is asked for; `secrets` are those that can be named.
@@ -44,7 +47,8 @@ final class IODisk: @unchecked Sendable {  // why: confined to its loop's thread
       switch opening.format {
       case .qcow2:
         return IODisk(.image(try await DiskImage.open(options)), opening)
-      case .raw: return IODisk(.raw(try await RawDisk.open(options)), opening)
+      case .raw:
+        return IODisk(.raw(try await RawDisk.open(options)), opening)
       }
     } catch { throw .open(error) }
   }
@@ -75,49 +79,17 @@ final class IODisk: @unchecked Sendable {  // why: confined to its loop's thread
 
   // MARK: Requests
 
-  /// Carries out a request of whole sectors: what the hit path plans as the data plane does, the
-  /// rest by service.
+  /// Carries out a request of whole sectors.
   func perform(_ request: BlockRequest) async -> Errno? {
     let slot = await takeSlot()
     defer { slots.give(slot) }
-    guard let transfers = plan(request, slot) else {
-      return await target.serve(request, worker: 0, slot: slot).errno
-    }
-    var failure: Errno?
-    for transfer in transfers where failure == nil {
-      do throws(Errno) { try await carryOut(transfer, of: request) } catch { failure = error }
-    }
-    if target.finish(worker: 0, slot: slot, failed: failure != nil) == .needsService {
-      return await target.serve(request, worker: 0, slot: slot).errno
-    }
-    return failure
+    return await requests.perform(request, slot: slot)
   }
 
   private func takeSlot() async -> Int {
     while true {
       if let slot = slots.take() { return slot }
       unsafe await withUnsafeContinuation { unsafe slots.wait($0) }
-    }
-  }
-
-  private func plan(_ request: BlockRequest, _ slot: Int) -> [HostTransfer]? {
-    unsafe withUnsafeTemporaryAllocation(of: HostTransfer.self, capacity: 16) { plan in
-      switch unsafe target.plan(request, worker: 0, slot: slot, into: plan) {
-      case .needsService: nil
-      case .transfers(let count): unsafe Array(plan[0..<count])
-      }
-    }
-  }
-
-  private func carryOut(
-    _ transfer: HostTransfer, of request: BlockRequest
-  ) async throws(Errno) {
-    let data = request.data.slice(Int(transfer.dataOffset), Int(transfer.length))
-    let file = files[Int(transfer.file)]
-    switch (transfer.kind, request.operation) {
-    case (.zeroes, _): try await file.fillWithZeroes(data)
-    case (.file, .read): try await file.read(into: data, at: transfer.hostOffset)
-    case (.file, _): try await file.write(from: data, at: transfer.hostOffset)
     }
   }
 }

@@ -1,5 +1,5 @@
 import BlockCore
-import Ublk
+import Serving
 import Uring
 
 /// What was asked of one operation, and how it went.

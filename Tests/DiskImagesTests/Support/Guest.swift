@@ -3,6 +3,7 @@ import DiskImages
 import Glibc
 import HostFiles
 import QCOW2Engine
+import Serving
 import TestTools
 import Uring
 
@@ -14,47 +15,28 @@ struct Mismatch: Error, CustomStringConvertible {
 /// Uses an open image as a queue worker would, host transfers by file number included.
 struct Guest {
   let disk: DiskImage
+  private let requests: FileRequests
 
-  /// Carries out one request by plan if that is possible, else by service.
-  ///
-  /// - Returns: Whether the hit path answered.
-  @discardableResult
-  func perform(_ request: BlockRequest) async throws -> Bool {
-    var plan = [HostTransfer](
-      repeating: HostTransfer(kind: .zeroes, length: 0, dataOffset: 0, hostOffset: HostOffset(0)),
-      count: 16)
-    let planned = plan.withUnsafeMutableBufferPointer {
-      disk.engine.plan(request, worker: 0, slot: 0, into: $0)
-    }
-    guard case .transfers(let count) = planned else {
-      let result = await disk.engine.serve(request, worker: 0, slot: 0)
-      guard result == .done else {
-        throw Mismatch(description: "\(request.operation) at \(request.offset.bytes): \(result)")
-      }
-      return false
-    }
-    do {
-      for transfer in plan[..<count] { try await carryOut(transfer, of: request) }
-    } catch {
-      _ = disk.engine.finish(worker: 0, slot: 0, failed: true)
-      throw error
-    }
-    if disk.engine.finish(worker: 0, slot: 0, failed: false) == .needsService {
-      let result = await disk.engine.serve(request, worker: 0, slot: 0)
-      guard result == .done else {
-        throw Mismatch(description: "\(request.operation) at \(request.offset.bytes): \(result)")
-      }
-    }
-    return true
+  init(disk: DiskImage) {
+    self.disk = disk
+    requests = FileRequests(disk.engine, files: disk.files, worker: 0)
   }
 
-  private func carryOut(_ transfer: HostTransfer, of request: BlockRequest) async throws {
-    let data = request.data.slice(Int(transfer.dataOffset), Int(transfer.length))
-    let file = disk.files[Int(transfer.file)]
-    switch (transfer.kind, request.operation) {
-    case (.zeroes, _): try await file.fillWithZeroes(data)
-    case (.file, .write): try await file.write(from: data, at: transfer.hostOffset)
-    case (.file, _): try await file.read(into: data, at: transfer.hostOffset)
+  /// Carries out one request by plan if that is possible, else by service.
+  func perform(_ request: BlockRequest) async throws {
+    if let error = await requests.perform(request, slot: 0) {
+      throw Mismatch(description: "\(request.operation) at \(request.offset.bytes): \(error)")
+    }
+  }
+
+  /// Whether the hit path answers a request, whose data is left alone.
+  func isPlanned(_ request: BlockRequest) -> Bool {
+    withUnsafeTemporaryAllocation(of: HostTransfer.self, capacity: 16) { plan in
+      guard case .transfers = disk.engine.plan(request, worker: 0, slot: 1, into: plan) else {
+        return false
+      }
+      _ = disk.engine.finish(worker: 0, slot: 1, failed: true)
+      return true
     }
   }
 

@@ -1,20 +1,14 @@
 import BlockCore
-import CPlatform
-import Glibc
+import Serving
 import Synchronization
 import Testing
-import Uring
-
-@testable import Ublk
 
 /// The limit of requests on the slow path.
-///
-/// The driver is a plain file, which refuses every result: a request is over then.
 @Suite(.serialized) struct ServingTurnsTests {
   @Test func `no more requests are served at once than the limit, and all in their order`() throws {
     let target = SlowTarget()
-    try serve(target, limit: 2) { worker in
-      for tag in 0..<8 { worker.startServing(tag) }
+    try serve(target, limit: 2) { source in
+      for slot in 0..<8 { source.requests.start(BlockRequest(.flush), slot: slot, for: source) }
     }
     #expect(target.seen.withLock { $0.most } == 2)
     #expect(target.seen.withLock { $0.slots } == Array(0..<8))
@@ -22,9 +16,10 @@ import Uring
 
   @Test func `a request that holds a range does not wait for its turn`() throws {
     let target = SlowTarget()
-    try serve(target, limit: 1) { worker in
-      for tag in 0..<7 { worker.startServing(tag) }
-      worker.startServing(7, holdsRange: true)
+    let write = BlockRequest(.write, length: 512)
+    try serve(target, limit: 1) { source in
+      for slot in 0..<7 { source.requests.start(BlockRequest(.flush), slot: slot, for: source) }
+      source.requests.start(write, slot: 7, for: source)
     }
     #expect(target.seen.withLock { $0.most } == 2)
     #expect(target.seen.withLock { $0.slots } == [0, 7, 1, 2, 3, 4, 5, 6])
@@ -40,8 +35,8 @@ import Uring
         await Task.yield()
         return attempt < 3
       }
-    ) { worker in
-      for tag in 0..<8 { worker.startServing(tag) }
+    ) { source in
+      for slot in 0..<8 { source.requests.start(BlockRequest(.flush), slot: slot, for: source) }
     }
     #expect(target.seen.withLock { $0.most } == 2)
     let slots = target.seen.withLock { $0.slots }
@@ -51,42 +46,15 @@ import Uring
 
   private func serve(
     _ target: SlowTarget, limit: Int, retryNoSpace: (@Sendable (Int) async -> Bool)? = nil,
-    _ start: @escaping @Sendable (QueueWorker) -> Void
+    _ start: @escaping @Sendable (ScriptedSource) -> Void
   ) throws {
-    let box = FailureBox()
-    let thread = try WorkerThread(name: "turns") {
-      do {
-        let driver = open("/tmp", O_RDWR | O_CLOEXEC | __O_TMPFILE | O_DIRECTORY, 0o600)
-        defer { close(driver) }
-        guard driver >= 0, ftruncate(driver, 1 << 20) == 0 else { throw Errno(errno) }
-        var stage = WorkerStage.memory
-        let worker = try QueueWorker(
-          Self.setup(driver, target, limit, retryNoSpace), AbandonFlag(), &stage)
-        defer { worker.release() }
-        worker.openTags = 8
-        start(worker)
-        worker.serve()
-      } catch { box.failure.withLock { $0 = error } }
+    var options = RequestDriverOptions()
+    options.servingLimit = limit
+    options.retryNoSpace = retryNoSpace
+    try ScriptedSource.run(target, options: options, start) { source in
+      #expect(source.ends.count == 8 && source.ends.allSatisfy { $0.failure == 0 })
     }
-    thread.join()
-    if let error = box.failure.withLock({ $0 }) { throw error }
   }
-
-  private static func setup(
-    _ driver: Int32, _ target: SlowTarget, _ limit: Int,
-    _ retryNoSpace: (@Sendable (Int) async -> Bool)?
-  ) -> QueueSetup {
-    QueueSetup(
-      queue: 0, depth: 8, maxIOBytes: 65536, usesZeroCopy: false, usesBatches: false,
-      pollLimit: 0, slowPathData: .memory, servingLimit: limit, registeredBuffers: 8,
-      characterDevice: driver, fileDescriptors: [driver], retryNoSpace: retryNoSpace,
-      onTransferFailure: nil, zeroDescriptor: -1, affinity: nil, target: target,
-      counters: QueueCounters(), onLoss: { _ in }, maintenance: nil)
-  }
-}
-
-private final class FailureBox: Sendable {
-  let failure = Mutex<(any Error)?>(nil)
 }
 
 /// Takes some turns of the loop for each request, and notes how many are at it.
@@ -108,9 +76,9 @@ private final class SlowTarget: BlockTarget {
   func plan(
     _ request: BlockRequest, worker: Int, slot: Int,
     into plan: UnsafeMutableBufferPointer<HostTransfer>
-  ) -> PlanResult { .needsService }
+  ) -> PlanResult { .transfers(count: 0) }
 
-  func finish(worker: Int, slot: Int, failed: Bool) -> FinishResult { .done }
+  func finish(worker: Int, slot: Int, failed: Bool) -> FinishResult { .needsService }
 
   func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult {
     seen.withLock {
