@@ -24,9 +24,11 @@ public struct BlockRequest: Sendable {
   ///
   /// Costs one load, which the fields by themselves do not.
   @inlinable public var plainOperation: BlockOperation? {
-    let word = unsafe withUnsafeBytes(of: self) { unsafe $0.loadUnaligned(as: UInt32.self) }
-    let number = UInt32(littleEndian: word)
-    return number < 256 ? BlockOperation(rawValue: UInt8(truncatingIfNeeded: number)) : nil
+    @inline(__always) get {
+      let word = unsafe withUnsafeBytes(of: self) { unsafe $0.loadUnaligned(as: UInt32.self) }
+      let number = UInt32(littleEndian: word)
+      return number < 256 ? BlockOperation(rawValue: UInt8(truncatingIfNeeded: number)) : nil
+    }
   }
 
   @inlinable public init(

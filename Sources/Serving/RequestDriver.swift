@@ -71,6 +71,11 @@ public final class RequestDriver: @unchecked Sendable {  // why: confined to its
     unsafe turns.deallocate()
   }
 
+  /// The size of the disk in bytes; a call, since inlined it would cost a retain.
+  public var size: UInt64 {
+    @inline(never) get { target.size }
+  }
+
   /// The number of requests that have started and not ended.
   @inlinable public var inFlight: Int { unsafe running.pointee }
 

@@ -33,7 +33,9 @@ public struct UserData: Equatable, Sendable {
       | UInt64(UInt32(truncatingIfNeeded: slot))
   }
 
-  @inlinable public var kind: Kind { Kind(rawValue: UInt8(word >> 56)) ?? .ignored }
+  @inlinable public var kind: Kind {
+    @inline(__always) get { Kind(rawValue: UInt8(word >> 56)) ?? .ignored }
+  }
   @inlinable public var slot: Int { Int(UInt32(truncatingIfNeeded: word)) }
   @inlinable public var part: Int { Int(UInt16(truncatingIfNeeded: word >> 32)) }
 }

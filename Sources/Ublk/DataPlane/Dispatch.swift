@@ -9,7 +9,7 @@ extension QueueWorker {
   func dispatch(_ tag: Int, _ descriptor: IODescriptor) {
     unsafe tags[tag].phase = .serving
     do throws(Errno) {
-      var request = try descriptor.request(size: requests.target.size, maxIOBytes: setup.maxIOBytes)
+      var request = try descriptor.request(size: requests.size, maxIOBytes: setup.maxIOBytes)
       request.data = data(tag, of: request)
       unsafe tags[tag].needsUserCopy = false
       if setup.usesZeroCopy && descriptor.lacksRegisteredBuffer {
@@ -27,7 +27,7 @@ extension QueueWorker {
   }
 
   /// Where the data of the request in `tag` lies.
-  private func data(_ tag: Int, of request: BlockRequest) -> DataBuffer {
+  @inline(__always) private func data(_ tag: Int, of request: BlockRequest) -> DataBuffer {
     guard request.operation == .read || request.operation == .write else { return .none }
     let count = Int(request.length)
     if setup.usesZeroCopy { return DataBuffer(registered: Int32(tag), offset: 0, count: count) }

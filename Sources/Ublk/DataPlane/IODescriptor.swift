@@ -26,7 +26,7 @@ package struct IODescriptor: Sendable {
   /// - Returns: A request whose range is wholly on the device.
   /// - Throws: EINVAL for an operation that the driver should not send, EIO for a range that is
   ///   not wholly on the device.
-  @inlinable package func request(
+  @inlinable @inline(__always) package func request(
     size: UInt64, maxIOBytes: Int
   ) throws(Errno) -> BlockRequest {
     let length = UInt64(sectors) * 512
