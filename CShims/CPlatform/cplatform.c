@@ -45,12 +45,6 @@ static _Thread_local uint64_t thread_ranks;
 uint64_t qublk_thread_ranks(void) { return thread_ranks; }
 void qublk_set_thread_ranks(uint64_t ranks) { thread_ranks = ranks; }
 
-uint64_t qublk_monotonic_milliseconds(void) {
-  struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
-
 // MARK: Threads
 
 int qublk_thread_id(void) { return (int)syscall(SYS_gettid); }

@@ -39,16 +39,16 @@ public struct FutexLock: ~Copyable, Sendable {
   #if LOCK_STATISTICS
     @usableFromInline func lockCounted() {
       if !word.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged {
-        let start = NanosecondClock.now()
+        let start = MonotonicClock.nanoseconds()
         lockContended()
-        LockStatistics.noteWait(rank, nanoseconds: NanosecondClock.now() &- start)
+        LockStatistics.noteWait(rank, nanoseconds: MonotonicClock.nanoseconds() &- start)
       }
-      taken.store(NanosecondClock.now(), ordering: .relaxed)
+      taken.store(MonotonicClock.nanoseconds(), ordering: .relaxed)
     }
 
     @usableFromInline func unlockCounted() {
       let start = taken.load(ordering: .relaxed)
-      let end = NanosecondClock.now()
+      let end = MonotonicClock.nanoseconds()
       if word.exchange(0, ordering: .releasing) == 2 { wakeOne() }
       LockStatistics.noteHold(rank, nanoseconds: end &- start)
     }

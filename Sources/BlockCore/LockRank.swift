@@ -6,7 +6,7 @@ import CPlatform
 /// Debug builds keep the ranks that the thread holds in a thread-local bit set and trap on a lock
 /// taken out of order; release builds keep nothing.
 public enum LockRank: UInt8, Sendable {
-  case flushRound, allocator, inFlight, slice, leaf
+  case flushRound, inFlight, slice, leaf
 
   public func willLock() {
     let held = qublk_thread_ranks()

@@ -6,8 +6,8 @@ import Synchronization
 /// An open qcow2 image: guest requests in, host I/O out, from any number of workers at once.
 ///
 /// Workers share the L1 table, the slice caches, the allocator, the in-flight table and the flush
-/// coordinator; each has an arena of host clusters of its own. Lock order: flush round → allocator
-/// → in-flight stripe → slice stripe → leaf; no lock is held across I/O.
+/// coordinator; each has an arena of host clusters of its own. Lock order: flush round → in-flight
+/// stripe → slice stripe → leaf; no lock is held across I/O.
 package final class Image: BlockTarget {
   package let geometry: ClusterGeometry
   /// The header as it was when the image was opened.
@@ -133,7 +133,7 @@ package final class Image: BlockTarget {
     if options.readOnly || health.hasLostSync { return }
     let since = dirtySince.load(ordering: .relaxed)
     let age = UInt64(options.dirtyAgeMilliseconds)
-    if since != 0 && MonotonicClock.milliseconds() &- since >= age {
+    if since != 0 && MonotonicClock.coarseMilliseconds() &- since >= age {
       do { try await flush() } catch { await report(error, of: BlockRequest(.flush)) }
     }
     if health.isCorrupt { return }
@@ -144,7 +144,7 @@ package final class Image: BlockTarget {
     await changes?.maintain()
     let rounds = flusher.rounds.load(ordering: .relaxed)
     if let lazy = flusher.lazy, dirtySince.load(ordering: .relaxed) == 0,
-      lazy.isWorthClearing(rounds: rounds, now: MonotonicClock.milliseconds())
+      lazy.isWorthClearing(rounds: rounds, now: MonotonicClock.coarseMilliseconds())
     {
       try? await flusher.clean()
     }
@@ -197,7 +197,7 @@ package final class Image: BlockTarget {
   /// Notes that some table in memory is ahead of the host file.
   func noteDirty() {
     if dirtySince.load(ordering: .relaxed) == 0 {
-      dirtySince.store(MonotonicClock.milliseconds(), ordering: .relaxed)
+      dirtySince.store(MonotonicClock.coarseMilliseconds(), ordering: .relaxed)
     }
   }
 

@@ -1,3 +1,4 @@
+import BlockCore
 import Synchronization
 
 /// What an open image has done and holds in memory, at one moment.
@@ -51,7 +52,7 @@ extension Image {
     statistics.refcounts = allocator.refcounts.cache.statistics
     statistics.flushRounds = flusher.rounds.load(ordering: .relaxed)
     let since = dirtySince.load(ordering: .relaxed)
-    let now = MonotonicClock.milliseconds()
+    let now = MonotonicClock.coarseMilliseconds()
     statistics.dirtyMilliseconds = since == 0 || since > now ? 0 : now - since
     statistics.reservedClusters = allocator.reserved.load(ordering: .relaxed)
     statistics.returnedClusters = allocator.returned.load(ordering: .relaxed)

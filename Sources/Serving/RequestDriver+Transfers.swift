@@ -32,6 +32,7 @@ extension RequestDriver {
   @inlinable public func transferred<Source: RequestSource>(
     _ slot: Int, part: Int, result: Int32, for source: Source
   ) {
+    unsafe assert(states[slot].pending > 0, "a transfer comes back that nobody waits for")
     if unsafe result == Int32(bitPattern: plans[slot * Self.planCapacity + part].length) {
       endTransfer(slot, source)
     } else {

@@ -114,6 +114,7 @@ public final class RequestDriver: @unchecked Sendable {  // why: confined to its
   @inlinable @inline(__always) func begin<Source: RequestSource>(
     _ request: BlockRequest, _ slot: Int, _ source: Source
   ) {
+    assert(slots.contains(slot), "there is no such slot")
     counters.arrivals.add()
     unsafe running.pointee &+= 1
     unsafe states[slot].request = request

@@ -6,6 +6,7 @@ extension WorkerLoop {
   /// Call from a task that runs on this loop's executor. -EAGAIN if 65536 operations are already
   /// in flight.
   public func perform(_ entry: SubmissionEntry) async -> Int32 {
+    assertOwnThread()
     guard slots.hasRoom() else { return -Errno.again.code }
     counters.note(entry)
     return unsafe await withUnsafeContinuation { continuation in
@@ -20,6 +21,7 @@ extension WorkerLoop {
   /// - Returns: Whether the time has passed; false means that the worker is about to end.
   @discardableResult
   public func sleep(milliseconds: Int) async -> Bool {
+    assertOwnThread()
     guard !sleepsHaveEnded, slots.hasRoom() else { return !sleepsHaveEnded }
     let result: Int32 = unsafe await withUnsafeContinuation { continuation in
       let index = unsafe slots.take(continuation)

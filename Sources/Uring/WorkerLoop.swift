@@ -43,7 +43,7 @@ public final class WorkerLoop: @unchecked Sendable {
   public var zeroFile: RingFile?
   /// What the loop has done.
   public let counters: LoopCounters
-  /// When the kernel last handed out completions, by ``NanosecondClock``.
+  /// When the kernel last handed out completions, by ``MonotonicClock``.
   @inlinable public var now: UInt64 { unsafe clock.pointee }
   /// Behind a pointer, it is read without a check of exclusive access, of which requests make several.
   @usableFromInline let clock: UnsafeMutablePointer<UInt64>
@@ -95,10 +95,16 @@ public final class WorkerLoop: @unchecked Sendable {
     unsafe clock.deallocate()
   }
 
+  /// Traps in debug builds on any thread but the loop's own.
+  @inlinable func assertOwnThread() {
+    assert(WorkerLoop.current === self, "a loop is used on a thread that is not its own")
+  }
+
   /// Takes turns until `handler` is finished.
   ///
   /// It is asked after the jobs of a turn have run and before the sleep: either may be the last.
   @inlinable public func run(_ handler: some CompletionHandler) {
+    assertOwnThread()
     while true {
       executor.runReadyJobs()
       handler.endTurn()
@@ -144,7 +150,7 @@ public final class WorkerLoop: @unchecked Sendable {
   private func pollAndEnter() {
     defer { noteTurn() }
     guard !executor.hasJobs else { return ring.enter(waitingFor: 0) }
-    let start = NanosecondClock.now()
+    let start = MonotonicClock.nanoseconds()
     let polls = poll.window > 0
     if polls {
       // What is looked for comes of what has been submitted.
@@ -161,7 +167,7 @@ public final class WorkerLoop: @unchecked Sendable {
     } else {
       ring.enter(waitingFor: 0)
     }
-    poll.noteSleep(NanosecondClock.now() &- start, polled: polls)
+    poll.noteSleep(MonotonicClock.nanoseconds() &- start, polled: polls)
   }
 
   /// Looks for completions, and jobs of other threads, for as long as it is worth it; makes no system call.
@@ -174,7 +180,7 @@ public final class WorkerLoop: @unchecked Sendable {
         if isFound { break }
         qublk_relax()
       }
-      time = NanosecondClock.now() &- start
+      time = MonotonicClock.nanoseconds() &- start
     } while !isFound && time < poll.window
     counters.pollNanoseconds.add(time)
     if isFound {
@@ -192,7 +198,7 @@ public final class WorkerLoop: @unchecked Sendable {
   }
 
   /// Brings ``now`` up to date, for work that takes longer than a turn should.
-  public func readClock() { unsafe clock.pointee = NanosecondClock.now() }
+  public func readClock() { unsafe clock.pointee = MonotonicClock.nanoseconds() }
 
   @usableFromInline func armWake() {
     var entry = unsafe SubmissionEntry.read(

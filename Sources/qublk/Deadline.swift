@@ -1,3 +1,4 @@
+import BlockCore
 import Glibc
 
 /// A moment in monotonic time, after which waiting is over; a negative distance is now.
@@ -14,11 +15,7 @@ struct Deadline {
     return now >= nanoseconds ? 0 : Int32(clamping: (nanoseconds - now) / 1_000_000 + 1)
   }
 
-  private static var now: UInt64 {
-    var time = timespec()
-    unsafe clock_gettime(CLOCK_MONOTONIC, &time)
-    return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
-  }
+  private static var now: UInt64 { MonotonicClock.nanoseconds() }
 }
 
 /// Asks `condition` every few milliseconds until it holds.

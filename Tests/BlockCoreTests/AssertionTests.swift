@@ -12,9 +12,9 @@ struct AssertionTests {
   @Test func locksAreKeptInOrder() async {
     await #expect(processExitsWith: .failure) {
       let leaf = FutexLock(.leaf)
-      let allocator = FutexLock(.allocator)
+      let ranges = FutexLock(.inFlight)
       leaf.lock()
-      allocator.lock()
+      ranges.lock()
     }
   }
 }

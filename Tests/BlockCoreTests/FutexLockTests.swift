@@ -32,7 +32,7 @@ import Testing
 
   @Test("Locks of rising rank nest")
   func risingRanksNest() {
-    let outer = FutexLock(.allocator)
+    let outer = FutexLock(.inFlight)
     let inner = FutexLock(.slice)
     for _ in 0..<2 { #expect(outer.withLock { inner.withLock { 7 } } == 7) }
   }

@@ -9,9 +9,9 @@ import Uring
 @Suite struct ControlTests {
   @Test func `a command that is never answered costs its deadline and no more`() throws {
     let request = CommandRequest(.startDevice, device: 0)
-    let start = qublk_monotonic_milliseconds()
+    let start = MonotonicClock.milliseconds()
     #expect(request.wait(milliseconds: 30) == nil)
-    let waited = qublk_monotonic_milliseconds() - start
+    let waited = MonotonicClock.milliseconds() - start
     #expect(waited >= 30 && waited < 10_000)
     request.complete(-5)
     #expect(request.wait(milliseconds: 0) == -5)

@@ -48,8 +48,8 @@ final class TestWorker: @unchecked Sendable {
   func post(until isEnough: @escaping @Sendable () -> Bool) throws {
     let executor = loop.executor
     try WorkerThread(name: "poster") {
-      let end = qublk_monotonic_milliseconds() + 60_000
-      while !isEnough(), qublk_monotonic_milliseconds() < end {
+      let end = MonotonicClock.milliseconds() + 60_000
+      while !isEnough(), MonotonicClock.milliseconds() < end {
         Task(executorPreference: executor) {}
         usleep(20)
       }
@@ -141,10 +141,10 @@ private final class CountingHandler: CompletionHandler {
   {
     let worker = try TestWorker(pollLimit: pollLimit)
     defer { worker.end() }
-    let start = qublk_monotonic_milliseconds()
+    let start = MonotonicClock.milliseconds()
     let full = await worker.run { await WorkerLoop.current?.sleep(milliseconds: 30) }
     #expect(full == true)
-    #expect(qublk_monotonic_milliseconds() - start >= 30)
+    #expect(MonotonicClock.milliseconds() - start >= 30)
     async let long = worker.run { await WorkerLoop.current?.sleep(milliseconds: 60_000) }
     usleep(20_000)
     await worker.run { WorkerLoop.current?.endSleeps() }
@@ -250,5 +250,16 @@ private final class Box<T>: @unchecked Sendable { var value: T? }
       }
     }
     #expect(same)
+  }
+}
+
+/// A loop belongs to the thread that made it: others trap in debug builds.
+struct WorkerLoopAssertionTests {
+  @Test func aLoopIsForItsOwnThread() async {
+    await #expect(processExitsWith: .failure) {
+      let loop = try WorkerLoop(entries: 8, completions: 16)
+      loop.leaveThread()
+      loop.assertOwnThread()
+    }
   }
 }

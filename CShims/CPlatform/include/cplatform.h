@@ -21,9 +21,6 @@ void qublk_set_thread_context(void *context);
 uint64_t qublk_thread_ranks(void);
 void qublk_set_thread_ranks(uint64_t ranks);
 
-// Milliseconds of CLOCK_MONOTONIC.
-uint64_t qublk_monotonic_milliseconds(void);
-
 // MARK: Threads
 
 // The kernel's id of the calling thread.

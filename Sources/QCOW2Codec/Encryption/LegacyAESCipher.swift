@@ -5,8 +5,8 @@
 /// Any passphrase opens any image; a wrong one reads as noise.
 ///
 /// Source: qcow2 specification, "Data encryption"; the key's length is what QEMU uses.
-@safe package final class LegacyAESCipher: SectorCipher {
-  private let transform: SectorTransform
+@safe package final class LegacyAESCipher: TransformCipher {
+  let transform: SectorTransform
   private static let suite = CipherSuite(.aes128, .cbc, .plain64)
 
   /// - Parameter passphrase: Its first 16 bytes are the key; a shorter one is padded with zeros.
@@ -21,15 +21,4 @@
   }
 
   package var ivBasis: IVBasis { .guest }
-
-  package func encrypt(
-    _ source: UnsafeRawPointer, into target: UnsafeMutableRawPointer, count: Int,
-    firstSector: UInt64
-  ) {
-    unsafe transform.run(.encrypt, source, into: target, count: count, firstSector: firstSector)
-  }
-
-  package func decrypt(_ bytes: UnsafeMutableRawPointer, count: Int, firstSector: UInt64) {
-    unsafe transform.run(.decrypt, bytes, into: bytes, count: count, firstSector: firstSector)
-  }
 }

@@ -154,6 +154,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   /// Never shortens it: in a file that was cut there may be data beyond its end, and beyond the
   /// clusters that have a refcount, which is being written at this very moment.
   func growFile(over cluster: UInt64) async throws(ImageError) {
+    mutex.assertHeld()
     try await storage.extend(to: geometry.start(ofHostCluster: cluster + 1).bytes)
   }
 
@@ -284,6 +285,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
 
   /// Lowers refcounts; call with `mutex` held.
   func decrement(_ clusters: Range<UInt64>) async throws(ImageError) {
+    mutex.assertHeld()
     let order = geometry.refcountOrder
     var next = clusters.lowerBound
     while next < clusters.upperBound {
@@ -328,9 +330,11 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     return try unsafe await refcounts.cache.lookAt(key, storage: storage, body)
   }
 
+  /// Looks at, or changes, the slice of refcounts that has `cluster`; call with `mutex` held.
   func withSlice<R>(
     of cluster: UInt64, _ body: (UnsafeMutableRawPointer) -> (R, changed: Bool)
   ) async throws(ImageError) -> R {
+    mutex.assertHeld()
     guard let key = try refcounts.sliceKey(of: cluster) else {
       throw .refcountRange(cluster: cluster)
     }

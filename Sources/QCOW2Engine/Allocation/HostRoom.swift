@@ -44,6 +44,7 @@ struct HostRoom {
 extension ClusterAllocator {
   /// Before the first reservation: sees to the tables' storage and to what a killed session left.
   func prepare() async throws(ImageError) {
+    mutex.assertHeld()
     if room.isPrepared { return }
     for table in room.tables {
       let (start, length) = (HostOffset(table.lowerBound), UInt64(table.count))
@@ -112,6 +113,7 @@ extension ClusterAllocator {
   /// - Returns: The clusters to be handed out, at least 1. The host has room for all of them, but perhaps
   ///   not for a single one: its write shows that.
   func extendFile(over free: Range<UInt64>) async throws(ImageError) -> UInt64 {
+    mutex.assertHeld()
     let start = geometry.start(ofHostCluster: free.lowerBound)
     var count = min(UInt64(free.count), room.mostAtOnce)
     room.end = max(room.end, free.lowerBound + count)

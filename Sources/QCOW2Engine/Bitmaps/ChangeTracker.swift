@@ -131,7 +131,7 @@ final class ChangeTracker: @unchecked Sendable {  // why: `lock` and `mutex` gua
   func maintain() async {
     if isSettling.exchange(true, ordering: .acquiringAndReleasing) { return }
     defer { isSettling.store(false, ordering: .releasing) }
-    let now = MonotonicClock.milliseconds()
+    let now = MonotonicClock.coarseMilliseconds()
     let seen = news.load(ordering: .relaxed)
     if seen != quiet.news { quiet = (seen, now) }
     guard now &- quiet.since >= quietMilliseconds else { return }

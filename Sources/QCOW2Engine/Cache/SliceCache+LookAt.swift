@@ -19,12 +19,9 @@ extension SliceCache {
       switch unsafe lookUp(key, { bytes in unsafe (body(bytes), changed: false) }) {
       case .done(let result): return result
       case .load(let slot, let memory):
-        let target = unsafe DataBuffer(memory: memory, count: sliceSize)
-        do { try await storage.read(into: target, at: key) } catch {
-          abandon(key, slot)
-          throw error
+        return unsafe try await load(key, slot, memory, storage) { bytes in
+          unsafe (body(bytes), changed: false)
         }
-        return unsafe finishLoading(key, slot) { bytes in unsafe (body(bytes), changed: false) }
       case .wait(let version): await waitForChange(key, since: version)
       case .full:
         let copy = IOBuffer(count: sliceSize)

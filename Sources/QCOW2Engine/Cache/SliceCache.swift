@@ -145,17 +145,25 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
       switch unsafe lookUp(key, body) {
       case .done(let result): return result
       case .load(let slot, let memory):
-        // Only this task may touch the memory while the slot is `loading`.
-        let target = unsafe DataBuffer(memory: memory, count: sliceSize)
-        do { try await storage.read(into: target, at: key) } catch {
-          abandon(key, slot)
-          throw error
-        }
-        return unsafe finishLoading(key, slot, body)
+        return unsafe try await load(key, slot, memory, storage, body)
       case .wait(let version): await waitForChange(key, since: version)
       case .full: try await makeRoom()
       }
     }
+  }
+
+  /// Reads the slice into the slot that ``lookUp(_:_:)`` has claimed for it, and runs `body` on it.
+  func load<R>(
+    _ key: HostOffset, _ slot: Int, _ memory: UnsafeMutableRawPointer, _ storage: ImageStorage,
+    _ body: (UnsafeMutableRawPointer) -> (R, changed: Bool)
+  ) async throws(ImageError) -> R {
+    // Only this task may touch the memory while the slot is `loading`.
+    let target = unsafe DataBuffer(memory: memory, count: sliceSize)
+    do { try await storage.read(into: target, at: key) } catch {
+      abandon(key, slot)
+      throw error
+    }
+    return unsafe finishLoading(key, slot, body)
   }
 
   @safe

@@ -97,6 +97,7 @@ final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
 
   /// Changes an entry and marks its sector dirty, in that order.
   func store(_ value: UInt64, at index: Int) {
+    assert(index >= 0 && index < count, "an entry behind the end of its table is changed")
     unsafe entries[index].store(value, ordering: .releasing)
     markDirty(sector: index / Self.entriesPerSector)
   }

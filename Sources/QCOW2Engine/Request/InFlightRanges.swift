@@ -63,6 +63,7 @@ final class InFlightRanges: @unchecked Sendable {  // why: each stripe's lock gu
     let stripe = stripe(range)
     let waiters = unsafe stripe.withLock { state in
       let index = state.held.find(range)
+      assert(index >= 0, "a range is given back that nobody holds")
       if index >= 0 { state.held.remove(at: index) }
       return unsafe state.waiters.takeAll()
     }
@@ -104,6 +105,7 @@ final class InFlightRanges: @unchecked Sendable {  // why: each stripe's lock gu
     var unused: UInt64?
     let waiters = unsafe stripe.withLock { state -> [UnsafeContinuation<Void, Never>] in
       let index = state.held.find(range)
+      assert(index >= 0, "a claim ends that nobody has")
       guard index >= 0 else { return unsafe [] }
       state.held[index].holders &-= 1
       if isPublished { state.held[index].isPublished = true }

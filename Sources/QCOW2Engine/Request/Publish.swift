@@ -4,6 +4,9 @@ import QCOW2Format
 extension Image {
   /// Points the entries of a fill at its run, and lets go of what they pointed at before.
   func publish(_ fill: ClusterFill, _ table: HostOffset) async throws(ImageError) {
+    assert(
+      guestData.isExternal || metadata.firstOverlap(fill.run.start..<fill.run.end) == nil,
+      "an entry is to lead to metadata")
     let freed = try await withEntries(fill.part, table: table) { entries in
       var freed: [ClusterRun] = []
       for index in 0..<Int(fill.run.count) {

@@ -41,6 +41,7 @@ extension Image {
       throw error
     }
     try await headerEditor.setL1Table(at: offset, entries: UInt32(needed))
+    assert(!gate.isOpen, "the L1 table is replaced under requests")
     tables.l1.replace(with: table)
     metadata.moveL1Table(to: run.start..<run.end)
     frees.add(oldRun.count > 0 ? [oldRun] : [])

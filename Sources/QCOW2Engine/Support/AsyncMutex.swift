@@ -38,6 +38,7 @@ final class AsyncMutex: @unchecked Sendable {  // why: `held` and `waiters` are 
   /// Gives the mutex to the longest waiter, or frees it.
   func release() {
     let next = unsafe lock.withLock { () -> UnsafeContinuation<Void, Never>? in
+      assert(held, "a mutex is given back that nobody has")
       if unsafe waiters.isEmpty {
         held = false
         return nil
@@ -46,4 +47,7 @@ final class AsyncMutex: @unchecked Sendable {  // why: `held` and `waiters` are 
     }
     unsafe next?.resume()
   }
+
+  /// Traps in debug builds if nobody has the mutex, which the caller must have.
+  func assertHeld() { assert(lock.withLock { held }, "done without the mutex that guards it") }
 }

@@ -32,6 +32,7 @@ final class RequestGate: @unchecked Sendable {  // why: `lock` guards the lists 
 
   /// Shuts the gate, then waits until no request is in flight.
   func close(_ stamps: RequestStamps) async {
+    assert(isOpen, "the gate is closed twice")
     isShut.store(true, ordering: .sequentiallyConsistent)
     while true {
       let seen = lock.withLock { inside.version }
@@ -42,6 +43,7 @@ final class RequestGate: @unchecked Sendable {  // why: `lock` guards the lists 
 
   /// Lets requests in again.
   func open() {
+    assert(!isOpen, "the gate is opened twice")
     isShut.store(false, ordering: .sequentiallyConsistent)
     wake(\.outside)
   }

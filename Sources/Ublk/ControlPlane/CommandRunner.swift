@@ -44,12 +44,12 @@ final class CommandRequest: @unchecked Sendable {
 
   /// Waits for the result; nil when `milliseconds` have passed without one.
   func wait(milliseconds: Int) -> Int32? {
-    let end = qublk_monotonic_milliseconds() + UInt64(milliseconds)
+    let end = MonotonicClock.milliseconds() + UInt64(milliseconds)
     while true {
       if let result = lock.withLock({ unsafe isDone.pointee == 1 ? self.result : nil }) {
         return result
       }
-      let now = qublk_monotonic_milliseconds()
+      let now = MonotonicClock.milliseconds()
       if now >= end { return nil }
       _ = unsafe qublk_futex_wait_for(isDone, 0, end - now)
     }

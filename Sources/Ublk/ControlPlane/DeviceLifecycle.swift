@@ -218,13 +218,13 @@ private struct DeviceFiles {
 
   /// Opens /dev/ublkcN, which may appear a moment after ADD_DEV, and what zero copy needs.
   mutating func open(_ id: UInt32, zeroCopy: Bool, deadline: Int) throws(UblkError) {
-    let end = qublk_monotonic_milliseconds() + UInt64(deadline)
+    let end = MonotonicClock.milliseconds() + UInt64(deadline)
     repeat {
       character = unsafe Glibc.open("/dev/ublkc\(id)", O_RDWR | O_CLOEXEC)
       if character >= 0 { break }
       let error = Errno(errno)
       let mayAppear = error == .noEntry || error == .busy || error == .accessDenied
-      if !mayAppear || qublk_monotonic_milliseconds() >= end {
+      if !mayAppear || MonotonicClock.milliseconds() >= end {
         throw .noCharacterDevice(id: id, error)
       }
       usleep(5000)

@@ -46,9 +46,9 @@ final class QueueThread: @unchecked Sendable {
 
   /// Waits until the worker serves.
   func waitUntilServing(milliseconds: Int) throws(UblkError) {
-    let end = qublk_monotonic_milliseconds() + UInt64(milliseconds)
+    let end = MonotonicClock.milliseconds() + UInt64(milliseconds)
     while true {
-      let now = qublk_monotonic_milliseconds()
+      let now = MonotonicClock.milliseconds()
       let (seen, failed) = lock.withLock { unsafe (state.pointee, failure) }
       if let failed { throw .worker(queue: queue, failed.stage, failed.error) }
       if seen == State.serving { return }

@@ -70,14 +70,14 @@ final class BenchWorker: CompletionHandler, RingSource, @unchecked Sendable {
 
   /// Makes the whole load; returns when every request has completed.
   ///
-  /// - Returns: The times of the first request and of the last completion, by `NanosecondClock`.
+  /// - Returns: The times of the first request and of the last completion, by `MonotonicClock`.
   func run() -> ClosedRange<UInt64> {
     loop.readClock()
     let start = loop.now
     if let seconds = options.seconds { deadline = start &+ UInt64(seconds * 1e9) }
     startAll()
     loop.run(self)
-    return start...NanosecondClock.now()
+    return start...MonotonicClock.nanoseconds()
   }
 
   /// In place of ``run()``: ends without a request.

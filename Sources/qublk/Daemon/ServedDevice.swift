@@ -22,7 +22,7 @@ final class ServedDevice: @unchecked Sendable {
   private let path: String
   private let monitor: EventMonitor
   /// When counting began.
-  private let start = NanosecondClock.now()
+  private let start = MonotonicClock.nanoseconds()
 
   /// Creates the device and leaves its state; on failure neither is left, and the image is closed.
   init(
@@ -128,7 +128,7 @@ extension ServedDevice {
   /// What the device has done until now; reads counters only.
   private var statistics: DeviceReport {
     DeviceReport(
-      time: NanosecondClock.now(), start: start, image: path,
+      time: MonotonicClock.nanoseconds(), start: start, image: path,
       queues: device.statistics.map(QueueReport.init),
       engine: (disk as? DiskImage)?.engine.statistics.json ?? .null,
       events: monitor.events.summary.json, condition: monitor.condition)

@@ -1,3 +1,4 @@
+import BlockCore
 import CPlatform
 import Glibc
 
@@ -54,9 +55,5 @@ struct StopSignals {
     return "serving until that ends; \(name) again after \(Int(patience)) seconds insists"
   }
 
-  static var now: Double {
-    var time = timespec()
-    unsafe clock_gettime(CLOCK_MONOTONIC, &time)
-    return Double(time.tv_sec) + Double(time.tv_nsec) / 1e9
-  }
+  static var now: Double { Double(MonotonicClock.nanoseconds()) / 1e9 }
 }

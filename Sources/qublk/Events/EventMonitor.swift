@@ -135,7 +135,7 @@ private final class EventWork: @unchecked Sendable {
   @discardableResult
   func look(atEnd: Bool) -> Bool {
     let summary = events.summary
-    let (lines, isBehind) = log.lines(for: summary, now: Double(NanosecondClock.now()) / 1e9)
+    let (lines, isBehind) = log.lines(for: summary, now: Double(MonotonicClock.nanoseconds()) / 1e9)
     for line in lines {
       switch line.level {
       case .error: Log.error(line.text)

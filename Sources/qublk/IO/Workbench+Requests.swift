@@ -4,7 +4,7 @@ import Glibc
 /// The commands that read and write.
 extension Workbench {
   func read(_ read: IORead, from disk: IODisk) async throws(IOFailure) {
-    let start = Self.now()
+    let start = MonotonicClock.nanoseconds()
     var isAsExpected = true
     var dump = IODump(at: read.offset)
     let shows = read.dumps && !read.printing.isQuiet
@@ -15,7 +15,7 @@ extension Workbench {
         if showsAtOnce { unsafe dump.add(bytes) }
       }
     } catch { throw .request(read.name, error) }
-    let time = Self.now() - start
+    let time = MonotonicClock.nanoseconds() - start
     if !isAsExpected {
       IOOutput.write(
         "Pattern verification failed at offset \(read.offset + read.verified.lowerBound), "
@@ -77,11 +77,11 @@ extension Workbench {
     if case .source(let path) = write.content {
       source = try IOSource.read(path, most: write.count)
     }
-    let start = Self.now()
+    let start = MonotonicClock.nanoseconds()
     do throws(Errno) { try await carryOut(write, source, on: disk) } catch {
       throw .request(write.name, error)
     }
-    report("wrote", write.offset, write.count, Self.now() - start, write.printing)
+    report("wrote", write.offset, write.count, MonotonicClock.nanoseconds() - start, write.printing)
   }
 
   private func carryOut(
@@ -133,11 +133,11 @@ extension Workbench {
   }
 
   func discard(_ discard: IODiscard, on disk: IODisk) async throws(IOFailure) {
-    let start = Self.now()
+    let start = MonotonicClock.nanoseconds()
     do throws(Errno) { try await disk.discard(discard.offset, discard.count) } catch {
       throw .request("discard", error)
     }
-    report("discard", discard.offset, discard.count, Self.now() - start, discard.printing)
+    report("discard", discard.offset, discard.count, MonotonicClock.nanoseconds() - start, discard.printing)
   }
 
   private func report(
@@ -149,12 +149,5 @@ extension Workbench {
       IOReport.lines(
         action, offset: offset, count: count, nanoseconds: nanoseconds,
         isForMachines: printing.isForMachines))
-  }
-
-  /// Monotonic time in nanoseconds.
-  private static func now() -> UInt64 {
-    var time = timespec()
-    unsafe clock_gettime(CLOCK_MONOTONIC, &time)
-    return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
   }
 }

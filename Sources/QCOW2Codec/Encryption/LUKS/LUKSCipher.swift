@@ -3,9 +3,9 @@
 /// The sector numbers count the host file's sectors; see ``IVBasis/host``.
 ///
 /// Source: LUKS On-Disk Format Specification 1.2.3; qcow2 specification, "Data encryption".
-@safe package final class LUKSCipher: SectorCipher {
+@safe package final class LUKSCipher: TransformCipher {
   package let header: LUKSPartitionHeader
-  private let transform: SectorTransform
+  let transform: SectorTransform
 
   init(_ header: LUKSPartitionHeader, masterKey: Secret) throws(LUKSError) {
     self.header = header
@@ -48,15 +48,4 @@
   }
 
   package var ivBasis: IVBasis { .host }
-
-  package func encrypt(
-    _ source: UnsafeRawPointer, into target: UnsafeMutableRawPointer, count: Int,
-    firstSector: UInt64
-  ) {
-    unsafe transform.run(.encrypt, source, into: target, count: count, firstSector: firstSector)
-  }
-
-  package func decrypt(_ bytes: UnsafeMutableRawPointer, count: Int, firstSector: UInt64) {
-    unsafe transform.run(.decrypt, bytes, into: bytes, count: count, firstSector: firstSector)
-  }
 }

@@ -1,0 +1,59 @@
+import BlockCore
+import QCOW2Format
+import Testing
+import TestSupport
+
+@testable import QCOW2Engine
+
+/// What comments promise traps in debug builds when it is broken.
+struct EngineAssertionTests {
+  @Test func aMutexIsGivenBackByItsOwnerOnly() async {
+    await #expect(processExitsWith: .failure) { AsyncMutex().release() }
+    await #expect(processExitsWith: .failure) { AsyncMutex().assertHeld() }
+  }
+
+  @Test func aRangeIsGivenBackByItsHolderOnly() async {
+    await #expect(processExitsWith: .failure) { InFlightRanges(groupBits: 4).release(3..<4) }
+    await #expect(processExitsWith: .failure) {
+      _ = InFlightRanges(groupBits: 4).leave(3..<4, isPublished: false)
+    }
+  }
+
+  @Test func aRequestEndsOnce() async {
+    await #expect(processExitsWith: .failure) {
+      let stamps = RequestStamps(workers: 1, slotsPerWorker: 2)
+      stamps.enter(worker: 0, slot: 1)
+      stamps.exit(worker: 0, slot: 1)
+      stamps.exit(worker: 0, slot: 1)
+    }
+  }
+
+  @Test func theGateHasOneCloser() async {
+    await #expect(processExitsWith: .failure) { RequestGate().open() }
+    await #expect(processExitsWith: .failure) {
+      let (gate, stamps) = (RequestGate(), RequestStamps(workers: 1, slotsPerWorker: 1))
+      await gate.close(stamps)
+      await gate.close(stamps)
+    }
+  }
+
+  @Test func refcountsChangeUnderTheAllocatorsMutex() async {
+    await #expect(processExitsWith: .failure) {
+      let bench = Bench(ImageBuilder(), schedule: nil, isImmediate: true)
+      try bench.host.run {
+        let image = try await bench.open()
+        try await image.allocator.decrement(0..<1)
+      }
+    }
+  }
+
+  @Test func anEntryLiesInsideItsTable() async {
+    await #expect(processExitsWith: .failure) {
+      let bytes = [UInt8](repeating: 0, count: 64)
+      let table = try bytes.withUnsafeBytes {
+        try DiskTable(offset: HostOffset(0), bytes: $0, count: 8)
+      }
+      table.store(1, at: 8)
+    }
+  }
+}
