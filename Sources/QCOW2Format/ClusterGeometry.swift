@@ -42,6 +42,21 @@ public struct ClusterGeometry: Equatable, Sendable {
     refcountOrder == 6 ? UInt64.max : (1 << (1 << UInt64(refcountOrder))) &- 1
   }
 
+  /// The number of the refcount block that counts a host cluster: the index of its table entry.
+  @inlinable public func refcountBlock(of cluster: UInt64) -> UInt64 {
+    cluster >> UInt64(refcountBlockBits)
+  }
+  /// The numbers of the refcount blocks that count host clusters.
+  @inlinable public func refcountBlocks(of clusters: Range<UInt64>) -> Range<UInt64> {
+    guard let last = clusters.last else { return 0..<0 }
+    return refcountBlock(of: clusters.lowerBound)..<(refcountBlock(of: last) + 1)
+  }
+  /// The host clusters that a refcount block counts.
+  @inlinable public func clusters(ofRefcountBlock number: UInt64) -> Range<UInt64> {
+    let first = number << UInt64(refcountBlockBits)
+    return first..<(first + refcountBlockEntries)
+  }
+
   /// The guest cluster that holds `offset`.
   @inlinable public func cluster(of offset: GuestOffset) -> UInt64 {
     offset.bytes >> UInt64(clusterBits)

@@ -38,8 +38,8 @@ enum HeaderBytes {
     header.cryptMethod = options.encryption?.cryptMethod ?? 0
     header.l1Size = UInt32(layout.l1Entries)
     header.l1TableOffset = layout.l1Table.bytes
-    header.refcountTableOffset = layout.refcountTable.bytes
-    header.refcountTableClusters = UInt32(layout.refcountTableClusters)
+    header.refcountTableOffset = layout.refcounts.tableOffset.bytes
+    header.refcountTableClusters = UInt32(layout.refcounts.table.count)
     header.refcountOrder = UInt32(options.refcountOrder)
     if options.dataFile != nil { header.incompatible.insert(.externalDataFile) }
     if options.usesZstd { header.incompatible.insert(.compressionType) }
