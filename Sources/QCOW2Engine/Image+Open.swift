@@ -103,8 +103,7 @@ extension Image {
     for index in 0..<l1.count {
       let isMissing = l1.offset.bytes + UInt64(index + 1) * 8 > fileLength
       let entry = isMissing ? .unallocated : L1Entry(raw: l1.load(index))
-      let leadsBeyond = (entry.l2Table?.bytes ?? 0) >= fileLength
-      if isMissing || leadsBeyond { l1.poison(entry.unusable.raw, at: index) }
+      if isMissing || entry.leadsBeyond(fileLength) { l1.poison(entry.unusable.raw, at: index) }
     }
   }
 

@@ -170,12 +170,8 @@ public struct BitmapTableEntry: Equatable, Sendable {
   @inlinable public init(raw: UInt64) { self.raw = raw }
   /// The cluster with the bits; nil if all of them are the same.
   @inlinable public var cluster: HostOffset? {
-    raw & offsetField == 0 ? nil : HostOffset(raw & offsetField)
+    raw & EntryBits.offset == 0 ? nil : HostOffset(raw & EntryBits.offset)
   }
   /// Without a cluster: the bits are ones, not zeros.
   @inlinable public var isAllOnes: Bool { raw & 1 == 1 }
-  /// Bits that must be zero are not.
-  @inlinable public var hasReservedBits: Bool {
-    raw & ~(offsetField | 1) != 0 || (raw & 1 == 1 && raw & offsetField != 0)
-  }
 }

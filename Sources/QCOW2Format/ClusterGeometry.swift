@@ -26,6 +26,9 @@ public struct ClusterGeometry: Equatable, Sendable {
   @inlinable public var clusterSize: UInt64 { 1 << UInt64(clusterBits) }
   /// The mask of the offset inside a cluster.
   @inlinable public var clusterMask: UInt64 { clusterSize &- 1 }
+  /// The bits of an L1 or L2 entry beside the offset of a cluster: flags, reserved bits, and the bits
+  /// of the offset that an aligned one leaves clear.
+  @inlinable public var bitsBesideOffset: UInt64 { ~EntryBits.offset | clusterMask }
   /// log2 of the number of entries in an L2 table.
   @inlinable public var l2Bits: Int { clusterBits &- l2EntryBits }
   /// The number of entries in an L2 table.

@@ -113,10 +113,13 @@ private func bytes(_ fields: [(UInt64, Int)]) -> [UInt8] {
 
   @Test func tableEntriesAreAllOnesOrAClusterButNotBoth() {
     #expect(BitmapTableEntry(raw: 0).cluster == nil)
-    #expect(BitmapTableEntry(raw: 1).isAllOnes && !BitmapTableEntry(raw: 1).hasReservedBits)
+    #expect(BitmapTableEntry(raw: 1).isAllOnes)
     #expect(BitmapTableEntry(raw: 0x10000).cluster == HostOffset(0x10000))
+    for raw: UInt64 in [0, 1, 0x10000] {
+      #expect(BitmapTableEntry(raw: raw).faults(geometry).isEmpty)
+    }
     for raw: UInt64 in [2, 1 << 8, 1 << 56, 1 << 63, 0x10001] {
-      #expect(BitmapTableEntry(raw: raw).hasReservedBits)
+      #expect(BitmapTableEntry(raw: raw).faults(geometry) == .reservedBits)
     }
   }
 }

@@ -46,13 +46,12 @@ final class RefcountStore: @unchecked Sendable {  // why: `tableBox` is swapped 
     guard index < UInt64(table.count) else { return nil }
     let entry = RefcountTableEntry(raw: table.load(Int(index)))
     guard let block = entry.block else { return nil }
-    if entry.hasReservedBits || block.bytes & geometry.clusterMask != 0
-      || block.bytes >= FormatLimit.hostOffset
-    {
+    let faults = entry.faults(geometry, fileLength: FormatLimit.hostOffset)
+    guard faults.isEmpty else {
       throw .format(
         .badEntry(
           name: "refcount table entry", index: index, value: entry.raw,
-          problem: entry.hasReservedBits ? .reservedBits : .unaligned))
+          problem: faults.contains(.reservedBits) ? .reservedBits : .unaligned))
     }
     let inBlock = cluster & (geometry.refcountBlockEntries &- 1)
     let byte = (inBlock << UInt64(geometry.refcountOrder)) >> 3

@@ -184,27 +184,18 @@ struct BitmapLoader {
     for index in 0..<Int(entry.tableSize) {
       let raw = unsafe buffer.base.be64(index * 8)
       let found = BitmapTableEntry(raw: raw)
+      if let problem = found.faults(geometry, fileLength: fileLength).first {
+        return .failure(bad(raw, index, problem == .beyondEnd ? .beyondLimit : problem))
+      }
       if let cluster = found.cluster {
-        if let problem = check(found, cluster, index) { return .failure(problem) }
         if let problem = try await claim(cluster, geometry.clusterSize) {
           return .failure(problem)
         }
         claimed.append(clusters(cluster, geometry.clusterSize))
-      } else if found.hasReservedBits {
-        return .failure(bad(raw, index, .reservedBits))
       }
       entries.append(raw)
     }
     return .success(entries)
-  }
-
-  private func check(
-    _ entry: BitmapTableEntry, _ cluster: HostOffset, _ index: Int
-  ) -> BitmapProblem? {
-    if entry.hasReservedBits { return bad(entry.raw, index, .reservedBits) }
-    if cluster.bytes & geometry.clusterMask != 0 { return bad(entry.raw, index, .unaligned) }
-    if cluster.bytes >= fileLength { return bad(entry.raw, index, .beyondLimit) }
-    return nil
   }
 
   private func bad(_ raw: UInt64, _ index: Int, _ problem: OffsetProblem) -> BitmapProblem {

@@ -13,16 +13,16 @@ extension ImageCheck {
     for (number, entry) in refcounts.table.enumerated() where entry.raw != 0 {
       let index = UInt64(number)
       let place = EntryPlace.refcountTable(index: index)
-      guard !entry.hasReservedBits else {
+      let faults = entry.faults(geometry, fileLength: head.fileLength)
+      guard !faults.contains(.reservedBits), let block = entry.block else {
         found(.reservedBits(entry: place, raw: entry.raw))
         continue
       }
-      guard let block = entry.block else { continue }
-      guard block.bytes & geometry.clusterMask == 0 else {
+      guard !faults.contains(.unaligned) else {
         found(.unaligned(use: .refcountBlock, offset: block, entry: place))
         continue
       }
-      guard block.bytes < head.fileLength else {
+      guard !faults.contains(.beyondEnd) else {
         found(
           .beyondEnd(use: .refcountBlock, offset: block, length: geometry.clusterSize))
         continue

@@ -36,9 +36,8 @@ final class RefcountReader {
   /// Where the block with number `index` lies.
   func block(_ index: UInt64) -> Block {
     guard index < UInt64(table.count), let offset = table[Int(index)].block else { return .none }
-    guard offset.bytes & geometry.clusterMask == 0, offset.bytes <= Self.mostOffset else {
-      return .unreadable
-    }
+    let isUnaligned = table[Int(index)].faults(geometry).contains(.unaligned)
+    if isUnaligned || offset.bytes > Self.mostOffset { return .unreadable }
     return .at(offset)
   }
 
