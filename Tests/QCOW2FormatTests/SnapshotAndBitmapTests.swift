@@ -80,10 +80,7 @@ private func bytes(_ fields: [(UInt64, Int)]) -> [UInt8] {
     let raw = bytes([
       (table, 8), (size, 4), (flags, 4), (type, 1), (granularity, 1), (name, 2), (extra, 4),
     ])
-    let entry = raw.withUnsafeBytes { buffer in
-      guard let base = buffer.baseAddress else { preconditionFailure("not empty") }
-      return BitmapEntry(parsing: base)
-    }
+    let entry = BitmapEntry(parsing: raw.span)
     #expect(entry.length == (24 + name + extra + 7) / 8 * 8)
     try entry.validate(geometry, diskSize: diskSize)
   }
@@ -109,6 +106,57 @@ private func bytes(_ fields: [(UInt64, Int)]) -> [UInt8] {
     #expect(throws: FormatError.self) { try entry(name: 0) }
     #expect(throws: FormatError.self) { try entry(name: 1024) }
     #expect(throws: FormatError.self) { try entry(diskSize: UInt64(Int64.max)) }
+  }
+
+  /// The bytes of an entry, padding included; what is not named is zero.
+  private func item(_ name: String, extra: Int = 0, nameLength: Int? = nil) -> [UInt8] {
+    let count = nameLength ?? name.utf8.count
+    let fixed = bytes([
+      (0x60000, 8), (1, 4), (2, 4), (1, 1), (16, 1), (UInt64(count), 2), (UInt64(extra), 4),
+    ])
+    let all = fixed + [UInt8](repeating: 0xee, count: extra) + Array(name.utf8)
+    return all + [UInt8](repeating: 0, count: (8 - all.count % 8) % 8)
+  }
+
+  private func directory(
+    _ raw: [UInt8], count: UInt64, judge: (BitmapEntry) throws(FormatError) -> Void = { _ in }
+  ) throws(FormatError) -> BitmapDirectory {
+    let location = try BitmapsExtension(
+      parsing: bytes([(count, 4), (0, 4), (UInt64(raw.count), 8), (0x50000, 8)]).span)
+    return try BitmapDirectory(parsing: raw.span, location, judge: judge)
+  }
+
+  @Test func theDirectoryIsReadEntryByEntry() throws {
+    let raw = item("a") + item("second", extra: 5) + item("x\0y")
+    let directory = try directory(raw, count: 3)
+    let found = directory.items
+    #expect(found.map(\.name) == ["a", "second", "x"])
+    #expect(found.map(\.position) == [0, 32, 72])
+    #expect(found.map(\.entry.extraLength) == [0, 5, 0])
+    #expect(directory.flags(of: found[1]) == HostOffset(0x50000 + 32 + 12))
+    var changed = raw
+    var span = changed.mutableSpan
+    found[1].entry.flags.union(.inUse).write(into: &span, at: 32 + 12)
+    let expected = Array(raw[..<44]) + [0, 0, 0, 3] + Array(raw[48...])
+    #expect(changed == expected)
+  }
+
+  @Test func aDirectoryThatIsNotFilledIsRefused() throws {
+    let raw = item("a") + item("b")
+    #expect(throws: FormatError.self) { try directory(raw, count: 1) }
+    #expect(throws: FormatError.self) { try directory(raw, count: 3) }
+    for cut in 1..<raw.count {
+      #expect(throws: FormatError.self) { try directory(Array(raw[..<cut]), count: 2) }
+    }
+    let long = item("a", nameLength: 9)
+    #expect(throws: FormatError.self) { try directory(long, count: 1) }
+    #expect(throws: FormatError.notQCOW2(magic: 1)) {
+      try directory(raw + [1], count: 2) { _ throws(FormatError) in throw .notQCOW2(magic: 1) }
+    }
+    let location = try BitmapsExtension(
+      parsing: bytes([(1, 4), (0, 4), (32, 8), (0x50000, 8)]).span)
+    try location.requireInside(fileLength: 0x50020)
+    #expect(throws: FormatError.self) { try location.requireInside(fileLength: 0x5001f) }
   }
 
   @Test func tableEntriesAreAllOnesOrAClusterButNotBoth() {

@@ -38,7 +38,7 @@ extension ImageCheck {
   }
 
   private func checkBitmaps(_ location: BitmapsExtension) throws(ToolError) {
-    let bitmaps: [Bitmap]
+    let bitmaps: [BitmapDirectory.Item]
     do throws(ToolError) { bitmaps = try BitmapList.read(bytes, head, location) } catch {
       guard case .format(let problem) = error else { throw error }
       found(.bitmaps(problem))
