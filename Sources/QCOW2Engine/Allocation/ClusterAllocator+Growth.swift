@@ -68,8 +68,7 @@ extension ClusterAllocator {
     if freshFrom != UInt64.max { freshFrom = max(freshFrom, place.upperBound) }
     try await plan.write(growing: old, to: storage)
     try await storage.sync()
-    try await headerEditor.setRefcountTable(
-      at: plan.tableOffset, clusters: UInt64(plan.table.count))
+    try await headerEditor.setRefcountTable(plan)
     for block in plan.blocks { metadata.tables.insert(block) }
     room.storedBlocks.formUnion(plan.numbers)
     metadata.moveRefcountTable(to: plan.table)

@@ -43,7 +43,7 @@ struct NewRefcounts {
     try file.sync()
     let snapshots = scan.newSnapshotTable
     try HeaderSector(file).setRefcountTable(
-      at: plan.tableOffset, clusters: UInt64(plan.table.count),
+      plan,
       snapshotTable: snapshots.isEmpty
         ? nil : geometry.start(ofHostCluster: snapshots.lowerBound))
   }
