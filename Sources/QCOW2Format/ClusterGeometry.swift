@@ -49,6 +49,10 @@ public struct ClusterGeometry: Equatable, Sendable {
   @inlinable public func refcountBlock(of cluster: UInt64) -> UInt64 {
     cluster >> UInt64(refcountBlockBits)
   }
+  /// The index of a host cluster's refcount in its block.
+  @inlinable public func indexInRefcountBlock(of cluster: UInt64) -> Int {
+    Int(cluster & (refcountBlockEntries &- 1))
+  }
   /// The numbers of the refcount blocks that count host clusters.
   @inlinable public func refcountBlocks(of clusters: Range<UInt64>) -> Range<UInt64> {
     guard let last = clusters.last else { return 0..<0 }

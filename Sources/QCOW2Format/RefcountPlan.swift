@@ -62,7 +62,7 @@ public struct RefcountPlan: Equatable, Sendable {
     let wanted = max(entries + entries / 2, number + 1) + 1
     let (count, tableClusters) = try Self.size(
       counting: 0, after: entries, leastEntries: wanted, geometry)
-    let first = entries << UInt64(geometry.refcountBlockBits)
+    let first = geometry.clusters(ofRefcountBlock: entries).lowerBound
     blocks = first..<(first + count)
     table = blocks.upperBound..<(blocks.upperBound + tableClusters)
     numbers = Array(entries..<(entries + count))

@@ -20,7 +20,7 @@ extension ClusterAllocator {
     let table = refcounts.table
     // A table that did not grow as far as it was asked to is a bug; better no space than a wild store.
     guard index < UInt64(table.count) else { throw .noSpace }
-    let block = index << UInt64(geometry.refcountBlockBits)
+    let block = geometry.clusters(ofRefcountBlock: index).lowerBound
     if let limit, block >= limit { throw .noSpace }
     if let overlap = metadata.firstOverlap(block..<(block + 1)) {
       throw .overlapsMetadata(cluster: overlap)

@@ -30,7 +30,7 @@ final class RefcountStore: @unchecked Sendable {  // why: `tableBox` is swapped 
 
   /// The index into the refcount table for a host cluster.
   func tableIndex(of cluster: UInt64) -> UInt64 {
-    cluster >> UInt64(geometry.refcountBlockBits)
+    geometry.refcountBlock(of: cluster)
   }
 
   /// The clusters whose refcounts are in the same slice as that of `cluster`.
@@ -53,7 +53,7 @@ final class RefcountStore: @unchecked Sendable {  // why: `tableBox` is swapped 
           name: "refcount table entry", index: index, value: entry.raw,
           problem: faults.contains(.reservedBits) ? .reservedBits : .unaligned))
     }
-    let inBlock = cluster & (geometry.refcountBlockEntries &- 1)
+    let inBlock = UInt64(geometry.indexInRefcountBlock(of: cluster))
     let byte = (inBlock << UInt64(geometry.refcountOrder)) >> 3
     return cache.key(of: block + byte)
   }

@@ -99,7 +99,7 @@ extension ClusterAllocator {
   private func takeRunWithBlocks(_ count: UInt64) async throws(ImageError) -> Range<UInt64> {
     let blocks = RefcountPlan.blocks(counting: count, geometry)
     let first = try await firstBlockIndex(blocks)
-    let start = first << UInt64(geometry.refcountBlockBits)
+    let start = geometry.clusters(ofRefcountBlock: first).lowerBound
     let used = start..<(start + blocks + count)
     guard used.upperBound <= end else { throw .noSpace }
     if let overlap = metadata.firstOverlap(used) { throw .overlapsMetadata(cluster: overlap) }
@@ -132,7 +132,9 @@ extension ClusterAllocator {
         first = max(first, (freshFrom + perBlock - 1) / perBlock)
       }
       if first + blocks <= UInt64(table.count) { return first }
-      guard (first + blocks) << UInt64(geometry.refcountBlockBits) <= end else { throw .noSpace }
+      guard geometry.clusters(ofRefcountBlock: first + blocks).lowerBound <= end else {
+        throw .noSpace
+      }
       try await growTable(toCover: first + blocks - 1)
       guard refcounts.table.count > table.count else { throw .noSpace }
     }

@@ -42,8 +42,8 @@ extension ImageCheck {
     var cluster: UInt64 = 0
     var touched = references.nextTouched(from: 0) ?? UInt64.max
     while cluster < end {
-      let index = cluster >> UInt64(geometry.refcountBlockBits)
-      let next = min(end, (index + 1) << UInt64(geometry.refcountBlockBits))
+      let index = geometry.refcountBlock(of: cluster)
+      let next = min(end, geometry.clusters(ofRefcountBlock: index).upperBound)
       switch refcounts.block(index) {
       case .none:
         if touched < cluster { touched = references.nextTouched(from: cluster) ?? UInt64.max }
@@ -67,10 +67,11 @@ extension ImageCheck {
   }
 
   private func compare(_ clusters: Range<UInt64>, _ block: IOBuffer, _ highest: inout UInt64) {
-    let order = geometry.refcountOrder
-    let mask = geometry.refcountBlockEntries &- 1
+    let geometry = geometry
     for cluster in clusters {
-      let refcount = unsafe RefcountWidth.get(block.base, order: order, index: Int(cluster & mask))
+      let index = geometry.indexInRefcountBlock(of: cluster)
+      let refcount = unsafe RefcountWidth.get(
+        block.base, order: geometry.refcountOrder, index: index)
       compare(cluster, refcount: refcount, &highest)
     }
   }

@@ -54,12 +54,12 @@ final class RefcountReader {
 
   /// The refcount of a cluster; nil if it cannot be known.
   func refcount(of cluster: UInt64) throws(ToolError) -> UInt64? {
-    let index = cluster >> UInt64(geometry.refcountBlockBits)
+    let index = geometry.refcountBlock(of: cluster)
     switch block(index) {
     case .none: return 0
     case .unreadable: return nil
     case .at(let offset):
-      let entry = Int(cluster & (geometry.refcountBlockEntries &- 1))
+      let entry = geometry.indexInRefcountBlock(of: cluster)
       let block = try contents(index, at: offset)
       return unsafe RefcountWidth.get(block.base, order: geometry.refcountOrder, index: entry)
     }
