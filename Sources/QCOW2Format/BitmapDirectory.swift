@@ -42,13 +42,8 @@ public struct BitmapsExtension: Equatable, Sendable {
         name: "bitmap_directory_size", found: directoryLength,
         allowed: "1 to \(Self.mostDirectoryLength)")
     }
-    let problem: OffsetProblem? =
-      directory.bytes == 0
-      ? .zero
-      : directory.bytes & geometry.clusterMask != 0
-        ? .unaligned : directory.bytes >= FormatLimit.hostOffset ? .beyondLimit : nil
-    if let problem {
-      throw .badOffset(name: "bitmap_directory_offset", offset: directory, problem: problem)
+    if let problem = FormatError.place(of: "bitmap_directory_offset", directory, geometry) {
+      throw problem
     }
   }
 
@@ -206,7 +201,7 @@ public struct BitmapEntry: Equatable, Sendable {
         "bitmap_table_size", UInt64(tableSize),
         "1 to \(Self.mostBytes >> UInt64(geometry.clusterBits))")
     }
-    try validateTableOffset(geometry)
+    if let problem = FormatError.place(of: "bitmap_table_offset", table, geometry) { throw problem }
     guard flags.isSubset(of: .known) else {
       throw bad("flags of a bitmap", UInt64(flags.rawValue), "bits 0 to 2")
     }
@@ -234,17 +229,6 @@ public struct BitmapEntry: Equatable, Sendable {
   private func entriesNeeded(_ geometry: ClusterGeometry, _ diskSize: UInt64) -> UInt64 {
     let bits = bitCount(diskSize: diskSize)
     return geometry.clusters(covering: (bits / 64 + (bits % 64 == 0 ? 0 : 1)) * 8)
-  }
-
-  private func validateTableOffset(_ geometry: ClusterGeometry) throws(FormatError) {
-    let problem: OffsetProblem? =
-      table.bytes == 0
-      ? .zero
-      : table.bytes & geometry.clusterMask != 0
-        ? .unaligned : table.bytes >= FormatLimit.hostOffset ? .beyondLimit : nil
-    if let problem {
-      throw .badOffset(name: "bitmap_table_offset", offset: table, problem: problem)
-    }
   }
 
   private func bad(_ name: FieldName, _ found: UInt64, _ allowed: String) -> FormatError {
