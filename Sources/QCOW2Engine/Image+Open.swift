@@ -66,16 +66,16 @@ extension Image {
     var parts = try assemble(
       header, options, sources, storage, l1: l1, refcountTable: refcountTable, metadata: metadata,
       fileLength: length)
-    if !options.readOnly { try await settleAutoclear(&parts, fileLength: length) }
+    if !options.readOnly { try await settleAutoclear(&parts, references, fileLength: length) }
     return Image(parts)
   }
 
   /// Loads the bitmaps that are to be tracked; clears, durably, the autoclear bits of all that will
   /// not be kept up to date.
   private static func settleAutoclear(
-    _ parts: inout ImageParts, fileLength: UInt64
+    _ parts: inout ImageParts, _ references: ImageReferences, fileLength: UInt64
   ) async throws(ImageError) {
-    var loader = BitmapLoader(parts, fileLength: fileLength)
+    var loader = BitmapLoader(parts, references, fileLength: fileLength)
     let bitmaps = try await loader.load()
     parts.bitmaps = bitmaps.tracked
     parts.bitmapReport = bitmaps.report
@@ -103,8 +103,7 @@ extension Image {
     for index in 0..<l1.count {
       let isMissing = l1.offset.bytes + UInt64(index + 1) * 8 > fileLength
       let entry = isMissing ? .unallocated : L1Entry(raw: l1.load(index))
-      let leadsBeyond = (entry.l2Table?.bytes ?? 0) >= fileLength
-      if isMissing || leadsBeyond { l1.poison(entry.unusable.raw, at: index) }
+      if isMissing || entry.leadsBeyond(fileLength) { l1.poison(entry.unusable.raw, at: index) }
     }
   }
 

@@ -48,9 +48,9 @@ extension Image {
   private static func requireUsable(
     _ entry: L1Entry, index: Int, _ geometry: ClusterGeometry, fileLength: UInt64
   ) throws(ImageError) {
-    let leadsBeyond = (entry.l2Table?.bytes ?? 0) >= fileLength
+    let judged = entry.leadsBeyond(fileLength) ? entry.unusable : entry
     do throws(ImageError) {
-      try L2Tables.check(leadsBeyond ? entry.unusable : entry, index: index, geometry)
+      try L2Tables.check(judged, index: index, geometry)
     } catch {
       guard case .format(let problem) = error else { throw error }
       throw .damaged(problem)
@@ -64,7 +64,7 @@ extension Image {
     for index in 0..<table.count {
       let entry = RefcountTableEntry(raw: table.load(index))
       guard let block = entry.block else { continue }
-      if forWriting && block.bytes >= fileLength {
+      if forWriting && entry.faults(geometry, fileLength: fileLength).contains(.beyondEnd) {
         throw .damaged(
           .badEntry(
             name: "refcount table entry", index: UInt64(index), value: entry.raw,

@@ -18,6 +18,12 @@ package struct ImageReferences: Sendable {
   /// Where the LUKS header lies; nil if there is none.
   package var encryptionHeader: EncryptionHeaderPointer? { cluster.encryptionHeader }
 
+  /// Where the bitmap directory lies, or what is wrong with the extension; nil if there is not exactly
+  /// one.
+  var bitmaps: Result<BitmapsExtension, FormatError>? {
+    cluster.hasOne(.bitmaps) ? cluster.bitmaps : nil
+  }
+
   /// Reads the header, its extensions and the backing file's name: the first cluster at most.
   ///
   /// - Throws: ``ImageError/format(_:)`` for a header that breaks the format, names that are not

@@ -41,7 +41,14 @@ extension Span<UInt8> {
   }
 
   /// A copy of some bytes.
-  func copy(_ range: Range<Int>) -> [UInt8] { range.map { self[$0] } }
+  func copy(_ range: Range<Int>) -> [UInt8] {
+    unsafe extracting(range).withUnsafeBufferPointer { bytes in unsafe Array(bytes) }
+  }
+
+  /// The text in some bytes, up to the first zero byte, as QEMU takes it.
+  func text(_ range: Range<Int>) -> String {
+    String(decoding: copy(range).prefix { $0 != 0 }, as: UTF8.self)
+  }
 }
 
 extension MutableSpan<UInt8> {

@@ -42,14 +42,79 @@ public struct BitmapsExtension: Equatable, Sendable {
         name: "bitmap_directory_size", found: directoryLength,
         allowed: "1 to \(Self.mostDirectoryLength)")
     }
-    let problem: OffsetProblem? =
-      directory.bytes == 0
-      ? .zero
-      : directory.bytes & geometry.clusterMask != 0
-        ? .unaligned : directory.bytes >= FormatLimit.hostOffset ? .beyondLimit : nil
-    if let problem {
-      throw .badOffset(name: "bitmap_directory_offset", offset: directory, problem: problem)
+    if let problem = FormatError.place(of: "bitmap_directory_offset", directory, geometry) {
+      throw problem
     }
+  }
+
+  /// Throws if the file ends before the directory does; call after ``validate(_:)``.
+  public func requireInside(fileLength: UInt64) throws(FormatError) {
+    let end = directory.bytes + directoryLength
+    guard end <= fileLength else {
+      throw .truncated(structure: "bitmap directory", needed: end, available: fileLength)
+    }
+  }
+}
+
+/// The bitmap directory as found: entries that lie inside it.
+///
+/// Source: qcow2 specification, "Bitmap directory".
+public struct BitmapDirectory: Equatable, Sendable {
+  /// A bitmap with its name.
+  public struct Item: Equatable, Sendable {
+    public let entry: BitmapEntry
+    public let name: String
+    /// Where the entry starts, counted from the start of the directory.
+    public let position: UInt64
+  }
+
+  public let location: BitmapsExtension
+  /// In the order of the directory.
+  public let items: [Item]
+
+  /// Where the flags of an entry stand on the host file.
+  public func flags(of item: Item) -> HostOffset {
+    location.directory + (item.position + UInt64(BitmapEntry.Field.flags))
+  }
+
+  /// - Parameters:
+  ///   - bytes: The whole directory.
+  ///   - location: Where it lies, checked.
+  ///   - judge: Called with each entry before the next one is looked at.
+  /// - Throws: If the entries do not fill it, or are not as many as the extension says, and what
+  ///   `judge` throws.
+  public init(
+    parsing bytes: Span<UInt8>, _ location: BitmapsExtension,
+    judge: (BitmapEntry) throws(FormatError) -> Void = { _ in }
+  ) throws(FormatError) {
+    var items: [Item] = []
+    var position = 0
+    while position < bytes.count {
+      let rest = bytes.extracting(position..<bytes.count)
+      guard rest.count >= BitmapEntry.fixedLength else { throw Self.tooLong(UInt64(rest.count)) }
+      let entry = BitmapEntry(parsing: rest)
+      guard entry.length <= UInt64(rest.count) else { throw Self.tooLong(entry.length) }
+      try judge(entry)
+      let name = Int(entry.namePosition)
+      items.append(
+        Item(
+          entry: entry, name: rest.text(name..<(name + Int(entry.nameLength))),
+          position: UInt64(position)))
+      position += Int(entry.length)
+    }
+    guard items.count == Int(location.bitmapCount) else {
+      throw .badField(
+        name: "nb_bitmaps", found: UInt64(location.bitmapCount),
+        allowed: "\(items.count), the entries of the directory")
+    }
+    self.location = location
+    self.items = items
+  }
+
+  private static func tooLong(_ found: UInt64) -> FormatError {
+    .badField(
+      name: "length of a bitmap directory entry", found: found,
+      allowed: "what is left of the directory")
   }
 }
 
@@ -72,6 +137,26 @@ public struct BitmapEntry: Equatable, Sendable {
     public static let auto = Self(rawValue: 1 << 1)
     public static let extraDataCompatible = Self(rawValue: 1 << 2)
     public static let known: Self = [.inUse, .auto, .extraDataCompatible]
+
+    /// Makes the change in the bytes of an entry.
+    ///
+    /// - Parameters:
+    ///   - bytes: What holds the flags, at `position`.
+    ///   - position: Where they stand.
+    public func write(into bytes: inout MutableSpan<UInt8>, at position: Int) {
+      bytes.storeBE(rawValue, position)
+    }
+  }
+
+  /// Byte positions of the fields.
+  enum Field {
+    static let table = 0
+    static let tableSize = 8
+    static let flags = 12
+    static let type = 16
+    static let granularityBits = 17
+    static let nameLength = 18
+    static let extraLength = 20
   }
 
   public let table: HostOffset
@@ -84,14 +169,14 @@ public struct BitmapEntry: Equatable, Sendable {
   public let extraLength: UInt32
 
   /// Reads the fixed part, ``fixedLength`` bytes.
-  public init(parsing base: UnsafeRawPointer) {
-    table = unsafe HostOffset(base.be64(0))
-    tableSize = unsafe base.be32(8)
-    flags = unsafe Flags(rawValue: base.be32(12))
-    type = unsafe base.load(fromByteOffset: 16, as: UInt8.self)
-    granularityBits = unsafe base.load(fromByteOffset: 17, as: UInt8.self)
-    nameLength = unsafe base.be16(18)
-    extraLength = unsafe base.be32(20)
+  public init(parsing bytes: Span<UInt8>) {
+    table = HostOffset(bytes.be64(Field.table))
+    tableSize = bytes.be32(Field.tableSize)
+    flags = Flags(rawValue: bytes.be32(Field.flags))
+    type = bytes[Field.type]
+    granularityBits = bytes[Field.granularityBits]
+    nameLength = bytes.be16(Field.nameLength)
+    extraLength = bytes.be32(Field.extraLength)
   }
 
   /// The bytes of the entry with its padding; below 2^33.
@@ -116,7 +201,7 @@ public struct BitmapEntry: Equatable, Sendable {
         "bitmap_table_size", UInt64(tableSize),
         "1 to \(Self.mostBytes >> UInt64(geometry.clusterBits))")
     }
-    try validateTableOffset(geometry)
+    if let problem = FormatError.place(of: "bitmap_table_offset", table, geometry) { throw problem }
     guard flags.isSubset(of: .known) else {
       throw bad("flags of a bitmap", UInt64(flags.rawValue), "bits 0 to 2")
     }
@@ -146,17 +231,6 @@ public struct BitmapEntry: Equatable, Sendable {
     return geometry.clusters(covering: (bits / 64 + (bits % 64 == 0 ? 0 : 1)) * 8)
   }
 
-  private func validateTableOffset(_ geometry: ClusterGeometry) throws(FormatError) {
-    let problem: OffsetProblem? =
-      table.bytes == 0
-      ? .zero
-      : table.bytes & geometry.clusterMask != 0
-        ? .unaligned : table.bytes >= FormatLimit.hostOffset ? .beyondLimit : nil
-    if let problem {
-      throw .badOffset(name: "bitmap_table_offset", offset: table, problem: problem)
-    }
-  }
-
   private func bad(_ name: FieldName, _ found: UInt64, _ allowed: String) -> FormatError {
     .badField(name: name, found: found, allowed: allowed)
   }
@@ -170,12 +244,8 @@ public struct BitmapTableEntry: Equatable, Sendable {
   @inlinable public init(raw: UInt64) { self.raw = raw }
   /// The cluster with the bits; nil if all of them are the same.
   @inlinable public var cluster: HostOffset? {
-    raw & offsetField == 0 ? nil : HostOffset(raw & offsetField)
+    raw & EntryBits.offset == 0 ? nil : HostOffset(raw & EntryBits.offset)
   }
   /// Without a cluster: the bits are ones, not zeros.
   @inlinable public var isAllOnes: Bool { raw & 1 == 1 }
-  /// Bits that must be zero are not.
-  @inlinable public var hasReservedBits: Bool {
-    raw & ~(offsetField | 1) != 0 || (raw & 1 == 1 && raw & offsetField != 0)
-  }
 }

@@ -74,9 +74,9 @@ public struct EntryRules: Equatable, Sendable {
   /// The host cluster of an entry, whether or not all of it is in use; nil if there is none.
   @inlinable public func hostCluster(_ entry: ClusterEntry) -> HostOffset? {
     let raw = entry.descriptor.raw
-    if raw & compressedFlag != 0 { return nil }
-    if raw & offsetField != 0 { return HostOffset(raw & offsetField) }
-    return hasDataFile && raw & copiedFlag != 0 ? HostOffset(0) : nil
+    if raw & EntryBits.compressed != 0 { return nil }
+    if raw & EntryBits.offset != 0 { return HostOffset(raw & EntryBits.offset) }
+    return hasDataFile && raw & EntryBits.copied != 0 ? HostOffset(0) : nil
   }
 
   /// The state of the subcluster at `index`, and how many from it on have the same, at least 1.
@@ -84,7 +84,7 @@ public struct EntryRules: Equatable, Sendable {
     _ entry: ClusterEntry, from index: Int
   ) -> (state: SubclusterState, count: Int) {
     if !isExtended { return (state(entry.descriptor), 1) }
-    if entry.descriptor.raw & compressedFlag != 0 {
+    if entry.descriptor.raw & EntryBits.compressed != 0 {
       return (compressed, SubclusterBitmap.count &- index)
     }
     let bitmap = entry.bitmap
@@ -116,7 +116,7 @@ public struct EntryRules: Equatable, Sendable {
   /// Whether any subcluster has its data in the entry's host cluster.
   public func hasData(_ entry: ClusterEntry) -> Bool {
     isExtended
-      ? entry.descriptor.raw & compressedFlag == 0 && entry.bitmap.allocated != 0
+      ? entry.descriptor.raw & EntryBits.compressed == 0 && entry.bitmap.allocated != 0
       : state(entry.descriptor) == .data
   }
 

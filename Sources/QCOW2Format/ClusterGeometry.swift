@@ -26,6 +26,9 @@ public struct ClusterGeometry: Equatable, Sendable {
   @inlinable public var clusterSize: UInt64 { 1 << UInt64(clusterBits) }
   /// The mask of the offset inside a cluster.
   @inlinable public var clusterMask: UInt64 { clusterSize &- 1 }
+  /// The bits of an L1 or L2 entry beside the offset of a cluster: flags, reserved bits, and the bits
+  /// of the offset that an aligned one leaves clear.
+  @inlinable public var bitsBesideOffset: UInt64 { ~EntryBits.offset | clusterMask }
   /// log2 of the number of entries in an L2 table.
   @inlinable public var l2Bits: Int { clusterBits &- l2EntryBits }
   /// The number of entries in an L2 table.
@@ -40,6 +43,25 @@ public struct ClusterGeometry: Equatable, Sendable {
   /// The largest value that a refcount can have.
   @inlinable public var maxRefcount: UInt64 {
     refcountOrder == 6 ? UInt64.max : (1 << (1 << UInt64(refcountOrder))) &- 1
+  }
+
+  /// The number of the refcount block that counts a host cluster: the index of its table entry.
+  @inlinable public func refcountBlock(of cluster: UInt64) -> UInt64 {
+    cluster >> UInt64(refcountBlockBits)
+  }
+  /// The index of a host cluster's refcount in its block.
+  @inlinable public func indexInRefcountBlock(of cluster: UInt64) -> Int {
+    Int(cluster & (refcountBlockEntries &- 1))
+  }
+  /// The numbers of the refcount blocks that count host clusters.
+  @inlinable public func refcountBlocks(of clusters: Range<UInt64>) -> Range<UInt64> {
+    guard let last = clusters.last else { return 0..<0 }
+    return refcountBlock(of: clusters.lowerBound)..<(refcountBlock(of: last) + 1)
+  }
+  /// The host clusters that a refcount block counts.
+  @inlinable public func clusters(ofRefcountBlock number: UInt64) -> Range<UInt64> {
+    let first = number << UInt64(refcountBlockBits)
+    return first..<(first + refcountBlockEntries)
   }
 
   /// The guest cluster that holds `offset`.

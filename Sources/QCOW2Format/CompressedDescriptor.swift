@@ -35,7 +35,7 @@ public struct CompressedDescriptor: Equatable, Sendable {
   /// The L2 entry; never COPIED.
   public func entry(_ geometry: ClusterGeometry) -> L2Entry {
     let sectors = (length &+ offset.bytes & 511) >> 9 &- 1
-    return L2Entry(raw: compressedFlag | sectors << Self.offsetBits(geometry) | offset.bytes)
+    return L2Entry(raw: EntryBits.compressed | sectors << Self.offsetBits(geometry) | offset.bytes)
   }
 
   /// The host clusters that count a reference for it.

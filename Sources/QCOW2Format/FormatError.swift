@@ -64,6 +64,20 @@ extension FormatError {
   }
 }
 
+extension FormatError {
+  /// Why a table that must be there cannot be where it is said to be; nil if it can.
+  static func place(
+    of name: FieldName, _ offset: HostOffset, _ geometry: ClusterGeometry
+  ) -> FormatError? {
+    let problem: OffsetProblem? =
+      offset.bytes == 0
+      ? .zero
+      : offset.bytes & geometry.clusterMask != 0
+        ? .unaligned : offset.bytes >= FormatLimit.hostOffset ? .beyondLimit : nil
+    return problem.map { .badOffset(name: name, offset: offset, problem: $0) }
+  }
+}
+
 /// Hexadecimal with its prefix, for offsets and masks in messages.
 public func hex(_ value: UInt64) -> String { "0x" + String(value, radix: 16) }
 

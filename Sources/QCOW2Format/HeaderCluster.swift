@@ -16,6 +16,9 @@ public struct HeaderCluster: Sendable {
   public let dataFile: String?
   /// Where the LUKS header lies; nil if there is none.
   public let encryptionHeader: EncryptionHeaderPointer?
+  /// Where the bitmap directory lies, or what is wrong with the extension that says so, which keeps
+  /// nobody from the disk; nil if there is none.
+  public let bitmaps: Result<BitmapsExtension, FormatError>?
 
   /// The cluster size by the first ``startLength`` bytes of a file.
   ///
@@ -58,6 +61,18 @@ public struct HeaderCluster: Sendable {
     encryptionHeader = try last(.encryptionHeader).map { found throws(FormatError) in
       try EncryptionHeaderPointer(parsing: cluster.extracting(found.bytes))
     }
+    let geometry = header.geometry
+    bitmaps = last(.bitmaps).map { Self.bitmaps(cluster.extracting($0.bytes), geometry) }
+  }
+
+  private static func bitmaps(
+    _ bytes: Span<UInt8>, _ geometry: ClusterGeometry
+  ) -> Result<BitmapsExtension, FormatError> {
+    do throws(FormatError) {
+      let found = try BitmapsExtension(parsing: bytes)
+      try found.validate(geometry)
+      return .success(found)
+    } catch { return .failure(error) }
   }
 
   private static func parse(
@@ -96,6 +111,11 @@ extension HeaderCluster {
   /// The extension of a kind that counts: the last one, as in QEMU; nil if there is none.
   public func last(_ kind: HeaderExtension.Kind) -> HeaderExtension? {
     extensions.last { $0.kind == kind }
+  }
+
+  /// Whether there is exactly one extension of a kind.
+  public func hasOne(_ kind: HeaderExtension.Kind) -> Bool {
+    extensions.count { $0.kind == kind } == 1
   }
 
   /// The bytes of the header, the extensions and the backing file's name of a new image.

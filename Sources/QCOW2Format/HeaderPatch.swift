@@ -58,4 +58,33 @@ extension Header {
       if version >= 3 { autoclear = bits }
     }
   }
+
+  /// Whether the change is one: it does nothing where the fields are so already.
+  public func isChanged(by patch: HeaderPatch) -> Bool {
+    var patched = self
+    patched.apply(patch)
+    return patched != self
+  }
+
+  /// The change that sets feature bits.
+  public func adding(_ bits: IncompatibleFeatures) -> HeaderPatch {
+    .incompatible(incompatible.union(bits))
+  }
+
+  /// The change that clears feature bits.
+  public func removing(_ bits: IncompatibleFeatures) -> HeaderPatch {
+    .incompatible(incompatible.subtracting(bits))
+  }
+
+  /// The change that clears all autoclear bits but some.
+  public func keeping(_ bits: AutoclearFeatures) -> HeaderPatch {
+    .autoclear(autoclear.intersection(bits))
+  }
+}
+
+extension RefcountPlan {
+  /// The change that makes the planned table the one in force.
+  public var headerPatch: HeaderPatch {
+    .refcountTable(tableOffset, clusters: UInt32(table.count))
+  }
 }

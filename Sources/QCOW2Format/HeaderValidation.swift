@@ -170,9 +170,7 @@ extension Header {
   }
 
   private func offsetProblem(_ name: FieldName, _ offset: UInt64) -> FormatError? {
-    let problem: OffsetProblem? =
-      offset == 0 ? .zero : offset >= FormatLimit.hostOffset ? .beyondLimit : nil
-    return problem.map { .badOffset(name: name, offset: HostOffset(offset), problem: $0) }
+    FormatError.place(of: name, HostOffset(offset), geometry)
   }
 
   private func truncation(

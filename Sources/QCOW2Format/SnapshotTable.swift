@@ -27,40 +27,110 @@ public struct SnapshotEntry: Equatable, Sendable {
   /// How long the guest had been running, in nanoseconds.
   public let guestClock: UInt64
   public let extraLength: UInt32
-  /// In bytes; see ``applyExtra(_:)``.
-  public private(set) var vmStateSize: UInt64
+  /// In bytes.
+  public let vmStateSize: UInt64
   /// Nil if the entry has none: then the disk has the size of the header.
-  public private(set) var diskSize: UInt64?
+  public let diskSize: UInt64?
   /// The instruction count of record and replay; nil if there is none.
-  public private(set) var instructionCount: UInt64?
+  public let instructionCount: UInt64?
 
-  /// Reads the fixed part, ``fixedLength`` bytes.
-  public init(parsing base: UnsafeRawPointer) {
-    l1Table = unsafe HostOffset(base.be64(0))
-    l1Size = unsafe base.be32(8)
-    idLength = unsafe base.be16(12)
-    nameLength = unsafe base.be16(14)
-    seconds = unsafe base.be32(16)
-    nanoseconds = unsafe base.be32(20)
-    guestClock = unsafe base.be64(24)
-    vmStateSize = unsafe UInt64(base.be32(32))
-    extraLength = unsafe base.be32(36)
+  /// Byte positions of the fields; those of the extra data counted from its start.
+  private enum Field {
+    static let l1Table = 0
+    static let l1Size = 8
+    static let idLength = 12
+    static let nameLength = 14
+    static let seconds = 16
+    static let nanoseconds = 20
+    static let guestClock = 24
+    static let vmStateSize = 32
+    static let extraLength = 36
+    enum Extra {
+      static let vmStateSize = 0
+      static let diskSize = 8
+      static let instructionCount = 16
+    }
   }
 
-  /// Takes over the fields of the extra data; `base` has ``knownExtraLength`` readable bytes, of
-  /// which the first ``extraLength`` count.
-  public mutating func applyExtra(_ base: UnsafeRawPointer) {
-    if extraLength >= 8 { vmStateSize = unsafe base.be64(0) }
-    if extraLength >= 16 { diskSize = unsafe base.be64(8) }
-    if unsafe extraLength >= 24 && base.be64(16) != UInt64.max {
-      instructionCount = unsafe base.be64(16)
-    }
+  /// Reads an entry without its texts.
+  ///
+  /// - Parameter bytes: ``fixedLength`` and ``knownExtraLength`` bytes at least; those that lie
+  ///   behind the extra data of the entry do not count.
+  public init(parsing bytes: Span<UInt8>) {
+    l1Table = HostOffset(bytes.be64(Field.l1Table))
+    l1Size = bytes.be32(Field.l1Size)
+    idLength = bytes.be16(Field.idLength)
+    nameLength = bytes.be16(Field.nameLength)
+    seconds = bytes.be32(Field.seconds)
+    nanoseconds = bytes.be32(Field.nanoseconds)
+    guestClock = bytes.be64(Field.guestClock)
+    let extraLength = bytes.be32(Field.extraLength)
+    self.extraLength = extraLength
+    let extra = bytes.extracting(Self.fixedLength..<bytes.count)
+    vmStateSize =
+      Self.extra(extra, extraLength, Field.Extra.vmStateSize)
+      ?? UInt64(bytes.be32(Field.vmStateSize))
+    diskSize = Self.extra(extra, extraLength, Field.Extra.diskSize)
+    let count = Self.extra(extra, extraLength, Field.Extra.instructionCount)
+    instructionCount = count == UInt64.max ? nil : count
+  }
+
+  /// A field of the extra data; nil if there is not so much of it.
+  private static func extra(
+    _ bytes: Span<UInt8>, _ length: UInt32, _ position: Int
+  ) -> UInt64? {
+    UInt64(length) >= UInt64(position + 8) ? bytes.be64(position) : nil
   }
 
   /// The bytes of the entry without the padding after it; below 2^33.
   public var length: UInt64 {
     UInt64(Self.fixedLength) + UInt64(extraLength) + UInt64(idLength) + UInt64(nameLength)
   }
+  /// The bytes of the entry with the padding after it.
+  public var paddedLength: UInt64 { (length + 7) & ~7 }
   /// Where the ID starts, counted from the start of the entry; the name follows it.
   public var idPosition: UInt64 { UInt64(Self.fixedLength) + UInt64(extraLength) }
+  /// The bytes of ID and name.
+  public var textLength: Int { Int(idLength) + Int(nameLength) }
+
+  /// The length of the L1 table in bytes.
+  public var l1Length: UInt64 { UInt64(l1Size) * 8 }
+  /// Whether the L1 table is longer than one may be.
+  public var isL1TooLong: Bool { l1Length > FormatLimit.l1Bytes }
+  /// What is wrong with the place of the L1 table.
+  public func l1Faults(_ geometry: ClusterGeometry, fileLength: UInt64 = .max) -> EntryFaults {
+    EntryFaults(reserved: 0, place: l1Table.bytes, geometry, fileLength: fileLength)
+  }
+}
+
+extension SnapshotEntry {
+  /// Whether the entry has less extra data than its version asks for.
+  public func isIncomplete(version: UInt32) -> Bool {
+    version >= 3 && extraLength < Self.leastExtraLengthV3
+  }
+
+  /// The bytes of the fixed part and of as much extra data as ``completed(start:texts:diskSize:)``
+  /// looks at.
+  public var keptLength: Int { Self.fixedLength + Int(min(extraLength, Self.mostExtraLength)) }
+
+  /// The same entry with all extra data that is known.
+  ///
+  /// What it lacks is filled in: the VM state's size from the old field, the size of the disk, no
+  /// instruction count. What exceeds the limit is dropped, which no program can have read.
+  ///
+  /// - Parameters:
+  ///   - start: The first ``keptLength`` bytes of the entry.
+  ///   - texts: ID and name, ``textLength`` bytes.
+  ///   - diskSize: By the header.
+  /// - Returns: The bytes of the entry, without the padding after it.
+  public func completed(
+    start: Span<UInt8>, texts: Span<UInt8>, diskSize: UInt64
+  ) -> [UInt8] {
+    var extra = bigEndianBytes(vmStateSize) + bigEndianBytes(self.diskSize ?? diskSize)
+    extra += bigEndianBytes(instructionCount ?? UInt64.max)
+    let known = Self.fixedLength + Self.knownExtraLength
+    if keptLength > known { extra += start.copy(known..<keptLength) }
+    return start.copy(0..<Field.extraLength) + bigEndianBytes(UInt32(extra.count)) + extra
+      + texts.copy(0..<textLength)
+  }
 }

@@ -50,8 +50,7 @@ public struct SnapshotTableReader {
   public var wanted: Part? {
     if let current {
       return Part(
-        position: start + current.idPosition,
-        count: Int(current.idLength) + Int(current.nameLength))
+        position: start + current.idPosition, count: current.textLength)
     }
     if UInt64(snapshots.count) >= UInt64(count) { return nil }
     return Part(
@@ -61,32 +60,27 @@ public struct SnapshotTableReader {
   /// Takes the bytes that were wanted; those beyond the end of the file as zeros.
   ///
   /// - Throws: ``FormatError/badField(name:found:allowed:)`` where a limit is exceeded.
-  public mutating func take(_ bytes: UnsafeRawBufferPointer) throws(FormatError) {
+  public mutating func take(_ bytes: Span<UInt8>) throws(FormatError) {
     guard let wanted, bytes.count >= wanted.count else {
       throw .truncated(
         structure: "snapshot table", needed: UInt64(wanted?.count ?? 0),
         available: UInt64(bytes.count))
     }
-    if let entry = current {
-      try unsafe finish(entry, bytes)
-    } else if let base = bytes.baseAddress {
-      current = try unsafe entry(base)
-    }
+    if let entry = current { try finish(entry, bytes) } else { current = try entry(bytes) }
   }
 
-  private func entry(_ base: UnsafeRawPointer) throws(FormatError) -> SnapshotEntry {
-    var entry = unsafe SnapshotEntry(parsing: base)
+  private func entry(_ bytes: Span<UInt8>) throws(FormatError) -> SnapshotEntry {
+    let entry = SnapshotEntry(parsing: bytes)
     guard entry.extraLength <= mostExtraLength else {
       throw .badField(
         name: "extra_data_size of a snapshot", found: UInt64(entry.extraLength),
         allowed: "at most \(SnapshotEntry.mostExtraLength)")
     }
-    unsafe entry.applyExtra(base + SnapshotEntry.fixedLength)
     return entry
   }
 
   private mutating func finish(
-    _ entry: SnapshotEntry, _ texts: UnsafeRawBufferPointer
+    _ entry: SnapshotEntry, _ texts: Span<UInt8>
   ) throws(FormatError) {
     let end = start + entry.length
     guard end <= SnapshotEntry.mostTableLength else {
@@ -95,16 +89,10 @@ public struct SnapshotTableReader {
         allowed: "at most \(SnapshotEntry.mostTableLength)")
     }
     let idLength = Int(entry.idLength)
-    let name = idLength..<(idLength + Int(entry.nameLength))
-    unsafe snapshots.append(
+    snapshots.append(
       Snapshot(
-        entry: entry, id: Self.text(texts[..<idLength]), name: Self.text(texts[name])))
+        entry: entry, id: texts.text(0..<idLength), name: texts.text(idLength..<entry.textLength)))
     length = end
     current = nil
-  }
-
-  /// The text up to the first zero byte.
-  private static func text(_ bytes: Slice<UnsafeRawBufferPointer>) -> String {
-    unsafe String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
   }
 }

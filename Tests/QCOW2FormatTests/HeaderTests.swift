@@ -95,8 +95,30 @@ private func header(version: UInt32) -> Header {
     let changed = Set(before.indices.filter { before[$0] != after[$0] })
     let isKept = version == 2 && patch.bytes.contains { $0 >= 72 }
     #expect(changed == (isKept ? [] : patch.bytes))
+    #expect(edited.isChanged(by: patch.change) == !isKept)
     edited.apply(patch.change)
     #expect(try Header(parsing: after.span) == edited)
+    #expect(!edited.isChanged(by: patch.change))
+  }
+
+  @Test func bitsAreAddedAndRemoved() {
+    var header = Header(version: 3, clusterBits: 16, size: 0)
+    header.incompatible = [.dirty, .extendedL2]
+    header.autoclear = [.bitmaps, AutoclearFeatures(rawValue: 1 << 40)]
+    #expect(header.adding(.corrupt) == .incompatible([.dirty, .corrupt, .extendedL2]))
+    #expect(header.adding(.dirty) == .incompatible([.dirty, .extendedL2]))
+    #expect(header.removing([.dirty, .corrupt]) == .incompatible(.extendedL2))
+    #expect(header.keeping([.bitmaps, .rawExternalData]) == .autoclear(.bitmaps))
+    #expect(!header.isChanged(by: header.adding(.dirty)))
+    #expect(!header.isChanged(by: header.removing(.corrupt)))
+    #expect(header.isChanged(by: header.removing(.dirty)))
+  }
+
+  @Test func aPlanMakesItsTableTheOneInForce() throws {
+    let geometry = ClusterGeometry(clusterBits: 16, refcountOrder: 4)
+    let plan = try RefcountPlan(growing: 8192, toCover: 8192, geometry)
+    let offset = HostOffset(plan.table.lowerBound << 16)
+    #expect(plan.headerPatch == .refcountTable(offset, clusters: 2))
   }
 }
 

@@ -20,7 +20,7 @@ extension ClusterAllocator {
     let table = refcounts.table
     // A table that did not grow as far as it was asked to is a bug; better no space than a wild store.
     guard index < UInt64(table.count) else { throw .noSpace }
-    let block = index << UInt64(geometry.refcountBlockBits)
+    let block = geometry.clusters(ofRefcountBlock: index).lowerBound
     if let limit, block >= limit { throw .noSpace }
     if let overlap = metadata.firstOverlap(block..<(block + 1)) {
       throw .overlapsMetadata(cluster: overlap)
@@ -55,25 +55,23 @@ extension ClusterAllocator {
     // Entries dirty in the old table must not be lost with it.
     try await makeRoom()
     let old = refcounts.table
-    let layout = try RefcountTableLayout(
-      growing: old, toCover: index, geometry: geometry)
-    if let limit, layout.end > limit { throw .noSpace }
-    if let overlap = metadata.firstOverlap(layout.first..<layout.end) {
-      throw .overlapsMetadata(cluster: overlap)
-    }
+    let plan: RefcountPlan
+    do throws(RefcountPlan.TableTooLong) {
+      plan = try RefcountPlan(growing: UInt64(old.count), toCover: index, geometry)
+    } catch { throw .noSpace }
+    let place = plan.clusters
+    if let limit, place.upperBound > limit { throw .noSpace }
+    if let overlap = metadata.firstOverlap(place) { throw .overlapsMetadata(cluster: overlap) }
     // All that can fail comes before the header: nobody changes the old table meanwhile.
-    let larger = try layout.table(old: old, geometry: geometry)
+    let larger = try plan.table(growing: old)
     // What is written, whole or in part, no longer reads as zeros, whether the table comes to be or not.
-    if freshFrom != UInt64.max { freshFrom = max(freshFrom, layout.end) }
-    try await layout.write(old: old, storage: storage, geometry: geometry)
+    if freshFrom != UInt64.max { freshFrom = max(freshFrom, place.upperBound) }
+    try await plan.write(growing: old, to: storage)
     try await storage.sync()
-    try await headerEditor.setRefcountTable(
-      at: geometry.start(ofHostCluster: layout.tableStart), clusters: layout.tableClusters)
-    for block in layout.blocks {
-      metadata.tables.insert(block)
-      room.storedBlocks.insert(refcounts.tableIndex(of: layout.first) + block - layout.first)
-    }
-    metadata.moveRefcountTable(to: layout.tableStart..<layout.end)
+    try await headerEditor.setRefcountTable(plan)
+    for block in plan.blocks { metadata.tables.insert(block) }
+    room.storedBlocks.formUnion(plan.numbers)
+    metadata.moveRefcountTable(to: plan.table)
     let oldStart = geometry.hostCluster(of: old.offset)
     let oldClusters = geometry.clusters(covering: UInt64(old.count) * 8)
     refcounts.replaceTable(larger)

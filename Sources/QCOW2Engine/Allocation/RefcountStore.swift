@@ -30,7 +30,7 @@ final class RefcountStore: @unchecked Sendable {  // why: `tableBox` is swapped 
 
   /// The index into the refcount table for a host cluster.
   func tableIndex(of cluster: UInt64) -> UInt64 {
-    cluster >> UInt64(geometry.refcountBlockBits)
+    geometry.refcountBlock(of: cluster)
   }
 
   /// The clusters whose refcounts are in the same slice as that of `cluster`.
@@ -46,15 +46,14 @@ final class RefcountStore: @unchecked Sendable {  // why: `tableBox` is swapped 
     guard index < UInt64(table.count) else { return nil }
     let entry = RefcountTableEntry(raw: table.load(Int(index)))
     guard let block = entry.block else { return nil }
-    if entry.hasReservedBits || block.bytes & geometry.clusterMask != 0
-      || block.bytes >= FormatLimit.hostOffset
-    {
+    let faults = entry.faults(geometry, fileLength: FormatLimit.hostOffset)
+    guard faults.isEmpty else {
       throw .format(
         .badEntry(
           name: "refcount table entry", index: index, value: entry.raw,
-          problem: entry.hasReservedBits ? .reservedBits : .unaligned))
+          problem: faults.contains(.reservedBits) ? .reservedBits : .unaligned))
     }
-    let inBlock = cluster & (geometry.refcountBlockEntries &- 1)
+    let inBlock = UInt64(geometry.indexInRefcountBlock(of: cluster))
     let byte = (inBlock << UInt64(geometry.refcountOrder)) >> 3
     return cache.key(of: block + byte)
   }

@@ -22,6 +22,8 @@ struct BitmapLoader {
   private let allocator: ClusterAllocator
   private let metadata: MetadataMap
   private let fileLength: UInt64
+  /// What the header says of the directory.
+  private let location: Result<BitmapsExtension, BitmapProblem>
   private var memory: UInt64 = 0
   private var tableEntries: UInt64 = 0
 
@@ -33,7 +35,8 @@ struct BitmapLoader {
     var report = BitmapReport()
   }
 
-  init(_ parts: ImageParts, fileLength: UInt64) {
+  init(_ parts: ImageParts, _ references: ImageReferences, fileLength: UInt64) {
+    location = references.bitmaps?.mapError { .format($0) } ?? .failure(.extensions)
     header = parts.header
     geometry = header.geometry
     storage = parts.storage
@@ -75,31 +78,25 @@ struct BitmapLoader {
 
   // MARK: Directory
 
-  private mutating func readDirectory() async throws(ImageError)
-    -> Result<BitmapDirectory, BitmapProblem>
-  {
-    let cluster = IOBuffer(count: Int(geometry.clusterSize))
-    try await storage.read(into: cluster, at: HostOffset(0))
+  private func readDirectory() async throws(ImageError) -> Result<BitmapDirectory, BitmapProblem> {
     let location: BitmapsExtension
-    do throws(BitmapProblem) {
-      guard let found = try BitmapDirectory.location(cluster, header) else {
-        return .failure(.extensions)
-      }
-      location = found
-    } catch { return .failure(error) }
-    let end = location.directory.bytes + location.directoryLength
-    guard end <= fileLength else {
-      return .failure(
-        .format(.truncated(structure: "bitmap directory", needed: end, available: fileLength)))
+    do throws(BitmapProblem) { location = try self.location.get() } catch {
+      return .failure(error)
+    }
+    do throws(FormatError) { try location.requireInside(fileLength: fileLength) } catch {
+      return .failure(.format(error))
     }
     if let problem = try await claim(location.directory, location.directoryLength) {
       return .failure(problem)
     }
     let bytes = IOBuffer(count: Int(location.directoryLength))
     try await storage.read(into: bytes, at: location.directory)
-    do {
-      return .success(try BitmapDirectory(bytes, location))
-    } catch { return .failure(error) }
+    do throws(FormatError) {
+      return .success(
+        try bytes.withBytes { bytes throws(FormatError) in
+          try BitmapDirectory(parsing: bytes, location)
+        })
+    } catch { return .failure(.format(error)) }
   }
 
   /// Sets the flag of entries, each inside one sector, and makes that durable.
@@ -108,13 +105,13 @@ struct BitmapLoader {
   ) async throws(ImageError) {
     if items.isEmpty { return }
     for item in items {
-      let at = directory.start + (item.position + 12)
-      let inSector = Int(at.bytes & 511)
+      let at = directory.flags(of: item)
       let sector = HostOffset(at.bytes & ~511)
       let buffer = IOBuffer(count: 512)
       try await storage.read(into: buffer, at: sector)
-      let flags = item.entry.flags.union(.inUse)
-      unsafe buffer.base.storeBE32(flags.rawValue, inSector)
+      buffer.withMutableBytes {
+        item.entry.flags.union(.inUse).write(into: &$0, at: Int(at.bytes & 511))
+      }
       try await storage.write(from: buffer, at: sector)
     }
     try await storage.sync()
@@ -184,27 +181,18 @@ struct BitmapLoader {
     for index in 0..<Int(entry.tableSize) {
       let raw = unsafe buffer.base.be64(index * 8)
       let found = BitmapTableEntry(raw: raw)
+      if let problem = found.faults(geometry, fileLength: fileLength).first {
+        return .failure(bad(raw, index, problem == .beyondEnd ? .beyondLimit : problem))
+      }
       if let cluster = found.cluster {
-        if let problem = check(found, cluster, index) { return .failure(problem) }
         if let problem = try await claim(cluster, geometry.clusterSize) {
           return .failure(problem)
         }
         claimed.append(clusters(cluster, geometry.clusterSize))
-      } else if found.hasReservedBits {
-        return .failure(bad(raw, index, .reservedBits))
       }
       entries.append(raw)
     }
     return .success(entries)
-  }
-
-  private func check(
-    _ entry: BitmapTableEntry, _ cluster: HostOffset, _ index: Int
-  ) -> BitmapProblem? {
-    if entry.hasReservedBits { return bad(entry.raw, index, .reservedBits) }
-    if cluster.bytes & geometry.clusterMask != 0 { return bad(entry.raw, index, .unaligned) }
-    if cluster.bytes >= fileLength { return bad(entry.raw, index, .beyondLimit) }
-    return nil
   }
 
   private func bad(_ raw: UInt64, _ index: Int, _ problem: OffsetProblem) -> BitmapProblem {
@@ -264,5 +252,12 @@ struct BitmapLoader {
     for range in claimed {
       for cluster in range { metadata.tables.remove(cluster) }
     }
+  }
+}
+
+extension BitmapDirectory.Item {
+  /// Every change must show in the bitmap, or nobody may trust it any more.
+  fileprivate var mustBeTracked: Bool {
+    entry.flags.contains(.auto) && !entry.flags.contains(.inUse)
   }
 }

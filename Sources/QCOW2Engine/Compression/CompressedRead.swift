@@ -17,8 +17,7 @@ extension Image {
     let start = request.offset.bytes & geometry.clusterMask
     guard request.length > 0, request.length <= geometry.clusterSize &- start else { return nil }
     let l1 = L1Entry(raw: tables.l1.load(Int(geometry.l1Index(of: request.offset))))
-    guard !l1.hasReservedBits, let table = l1.l2Table, table.bytes & geometry.clusterMask == 0
-    else { return nil }
+    guard let table = l1.usableTable(geometry) else { return nil }
     let index = geometry.l2Index(of: request.offset) << UInt64(geometry.l2EntryBits)
     let position = Int(index) & (l2.sliceSize - 1)
     let entry = unsafe l2.withResident(l2.key(of: table + index)) { bytes in

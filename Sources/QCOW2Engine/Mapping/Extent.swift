@@ -59,7 +59,7 @@ extension Image {
       )
     case .invalid: return (first, nil)
     case .data:
-      guard let host, isPlaced(host, part.start) else { return (first, nil) }
+      guard let host, rules.isPlaced(host, part.start) else { return (first, nil) }
       return (first, .data(host + inCluster, length: run(part, entries, .data, host)))
     case .unallocated:
       return (first, .unallocated(length: run(part, entries, .unallocated, nil)))
@@ -95,35 +95,15 @@ extension Image {
     return min(covered, part.length)
   }
 
-  /// Whether a host cluster may have the data of the guest cluster that `guest` lies in.
-  ///
-  /// In an external data file that is the one at the guest's own offset alone. QEMU, too, calls an
-  /// image corrupt where it reads anything else.
-  @inline(__always) func isPlaced(_ host: HostOffset, _ guest: GuestOffset) -> Bool {
-    guestData.isExternal
-      ? host.bytes == guest.bytes & ~geometry.clusterMask
-      : host.bytes & geometry.clusterMask == 0
-  }
-
   /// What is wrong with an entry that cannot be used.
   func badEntry(_ entry: ClusterEntry, cluster: UInt64) -> ImageError {
-    if rules.isExtended && entry.bitmap.isInvalid {
-      return .format(
-        .badEntry(
-          name: "subcluster bitmap of guest cluster", index: cluster, value: entry.bitmap.raw,
-          problem: .allocatedAndZero))
-    }
-    let problem: OffsetProblem =
-      if entry.descriptor.kind(hasZeroFlag: false) == .compressed { .compressedWithDataFile } else {
-        switch rules.hostCluster(entry) {
-        case nil: .zero
-        case let host? where host.bytes & geometry.clusterMask != 0: .unaligned
-        default: .notAtGuestOffset
-        }
-      }
+    let problem =
+      rules.problem(entry, at: geometry.start(ofGuestCluster: cluster)) ?? .notAtGuestOffset
+    let isBitmap = problem == .allocatedAndZero
     return .format(
       .badEntry(
-        name: "L2 entry of guest cluster", index: cluster, value: entry.descriptor.raw,
+        name: isBitmap ? "subcluster bitmap of guest cluster" : "L2 entry of guest cluster",
+        index: cluster, value: isBitmap ? entry.bitmap.raw : entry.descriptor.raw,
         problem: problem))
   }
 }

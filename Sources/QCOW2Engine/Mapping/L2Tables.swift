@@ -37,20 +37,11 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
   static func check(
     _ entry: L1Entry, index: Int, _ geometry: ClusterGeometry
   ) throws(ImageError) {
-    if let found = entry.beforeUnusable {
-      throw .format(
-        .badEntry(
-          name: "L1 entry", index: UInt64(index), value: found.raw,
-          problem: found.raw == 0 ? .missing : .beyondEnd))
-    }
-    let problem: OffsetProblem? =
-      entry.hasReservedBits
-      ? .reservedBits
-      : (entry.l2Table?.bytes ?? 0) & geometry.clusterMask != 0 ? .unaligned : nil
-    if let problem {
-      throw .format(
-        .badEntry(name: "L1 entry", index: UInt64(index), value: entry.raw, problem: problem))
-    }
+    guard let problem = entry.problem(geometry) else { return }
+    throw .format(
+      .badEntry(
+        name: "L1 entry", index: UInt64(index), value: (entry.beforeUnusable ?? entry).raw,
+        problem: problem))
   }
 
   /// The L2 table for `index`, ready to be changed in place.

@@ -147,7 +147,7 @@ extension Image {
     let state = rules.run(entry, from: Int(start >> UInt64(rules.subclusterBits))).state
     switch (state, rules.hostCluster(entry)) {
     case (.data, let host?):
-      guard host.bytes & geometry.clusterMask == 0 else {
+      guard rules.isPlaced(host, guest) else {
         throw badEntry(entry, cluster: geometry.cluster(of: guest))
       }
       try await guestData.read(into: data, at: host + start, guest: guest + start)

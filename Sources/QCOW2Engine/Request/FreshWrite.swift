@@ -36,8 +36,7 @@ extension Image {
     let part = slices.part(from: request.offset, length: request.length)
     let entry = L1Entry(raw: tables.l1.load(part.l1Index))
     guard part.length == request.length, tables.l1.isStored(part.l1Index), entry.isCopied,
-      !entry.hasReservedBits,
-      let table = entry.l2Table, table.bytes & geometry.clusterMask == 0
+      let table = entry.usableTable(geometry)
     else { return false }
     let claimed = inFlight.claim(part.clusters) {
       newClusters(for: part, table: table, worker: worker)

@@ -20,7 +20,6 @@ final class HitMap: Sendable {
   private let indexMask: UInt64
   /// The bits of an entry of L1 or L2 that an aligned offset leaves clear.
   private let flagMask: UInt64
-  private static let copied: UInt64 = 1 << 63
   private let l1: ActiveL1
   private let cache: SliceCache
   private let metadata: MetadataMap
@@ -36,7 +35,7 @@ final class HitMap: Sendable {
     clusterMask = geometry.clusterMask
     l1Shift = UInt64(geometry.clusterBits + geometry.l2Bits)
     indexMask = geometry.l2Entries - 1
-    flagMask = ~0x00ff_ffff_ffff_fe00 | geometry.clusterMask
+    flagMask = geometry.bitsBesideOffset
     l1 = tables.l1
     cache = tables.cache
     self.metadata = metadata
@@ -66,6 +65,6 @@ final class HitMap: Sendable {
 
   /// The offset of an entry whose COPIED is as it may be or must be; with a bit of `flagMask` if not.
   @inline(__always) private func place(_ entry: UInt64, mustBeCopied: Bool) -> UInt64 {
-    mustBeCopied ? entry ^ Self.copied : entry & ~Self.copied
+    mustBeCopied ? entry ^ EntryBits.copied : entry & ~EntryBits.copied
   }
 }

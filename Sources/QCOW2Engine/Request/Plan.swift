@@ -158,9 +158,7 @@ extension Image {
     _ offset: GuestOffset, _ remaining: UInt64, isWrite: Bool, _ builder: inout PlanBuilder
   ) -> PlanStep {
     let entry = L1Entry(raw: tables.l1.load(Int(geometry.l1Index(of: offset))))
-    guard !entry.hasReservedBits, let table = entry.l2Table,
-      table.bytes & geometry.clusterMask == 0, !isWrite || entry.isCopied
-    else {
+    guard let table = entry.usableTable(geometry), !isWrite || entry.isCopied else {
       if isWrite || entry.raw != 0 { return PlanStep() }
       let length = min(
         remaining, geometry.bytesPerL2Table - offset.bytes & (geometry.bytesPerL2Table - 1))
@@ -192,7 +190,7 @@ extension Image {
       case .data:
         if step.unallocated > 0 { return step }
         guard let host = entry.hostCluster,
-          isPlaced(host, offset + step.covered),
+          rules.isPlaced(host, offset + step.covered),
           planData(host, inCluster, length, entry.isCopied, isWrite, &builder)
         else { return PlanStep() }
         step.covered &+= length
@@ -230,7 +228,7 @@ extension Image {
       if state != .unallocated && step.unallocated > 0 { return step }
       switch state {
       case .data:
-        guard let host = rules.hostCluster(entry), isPlaced(host, offset + step.covered),
+        guard let host = rules.hostCluster(entry), rules.isPlaced(host, offset + step.covered),
           planData(host, inCluster, length, entry.descriptor.isCopied, isWrite, &builder)
         else { return PlanStep() }
         step.covered &+= length

@@ -120,9 +120,7 @@ extension Image {
   private func place(_ slice: UInt64) -> SliceAhead? {
     let part = slices.part(from: GuestOffset(slice * slices.bytesPerSlice), length: 1)
     let entry = L1Entry(raw: tables.l1.load(part.l1Index))
-    guard !entry.hasReservedBits, let table = entry.l2Table,
-      table.bytes & geometry.clusterMask == 0
-    else { return nil }
+    guard let table = entry.usableTable(geometry) else { return nil }
     return SliceAhead(key: table + part.sliceOffset)
   }
 

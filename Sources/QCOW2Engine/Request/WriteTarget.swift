@@ -40,18 +40,7 @@ extension Image {
 
   /// Whether the entry of a guest cluster keeps to the format, all of its subclusters included.
   func isUsable(_ entry: ClusterEntry, of cluster: UInt64) -> Bool {
-    if let host = rules.hostCluster(entry),
-      !isPlaced(host, geometry.start(ofGuestCluster: cluster))
-    {
-      return false
-    }
-    var index = 0
-    while index < rules.subclusters {
-      let (state, count) = rules.run(entry, from: index)
-      if state == .invalid { return false }
-      index += count
-    }
-    return true
+    rules.problem(entry, at: geometry.start(ofGuestCluster: cluster)) == nil
   }
 
   /// The bytes from the start of `part` on that are data in contiguous clusters of our own.

@@ -97,18 +97,16 @@ extension ClusterAllocator {
   /// The blocks are written before the table points at them, and past the cache: until then nobody
   /// can look them up. A crash or failure before that leaves bytes in clusters that are free.
   private func takeRunWithBlocks(_ count: UInt64) async throws(ImageError) -> Range<UInt64> {
-    let perBlock = geometry.refcountBlockEntries
-    var blocks = (count + perBlock - 1) / perBlock
-    while blocks * perBlock < blocks + count { blocks += 1 }
+    let blocks = RefcountPlan.blocks(counting: count, geometry)
     let first = try await firstBlockIndex(blocks)
-    let start = first << UInt64(geometry.refcountBlockBits)
+    let start = geometry.clusters(ofRefcountBlock: first).lowerBound
     let used = start..<(start + blocks + count)
     guard used.upperBound <= end else { throw .noSpace }
     if let overlap = metadata.firstOverlap(used) { throw .overlapsMetadata(cluster: overlap) }
     try await extendFile(to: used)
     let table = refcounts.table
     for number in 0..<blocks {
-      try await writeBlock(at: start + number, counting: start + number * perBlock, of: used)
+      try await writeBlock(first + number, at: start + number, of: used)
     }
     for number in 0..<blocks {
       metadata.tables.insert(start + number)
@@ -134,22 +132,20 @@ extension ClusterAllocator {
         first = max(first, (freshFrom + perBlock - 1) / perBlock)
       }
       if first + blocks <= UInt64(table.count) { return first }
-      guard (first + blocks) << UInt64(geometry.refcountBlockBits) <= end else { throw .noSpace }
+      guard geometry.clusters(ofRefcountBlock: first + blocks).lowerBound <= end else {
+        throw .noSpace
+      }
       try await growTable(toCover: first + blocks - 1)
       guard refcounts.table.count > table.count else { throw .noSpace }
     }
   }
 
-  /// Writes a refcount block whose first refcount is that of cluster `base`.
+  /// Writes the refcount block `number`, which counts the clusters of `used` once.
   private func writeBlock(
-    at cluster: UInt64, counting base: UInt64, of used: Range<UInt64>
+    _ number: UInt64, at cluster: UInt64, of used: Range<UInt64>
   ) async throws(ImageError) {
     let buffer = IOBuffer(count: Int(geometry.clusterSize))
-    let end = min(base + geometry.refcountBlockEntries, used.upperBound)
-    for counted in base..<max(base, end) {
-      unsafe RefcountWidth.set(
-        buffer.base, order: geometry.refcountOrder, index: Int(counted - base), value: 1)
-    }
+    unsafe RefcountWidth.countOnce(used, in: buffer.base, number: number, geometry)
     let offset = geometry.start(ofHostCluster: cluster)
     guard refcounts.cache.drop(from: offset, length: geometry.clusterSize) else {
       throw .overlapsMetadata(cluster: cluster)

@@ -21,7 +21,7 @@ struct SnapshotTable: Sendable {
     var table = SnapshotTableReader(count: header.snapshotCount)
     while let wanted = table.wanted {
       try await window.move(to: wanted)
-      do { try unsafe table.take(window.bytes(wanted)) } catch {
+      do throws(FormatError) { try window.give(wanted, to: &table) } catch {
         throw options.readOnly ? ImageError.format(error) : .damaged(error)
       }
     }
@@ -59,9 +59,9 @@ struct SnapshotTable: Sendable {
     var bytes: UInt64 = 0
     for (index, snapshot) in snapshots.enumerated() {
       let entry = snapshot.entry
-      let length = UInt64(entry.l1Size) * 8
-      guard length > 0, length <= FormatLimit.l1Bytes,
-        entry.l1Table.bytes & geometry.clusterMask == 0, entry.l1Table.bytes < fileLength
+      let length = entry.l1Length
+      guard length > 0, !entry.isL1TooLong,
+        entry.l1Faults(geometry, fileLength: fileLength).isEmpty
       else { continue }
       bytes += length
       guard bytes <= fileLength + geometry.clusterSize else {
@@ -110,10 +110,13 @@ private struct SnapshotWindow {
     position = aligned
   }
 
-  /// The bytes of a part that ``move(to:)`` was called for; valid until the next move.
-  func bytes(_ part: SnapshotTableReader.Part) -> UnsafeRawBufferPointer {
+  /// Gives the bytes of a part that ``move(to:)`` was called for.
+  func give(
+    _ part: SnapshotTableReader.Part, to table: inout SnapshotTableReader
+  ) throws(FormatError) {
     let first = Int(part.position - (position ?? part.position))
-    precondition(first >= 0 && first + part.count <= buffer.count)
-    return unsafe UnsafeRawBufferPointer(start: buffer.base + first, count: part.count)
+    try buffer.withBytes { bytes throws(FormatError) in
+      try table.take(bytes.extracting(first..<(first + part.count)))
+    }
   }
 }

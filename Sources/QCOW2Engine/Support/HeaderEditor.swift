@@ -15,9 +15,9 @@ final class HeaderEditor: @unchecked Sendable {  // why: `mutex` guards the head
     self.header = header
   }
 
-  /// Points the header at another refcount table: offset and size in one sector write.
-  func setRefcountTable(at offset: HostOffset, clusters: UInt64) async throws(ImageError) {
-    try await edit { _ in .refcountTable(offset, clusters: UInt32(clusters)) }
+  /// Points the header at the planned refcount table: offset and size in one sector write.
+  func setRefcountTable(_ plan: RefcountPlan) async throws(ImageError) {
+    try await edit { _ in plan.headerPatch }
   }
 
   /// Points the header at another L1 table: offset and size in one sector write.
@@ -32,20 +32,17 @@ final class HeaderEditor: @unchecked Sendable {  // why: `mutex` guards the head
 
   /// Marks the image corrupt; version 2 has no such bit.
   func markCorrupt() async throws(ImageError) {
-    try await edit { .incompatible($0.incompatible.union(.corrupt)) }
+    try await edit { $0.adding(.corrupt) }
   }
 
   /// Sets or clears the dirty bit, which says that refcounts may be wrong; version 2 has none.
   func setDirty(_ isDirty: Bool) async throws(ImageError) {
-    try await edit {
-      .incompatible(
-        isDirty ? $0.incompatible.union(.dirty) : $0.incompatible.subtracting(.dirty))
-    }
+    try await edit { isDirty ? $0.adding(.dirty) : $0.removing(.dirty) }
   }
 
   /// Clears the autoclear bits whose promise is not kept.
   func clearAutoclear(keeping kept: AutoclearFeatures) async throws(ImageError) {
-    try await edit { .autoclear($0.autoclear.intersection(kept)) }
+    try await edit { $0.keeping(kept) }
   }
 
   /// Whether a write that failed took effect all the same.

@@ -152,7 +152,7 @@ extension CheckFinding {
     case .refcountsUnreadable(let block):
       "refcount block \(block): its refcounts cannot be read"
     case .copied(let entry, let raw, let refcount):
-      "\(entry.text) is \(hex(raw)): COPIED is \(raw >> 63 == 1 ? "set" : "clear"),"
+      "\(entry.text) is \(hex(raw)): COPIED is \(L2Entry(raw: raw).isCopied ? "set" : "clear"),"
         + " the refcount is \(refcount)"
     case .copiedCompressed(let entry, let raw):
       "\(entry.text) is \(hex(raw)): COPIED is set on a compressed cluster"

@@ -38,7 +38,7 @@ extension ImageCheck {
   }
 
   private func checkBitmaps(_ location: BitmapsExtension) throws(ToolError) {
-    let bitmaps: [Bitmap]
+    let bitmaps: [BitmapDirectory.Item]
     do throws(ToolError) { bitmaps = try BitmapList.read(bytes, head, location) } catch {
       guard case .format(let problem) = error else { throw error }
       found(.bitmaps(problem))
@@ -60,9 +60,10 @@ extension ImageCheck {
     for index in 0..<count {
       let entry = BitmapTableEntry(raw: table.be64(index * 8))
       let place = EntryPlace.bitmapTable(bitmap: number, index: index)
-      if entry.hasReservedBits { found(.reservedBits(entry: place, raw: entry.raw)) }
+      let faults = entry.faults(geometry)
+      if faults.contains(.reservedBits) { found(.reservedBits(entry: place, raw: entry.raw)) }
       guard let cluster = entry.cluster else { continue }
-      guard cluster.bytes & geometry.clusterMask == 0 else {
+      guard !faults.contains(.unaligned) else {
         found(.unaligned(use: .bitmapData, offset: cluster, entry: place))
         continue
       }

@@ -93,14 +93,15 @@ extension ImageCheck {
   ///
   /// - Returns: The L2 table, if it can be read.
   private func checkL1Entry(_ entry: L1Entry, _ place: EntryPlace) -> HostOffset? {
-    if entry.hasReservedBits { found(.reservedBits(entry: place, raw: entry.raw)) }
+    let faults = entry.faults(geometry, fileLength: head.fileLength)
+    if faults.contains(.reservedBits) { found(.reservedBits(entry: place, raw: entry.raw)) }
     let table = entry.l2Table ?? HostOffset(0)  // then it overlaps the header, and says so
     add(.l2Table, at: table, length: geometry.clusterSize)
-    guard table.bytes & geometry.clusterMask == 0 else {
+    guard !faults.contains(.unaligned) else {
       found(.unaligned(use: .l2Table, offset: table, entry: place))
       return nil
     }
-    return table.bytes > 0 && table.bytes < head.fileLength ? table : nil
+    return faults.contains(.beyondEnd) ? nil : entry.l2Table
   }
 
   func hostCluster(_ offset: HostOffset) -> UInt64 { geometry.hostCluster(of: offset) }
@@ -118,10 +119,6 @@ extension ImageCheck {
     var times: UInt64 { uses.active &+ uses.inactive }
   }
 
-  private var hasDataFile: Bool { head.header.incompatible.contains(.externalDataFile) }
-  private var hasSubclusters: Bool { head.header.incompatible.contains(.extendedL2) }
-  private var hasZeroFlag: Bool { head.header.hasZeroFlag && !hasSubclusters }
-
   fileprivate func checkL2Table(
     _ offset: HostOffset, _ buffer: IOBuffer, _ uses: L2Uses
   ) throws(ToolError) {
@@ -130,9 +127,9 @@ extension ImageCheck {
     let repair = plansRepair ? EntryRepair(head) : nil
     for index in 0..<Int(geometry.l2Entries) {
       var entry = L2Entry(raw: buffer.be64(index &* step))
-      let bitmap = hasSubclusters ? buffer.be64(index &* step &+ 8) : 0
-      if entry.raw | bitmap == 0 { continue }
-      if let mended = repair?.l2(entry, bitmap: SubclusterBitmap(raw: bitmap)) {
+      let bitmap = SubclusterBitmap(raw: rules.isExtended ? buffer.be64(index &* step &+ 8) : 0)
+      if entry.raw | bitmap.raw == 0 { continue }
+      if let mended = repair?.l2(entry, bitmap: bitmap) {
         mendable += 1
         entry = mended
       }
@@ -141,40 +138,36 @@ extension ImageCheck {
   }
 
   private func checkL2Entry(
-    _ entry: L2Entry, _ bitmap: UInt64, _ index: Int, _ table: inout Table
+    _ entry: L2Entry, _ bitmap: SubclusterBitmap, _ index: Int, _ table: inout Table
   ) throws(ToolError) {
     let place = EntryPlace.l2(table: table.offset, index: index)
-    let kind = entry.kind(hasZeroFlag: hasZeroFlag)
+    let kind = entry.kind(hasZeroFlag: rules.hasZeroFlag)
     if kind == .compressed {
       checkCompressed(entry, bitmap, place, table)
       return
     }
-    if entry.hasReservedBits || (!hasZeroFlag && entry.raw & 1 == 1) {
-      found(.reservedBits(entry: place, raw: entry.raw))
-    }
-    let isAtZero = hasDataFile && entry.isCopied && kind == .unallocated
+    let faults = rules.faults(entry)
+    if faults.contains(.reservedBits) { found(.reservedBits(entry: place, raw: entry.raw)) }
+    let isAtZero = rules.hasDataFile && entry.isCopied && kind == .unallocated
     if let cluster = entry.hostCluster ?? (isAtZero ? HostOffset(0) : nil) {
-      try checkStandard(entry, cluster, bitmap, index, &table)
-    } else if bitmap & 0xffff_ffff != 0 {
-      found(.subclusters(entry: place, raw: entry.raw, bitmap: bitmap))
+      if bitmap.isInvalid { found(.subclusters(entry: place, raw: entry.raw, bitmap: bitmap.raw)) }
+      if faults.contains(.unaligned) {
+        found(.unaligned(use: .guestData, offset: cluster, entry: place))
+      }
+      try checkStandard(entry, cluster, index, &table)
+    } else if bitmap.allocated != 0 {
+      found(.subclusters(entry: place, raw: entry.raw, bitmap: bitmap.raw))
     }
   }
 
   private func checkStandard(
-    _ entry: L2Entry, _ cluster: HostOffset, _ bitmap: UInt64, _ index: Int, _ table: inout Table
+    _ entry: L2Entry, _ cluster: HostOffset, _ index: Int, _ table: inout Table
   ) throws(ToolError) {
-    let place = EntryPlace.l2(table: table.offset, index: index)
-    if (bitmap >> 32) & bitmap & 0xffff_ffff != 0 {
-      found(.subclusters(entry: place, raw: entry.raw, bitmap: bitmap))
-    }
-    if cluster.bytes & geometry.clusterMask != 0 {
-      found(.unaligned(use: .guestData, offset: cluster, entry: place))
-    }
     if table.uses.active > 0 {
       countAllocated(cluster, &table)
-      try checkCopied(entry, cluster, place)
+      try checkCopied(entry, cluster, .l2(table: table.offset, index: index))
     }
-    if hasDataFile {
+    if rules.hasDataFile {
       checkDataFileOffset(cluster, index, table)
     } else {
       add(.guestData, at: cluster, length: geometry.clusterSize, times: table.times)
@@ -192,7 +185,7 @@ extension ImageCheck {
   private func checkCopied(
     _ entry: L2Entry, _ cluster: HostOffset, _ place: EntryPlace
   ) throws(ToolError) {
-    let refcount = hasDataFile ? 1 : try refcounts.refcount(of: hostCluster(cluster))
+    let refcount = rules.hasDataFile ? 1 : try refcounts.refcount(of: hostCluster(cluster))
     guard let refcount, (refcount == 1) != entry.isCopied else { return }
     found(.copied(entry: place, raw: entry.raw, refcount: refcount))
   }
@@ -201,21 +194,21 @@ extension ImageCheck {
     guard table.uses.active > 0 else { return }
     let number = UInt64(table.uses.firstIndex) << UInt64(geometry.l2Bits) | UInt64(index)
     let guest = GuestOffset(number << UInt64(geometry.clusterBits))
-    guard guest.bytes != cluster.bytes else { return }
+    if rules.isPlaced(cluster, guest) { return }
     let place = EntryPlace.l2(table: table.offset, index: index)
     found(.dataFileOffset(entry: place, found: cluster, guest: guest))
   }
 
   private func checkCompressed(
-    _ entry: L2Entry, _ bitmap: UInt64, _ place: EntryPlace, _ table: Table
+    _ entry: L2Entry, _ bitmap: SubclusterBitmap, _ place: EntryPlace, _ table: Table
   ) {
     if entry.isCopied { found(.copiedCompressed(entry: place, raw: entry.raw)) }
-    guard !hasDataFile else {
+    guard !rules.hasDataFile else {
       found(.compressedWithDataFile(entry: place, raw: entry.raw))
       return
     }
-    guard bitmap == 0 else {
-      found(.subclusters(entry: place, raw: entry.raw, bitmap: bitmap))
+    guard bitmap.raw == 0 else {
+      found(.subclusters(entry: place, raw: entry.raw, bitmap: bitmap.raw))
       return
     }
     let compressed = CompressedDescriptor(entry, geometry)

@@ -13,16 +13,16 @@ extension ImageCheck {
     for (number, entry) in refcounts.table.enumerated() where entry.raw != 0 {
       let index = UInt64(number)
       let place = EntryPlace.refcountTable(index: index)
-      guard !entry.hasReservedBits else {
+      let faults = entry.faults(geometry, fileLength: head.fileLength)
+      guard !faults.contains(.reservedBits), let block = entry.block else {
         found(.reservedBits(entry: place, raw: entry.raw))
         continue
       }
-      guard let block = entry.block else { continue }
-      guard block.bytes & geometry.clusterMask == 0 else {
+      guard !faults.contains(.unaligned) else {
         found(.unaligned(use: .refcountBlock, offset: block, entry: place))
         continue
       }
-      guard block.bytes < head.fileLength else {
+      guard !faults.contains(.beyondEnd) else {
         found(
           .beyondEnd(use: .refcountBlock, offset: block, length: geometry.clusterSize))
         continue
@@ -42,8 +42,8 @@ extension ImageCheck {
     var cluster: UInt64 = 0
     var touched = references.nextTouched(from: 0) ?? UInt64.max
     while cluster < end {
-      let index = cluster >> UInt64(geometry.refcountBlockBits)
-      let next = min(end, (index + 1) << UInt64(geometry.refcountBlockBits))
+      let index = geometry.refcountBlock(of: cluster)
+      let next = min(end, geometry.clusters(ofRefcountBlock: index).upperBound)
       switch refcounts.block(index) {
       case .none:
         if touched < cluster { touched = references.nextTouched(from: cluster) ?? UInt64.max }
@@ -67,10 +67,11 @@ extension ImageCheck {
   }
 
   private func compare(_ clusters: Range<UInt64>, _ block: IOBuffer, _ highest: inout UInt64) {
-    let order = geometry.refcountOrder
-    let mask = geometry.refcountBlockEntries &- 1
+    let geometry = geometry
     for cluster in clusters {
-      let refcount = unsafe RefcountWidth.get(block.base, order: order, index: Int(cluster & mask))
+      let index = geometry.indexInRefcountBlock(of: cluster)
+      let refcount = unsafe RefcountWidth.get(
+        block.base, order: geometry.refcountOrder, index: index)
       compare(cluster, refcount: refcount, &highest)
     }
   }

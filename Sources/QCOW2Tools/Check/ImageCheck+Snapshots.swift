@@ -30,15 +30,14 @@ extension ImageCheck {
 
   /// Whether an entry can be one: to write garbage anew would only make it look sound.
   private func isPlausible(_ entry: SnapshotEntry) -> Bool {
-    entry.l1Table.bytes > 0 && entry.l1Table.bytes & geometry.clusterMask == 0
-      && entry.l1Table.bytes < head.fileLength && UInt64(entry.l1Size) * 8 <= FormatLimit.l1Bytes
+    entry.l1Table.bytes > 0 && !entry.isL1TooLong
+      && entry.l1Faults(geometry, fileLength: head.fileLength).isEmpty
   }
 
   /// Bounds the work: L1 tables that together are longer than the file overlap each other.
   private func tablesFitTheFile(_ list: SnapshotList) -> Bool {
-    let lengths = list.snapshots.map { UInt64($0.entry.l1Size) * 8 }
     // At most 2^16 times 2^25; longer tables are not followed anyway.
-    let bytes = lengths.filter { $0 <= FormatLimit.l1Bytes }.reduce(0, +)
+    let bytes = list.snapshots.filter { !$0.entry.isL1TooLong }.reduce(0) { $0 + $1.entry.l1Length }
     // A table may end in a part of the last cluster that the file does not have.
     guard bytes > head.fileLength + geometry.clusterSize else { return true }
     found(.snapshotTablesTooLong(bytes: bytes))
@@ -49,22 +48,20 @@ extension ImageCheck {
     _ number: Int, _ entry: SnapshotEntry, into tables: inout [HostOffset: L2Uses]
   ) throws(ToolError) {
     let place = EntryPlace.snapshotTable(index: number)
-    if snapshotRepair == nil, head.header.version >= 3,
-      entry.extraLength < SnapshotEntry.leastExtraLengthV3
-    {
+    if snapshotRepair == nil, entry.isIncomplete(version: head.header.version) {
       found(.snapshotIncomplete(snapshot: number, extraLength: entry.extraLength))
     }
-    guard entry.l1Table.bytes & geometry.clusterMask == 0 else {
+    guard !entry.l1Faults(geometry).contains(.unaligned) else {
       found(.unaligned(use: .l1Table, offset: entry.l1Table, entry: place))
       return
     }
-    guard UInt64(entry.l1Size) * 8 <= FormatLimit.l1Bytes else {
+    guard !entry.isL1TooLong else {
       found(.snapshotL1TooLarge(snapshot: number, entries: entry.l1Size))
       return
     }
     guard entry.l1Table.bytes <= 1 << 62 else {
       found(
-        .beyondEnd(use: .l1Table, offset: entry.l1Table, length: UInt64(entry.l1Size) * 8))
+        .beyondEnd(use: .l1Table, offset: entry.l1Table, length: entry.l1Length))
       return
     }
     try collectInactive(

@@ -20,6 +20,7 @@ package final class ImageCheck {
   let bytes: any ImageBytes
   let head: ImageHead
   let geometry: ClusterGeometry
+  let rules: EntryRules
   let refcounts: RefcountReader
   private let report: (CheckFinding) -> Void
   /// What a repair mends is judged as it will be, and not reported.
@@ -68,6 +69,7 @@ package final class ImageCheck {
     self.plansRepair = plansRepair
     head = try ImageHead(reading: bytes)
     geometry = head.geometry
+    rules = EntryRules(head.header)
     let clusters = geometry.clusters(covering: head.fileLength)
     guard clusters <= Self.mostClusters else {
       throw .limit(.clusters, found: clusters, allowed: Self.mostClusters)

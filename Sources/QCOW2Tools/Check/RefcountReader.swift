@@ -36,9 +36,8 @@ final class RefcountReader {
   /// Where the block with number `index` lies.
   func block(_ index: UInt64) -> Block {
     guard index < UInt64(table.count), let offset = table[Int(index)].block else { return .none }
-    guard offset.bytes & geometry.clusterMask == 0, offset.bytes <= Self.mostOffset else {
-      return .unreadable
-    }
+    let isUnaligned = table[Int(index)].faults(geometry).contains(.unaligned)
+    if isUnaligned || offset.bytes > Self.mostOffset { return .unreadable }
     return .at(offset)
   }
 
@@ -55,12 +54,12 @@ final class RefcountReader {
 
   /// The refcount of a cluster; nil if it cannot be known.
   func refcount(of cluster: UInt64) throws(ToolError) -> UInt64? {
-    let index = cluster >> UInt64(geometry.refcountBlockBits)
+    let index = geometry.refcountBlock(of: cluster)
     switch block(index) {
     case .none: return 0
     case .unreadable: return nil
     case .at(let offset):
-      let entry = Int(cluster & (geometry.refcountBlockEntries &- 1))
+      let entry = geometry.indexInRefcountBlock(of: cluster)
       let block = try contents(index, at: offset)
       return unsafe RefcountWidth.get(block.base, order: geometry.refcountOrder, index: entry)
     }

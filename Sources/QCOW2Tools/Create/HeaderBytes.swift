@@ -36,10 +36,8 @@ enum HeaderBytes {
     var header = Header(
       version: options.version, clusterBits: options.clusterBits, size: options.virtualSize)
     header.cryptMethod = options.encryption?.cryptMethod ?? 0
-    header.l1Size = UInt32(layout.l1Entries)
-    header.l1TableOffset = layout.l1Table.bytes
-    header.refcountTableOffset = layout.refcountTable.bytes
-    header.refcountTableClusters = UInt32(layout.refcountTableClusters)
+    header.apply(.l1Table(layout.l1Table, entries: UInt32(layout.l1Entries)))
+    header.apply(layout.refcounts.headerPatch)
     header.refcountOrder = UInt32(options.refcountOrder)
     if options.dataFile != nil { header.incompatible.insert(.externalDataFile) }
     if options.usesZstd { header.incompatible.insert(.compressionType) }

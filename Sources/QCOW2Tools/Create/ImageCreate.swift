@@ -154,21 +154,17 @@ private struct ImageWriter {
   }
 
   func writeRefcounts() throws(ToolError) {
-    let block = IOBuffer(count: Int(geometry.clusterSize))
-    let perBlock = geometry.refcountBlockEntries
-    for index in 0..<layout.refcountBlocks {
-      let used = min(perBlock, layout.clusters - index * perBlock)
-      for entry in 0..<perBlock {
-        unsafe RefcountWidth.set(
-          block.base, order: geometry.refcountOrder, index: Int(entry),
-          value: entry < used ? 1 : 0)
-      }
-      try unsafe file.write(block.bytes, at: layout.refcountBlock(index))
+    let plan = layout.refcounts
+    for (position, number) in plan.numbers.enumerated() {
+      let block = IOBuffer(count: Int(geometry.clusterSize))
+      unsafe RefcountWidth.countOnce(0..<layout.clusters, in: block.base, number: number, geometry)
+      try unsafe file.write(block.bytes, at: plan.block(at: position))
+      withExtendedLifetime(block) {}
     }
     try writeTable(
-      at: layout.refcountTable, entries: layout.refcountBlocks,
-      padded: layout.refcountTableClusters * geometry.clusterSize
-    ) { RefcountTableEntry(block: layout.refcountBlock($0)).raw }
+      at: plan.tableOffset, entries: UInt64(plan.numbers.count),
+      padded: UInt64(plan.table.count) * geometry.clusterSize
+    ) { RefcountTableEntry(block: plan.block(at: Int($0))).raw }
   }
 
   func writeTables() throws(ToolError) {

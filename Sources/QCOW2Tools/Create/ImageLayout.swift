@@ -16,8 +16,7 @@ struct ImageLayout: Equatable {
   let dataClusters: UInt64
   /// Of the LUKS header; 0 without one.
   let encryptionClusters: UInt64
-  let refcountBlocks: UInt64
-  let refcountTableClusters: UInt64
+  let refcounts: RefcountPlan
 
   init(_ options: CreateOptions) throws(OptionError) {
     geometry = ClusterGeometry(
@@ -41,41 +40,20 @@ struct ImageLayout: Equatable {
     let others =
       1 + geometry.clusters(covering: l1Entries * 8) + l2Tables + encryptionClusters
       + dataClusters
-    (refcountBlocks, refcountTableClusters) = Self.refcountStructures(
-      covering: others, geometry)
-    guard refcountTableClusters << UInt64(geometry.clusterBits) <= FormatLimit.refcountTableBytes,
-      clusters << UInt64(geometry.clusterBits) <= FormatLimit.hostOffset
-    else { throw .refcountTableTooLarge(bytes: refcountBlocks * 8) }
-  }
-
-  /// Finds how many blocks and table clusters describe `others` clusters and themselves.
-  private static func refcountStructures(
-    covering others: UInt64, _ geometry: ClusterGeometry
-  ) -> (blocks: UInt64, tableClusters: UInt64) {
-    var blocks: UInt64 = 1
-    var tableClusters: UInt64 = 1
-    while true {
-      let total = others + blocks + tableClusters
-      let perBlock = geometry.refcountBlockEntries
-      let neededBlocks = (total + perBlock - 1) / perBlock
-      let neededClusters = geometry.clusters(covering: neededBlocks * 8)
-      if neededBlocks <= blocks && neededClusters <= tableClusters {
-        return (blocks, tableClusters)
-      }
-      blocks = max(blocks, neededBlocks)
-      tableClusters = max(tableClusters, neededClusters)
-    }
+    do throws(RefcountPlan.TableTooLong) {
+      refcounts = try RefcountPlan(newImageWith: others, geometry)
+      if clusters << UInt64(geometry.clusterBits) <= FormatLimit.hostOffset { return }
+    } catch { throw .refcountTableTooLarge(bytes: error.entries * 8) }
+    throw .refcountTableTooLarge(bytes: UInt64(refcounts.numbers.count) * 8)
   }
 
   private func offset(_ cluster: UInt64) -> HostOffset {
     geometry.start(ofHostCluster: cluster)
   }
 
-  private var l1Cluster: UInt64 { 1 + refcountTableClusters + refcountBlocks }
+  private var l1Cluster: UInt64 { refcounts.clusters.upperBound }
   private var l1Clusters: UInt64 { geometry.clusters(covering: l1Entries * 8) }
 
-  var refcountTable: HostOffset { offset(1) }
-  func refcountBlock(_ index: UInt64) -> HostOffset { offset(1 + refcountTableClusters + index) }
   /// Host offset 0, as QEMU writes it, if there is no L1 table.
   var l1Table: HostOffset { l1Entries == 0 ? HostOffset(0) : offset(l1Cluster) }
   func l2Table(_ index: UInt64) -> HostOffset { offset(l1Cluster + l1Clusters + index) }

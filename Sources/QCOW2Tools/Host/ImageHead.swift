@@ -1,4 +1,4 @@
-package import BlockCore
+import BlockCore
 package import QCOW2Format
 
 /// The first cluster of an image, read and judged: what `info` and `check` start from.
@@ -7,8 +7,6 @@ package import QCOW2Format
 /// with, such as tables beyond the end of the file, can still be looked at.
 package struct ImageHead {
   package let parsed: HeaderCluster
-  /// The first cluster.
-  package let cluster: IOBuffer
   package let fileLength: UInt64
 
   package var header: Header { parsed.header }
@@ -28,7 +26,7 @@ package struct ImageHead {
     } catch {
       throw .format(error)
     }
-    cluster = try bytes.block(at: HostOffset(0), count: size)
+    let cluster = try bytes.block(at: HostOffset(0), count: size)
     do throws(FormatError) {
       parsed = try cluster.withBytes { [fileLength] bytes throws(FormatError) in
         try HeaderCluster(parsing: bytes, fileLength: fileLength)
@@ -40,20 +38,8 @@ package struct ImageHead {
 }
 
 extension ImageHead {
-  /// The data of the extension of a kind; nil if the image has none.
-  package func extensionData(_ kind: HeaderExtension.Kind) -> [UInt8]? {
-    parsed.last(kind).map { cluster.copy(at: $0.offset, count: $0.length) }
-  }
-
   /// The bitmaps extension, if it is there and the autoclear bit says that it can be trusted.
   package var bitmaps: Result<BitmapsExtension, FormatError>? {
-    guard header.autoclear.contains(.bitmaps), let data = extensionData(.bitmaps) else {
-      return nil
-    }
-    return Result { () throws(FormatError) in
-      let found = try BitmapsExtension(parsing: data.span)
-      try found.validate(geometry)
-      return found
-    }
+    header.autoclear.contains(.bitmaps) ? parsed.bitmaps : nil
   }
 }

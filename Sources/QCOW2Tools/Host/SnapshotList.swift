@@ -19,12 +19,9 @@ package struct SnapshotList: Equatable, Sendable {
       mostExtraLength: takesAnyExtraData ? UInt32.max : SnapshotEntry.mostExtraLength)
     while let wanted = table.wanted {
       let block = try bytes.block(at: start + wanted.position, count: wanted.count)
-      defer { withExtendedLifetime(block) {} }
-      do {
-        try unsafe table.take(UnsafeRawBufferPointer(start: block.base, count: block.count))
-      } catch {
-        throw .format(error)
-      }
+      do throws(FormatError) {
+        try block.withBytes { bytes throws(FormatError) in try table.take(bytes) }
+      } catch { throw .format(error) }
     }
     snapshots = table.snapshots
     length = table.length

@@ -74,7 +74,7 @@ extension Snapshot {
   }
 }
 
-extension Bitmap {
+extension BitmapDirectory.Item {
   fileprivate var json: JSONText {
     var flags: [JSONText] = []
     if entry.flags.contains(.inUse) { flags.append(.string("in-use")) }

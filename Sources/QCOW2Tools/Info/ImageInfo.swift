@@ -21,7 +21,7 @@ package struct ImageInfo {
   let backingFormat: String?
   let dataFile: String?
   let snapshots: [Snapshot]
-  let bitmaps: [Bitmap]
+  let bitmaps: [BitmapDirectory.Item]
   let encryption: Encryption?
   /// What is not shown, and why.
   package let warnings: [String]
@@ -72,7 +72,7 @@ package struct ImageInfo {
 
   private static func bitmaps(
     _ bytes: any ImageBytes, _ head: ImageHead
-  ) throws(ToolError) -> [Bitmap] {
+  ) throws(ToolError) -> [BitmapDirectory.Item] {
     switch head.bitmaps {
     case .none: return []
     case .success(let location): return try BitmapList.read(bytes, head, location)

@@ -82,7 +82,7 @@ struct EntryFixes {
         guard let table = entry.l2Table, let wanted = hasOneReference(table) else {
           return entry.raw
         }
-        return rules.flagged(entry.raw, wanted, &count)
+        return entry.copied(rules.flag(entry.isCopied, wanted, &count)).raw
       }
       done += part
     }
@@ -105,7 +105,7 @@ struct EntryFixes {
       if mended != nil { count.entries += 1 }
       let entry = mended ?? old
       guard let wanted = wantedFlag(entry, format) else { return entry.raw }
-      return rules.flagged(entry.raw, wanted, &count)
+      return entry.copied(rules.flag(entry.isCopied, wanted, &count)).raw
     }
   }
 
@@ -152,7 +152,6 @@ struct EntryFixes {
 
   /// What may be done to one table.
   private struct Rules {
-    private static let copied: UInt64 = 1 << 63
     let mends: Bool
     let flags: Flags
 
@@ -164,12 +163,11 @@ struct EntryFixes {
       flags = !isActive || fixes.flags == .none ? .none : isAlone ? fixes.flags : .clearing
     }
 
-    /// The entry with the flag as it should be.
-    func flagged(_ raw: UInt64, _ wanted: Bool, _ count: inout Count) -> UInt64 {
-      guard wanted != (raw & Self.copied != 0), flags == .all || (flags == .clearing && !wanted)
-      else { return raw }
+    /// What a flag becomes that is `isSet` and should be as `wanted`.
+    func flag(_ isSet: Bool, _ wanted: Bool, _ count: inout Count) -> Bool {
+      guard wanted != isSet, flags == .all || (flags == .clearing && !wanted) else { return isSet }
       count.flags += 1
-      return raw ^ Self.copied
+      return wanted
     }
   }
 }

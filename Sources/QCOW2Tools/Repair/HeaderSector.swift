@@ -13,10 +13,7 @@ struct HeaderSector {
     keeping kept: AutoclearFeatures, marksDirty: Bool
   ) throws(ToolError) {
     try change { header in
-      guard header.version >= 3 else { return [] }
-      let features = marksDirty ? header.incompatible.union(.dirty) : header.incompatible
-      if features == header.incompatible && header.autoclear.isSubset(of: kept) { return [] }
-      return [.autoclear(header.autoclear.intersection(kept)), .incompatible(features)]
+      [header.keeping(kept)] + (marksDirty ? [header.adding(.dirty)] : [])
     }
   }
 
@@ -24,21 +21,15 @@ struct HeaderSector {
   ///
   /// - Returns: whether any was set.
   @discardableResult func remove(_ bits: IncompatibleFeatures) throws(ToolError) -> Bool {
-    try change { header in
-      header.incompatible.isDisjoint(with: bits)
-        ? [] : [.incompatible(header.incompatible.subtracting(bits))]
-    }
+    try change { [$0.removing(bits)] }
   }
 
-  /// Points the header at another refcount table and, if there is one, at another snapshot table,
+  /// Points the header at the planned refcount table and, if there is one, at another snapshot table,
   /// durably.
   func setRefcountTable(
-    at offset: HostOffset, clusters: UInt64, snapshotTable: HostOffset?
+    _ plan: RefcountPlan, snapshotTable: HostOffset?
   ) throws(ToolError) {
-    try change { _ in
-      (snapshotTable.map { [.snapshotTable($0)] } ?? [])
-        + [.refcountTable(offset, clusters: UInt32(clusters))]
-    }
+    try change { _ in (snapshotTable.map { [.snapshotTable($0)] } ?? []) + [plan.headerPatch] }
   }
 
   /// Points the header at another snapshot table with as many entries, durably.
@@ -57,7 +48,7 @@ struct HeaderSector {
     do throws(FormatError) {
       header = try sector.withBytes { bytes throws(FormatError) in try Header(parsing: bytes) }
     } catch { throw .format(error) }
-    let wanted = patches(header)
+    let wanted = patches(header).filter(header.isChanged)
     if wanted.isEmpty { return false }
     sector.withMutableBytes { bytes in
       for patch in wanted { patch.write(into: &bytes, version: header.version) }

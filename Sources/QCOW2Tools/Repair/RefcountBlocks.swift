@@ -113,8 +113,7 @@ struct RefcountBlocks {
     for index in scan.check.refcounts.table.indices {
       guard let offset = readable(UInt64(index)) else { continue }
       try file.read(into: block, count: block.count, at: offset)
-      let first = UInt64(index) << UInt64(geometry.refcountBlockBits)
-      try body(first..<(first + geometry.refcountBlockEntries), offset, block)
+      try body(geometry.clusters(ofRefcountBlock: UInt64(index)), offset, block)
     }
   }
 
@@ -130,10 +129,10 @@ struct RefcountBlocks {
     var position: UInt64 = 0
     var last: UInt64?
     while let cluster = scan.check.references.nextReferenced(from: position) {
-      let index = cluster >> UInt64(geometry.refcountBlockBits)
+      let index = geometry.refcountBlock(of: cluster)
       position = cluster + 1
       if readable(index) != nil {
-        position = (index + 1) << UInt64(geometry.refcountBlockBits)
+        position = geometry.clusters(ofRefcountBlock: index).upperBound
         continue
       }
       found.low += 1
@@ -141,7 +140,7 @@ struct RefcountBlocks {
       last = index
     }
     for cluster in scan.newSnapshotTable
-    where readable(cluster >> UInt64(geometry.refcountBlockBits)) == nil {
+    where readable(geometry.refcountBlock(of: cluster)) == nil {
       found.missing += 1
     }
   }

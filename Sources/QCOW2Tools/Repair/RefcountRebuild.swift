@@ -106,7 +106,7 @@ package enum RefcountRebuild {
       return false
     }
     let kept = head.header.autoclearToKeep(
-      keepsBitmaps: head.extensionData(.bitmaps) != nil)
+      keepsBitmaps: head.parsed.last(.bitmaps) != nil)
     try HeaderSector(file).prepareForWriting(keeping: kept, marksDirty: false)
     try file.setLength(head.header.l1TableOffset + UInt64(head.header.l1Size) * 8)
     try file.sync()

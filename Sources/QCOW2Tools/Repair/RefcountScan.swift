@@ -203,15 +203,13 @@ private struct RefcountStructures {
     let sureEntries = isTooLong ? Int(geometry.clusterSize / 8) : check.refcounts.table.count
     var seen: Set<UInt64> = []
     for (index, entry) in check.refcounts.table.enumerated() where entry.raw != 0 {
-      guard !entry.hasReservedBits, let block = entry.block,
-        block.bytes & geometry.clusterMask == 0, block.bytes < check.head.fileLength
-      else {
+      let faults = entry.faults(geometry, fileLength: check.head.fileLength)
+      guard faults.isEmpty, let block = entry.block else {
         isSound = false
         if let block = entry.block, block.bytes < FormatLimit.hostOffset {
           check.noteLost(block.bytes..<(block.bytes + geometry.clusterSize))
         }
-        let isAligned = !entry.hasReservedBits && entry.raw & geometry.clusterMask == 0
-        wrongEntries += isAligned ? 2 : 1
+        wrongEntries += faults == .beyondEnd ? 2 : 1
         continue
       }
       let cluster = geometry.hostCluster(of: block)
