@@ -137,7 +137,9 @@ extension Workbench {
     do throws(Errno) { try await disk.discard(discard.offset, discard.count) } catch {
       throw .request("discard", error)
     }
-    report("discard", discard.offset, discard.count, MonotonicClock.nanoseconds() - start, discard.printing)
+    report(
+      "discard", discard.offset, discard.count, MonotonicClock.nanoseconds() - start,
+      discard.printing)
   }
 
   private func report(
