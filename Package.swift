@@ -94,11 +94,14 @@ let package = Package(
       name: "Ublk",
       dependencies: ["BlockCore", "Serving", "Uring", "CUblk", "CUring", "CPlatform"],
       swiftSettings: settings),
+    .target(
+      name: "Reports", dependencies: ["BlockCore", "QCOW2Engine", "Serving", "Uring"],
+      swiftSettings: settings),
     .executableTarget(
       name: "qublk",
       dependencies: [
         "BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "QCOW2Tools", "DiskImages",
-        "HostFiles", "Uring", "Serving", "Ublk", "CPlatform",
+        "HostFiles", "Uring", "Serving", "Ublk", "Reports", "CPlatform",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: settings),
@@ -149,8 +152,8 @@ let package = Package(
     .testTarget(
       name: "CommandLineTests",
       dependencies: [
-        "BlockCore", "HostFiles", "CPlatform", "QCOW2Engine", "Serving", "Uring", "qublk",
-        "TestTools",
+        "BlockCore", "HostFiles", "CPlatform", "QCOW2Engine", "Serving", "Uring", "Reports",
+        "qublk", "TestTools",
       ],
       swiftSettings: testSettings),
     .testTarget(

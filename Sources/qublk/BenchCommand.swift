@@ -3,6 +3,7 @@ import BlockCore
 import DiskImages
 import Glibc
 import QCOW2Engine
+import Reports
 
 /// `qublk bench`: the engine under load, natively, without a device.
 struct BenchCommand: ParsableCommand {

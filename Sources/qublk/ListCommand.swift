@@ -2,6 +2,7 @@ import ArgumentParser
 import BlockCore
 import Glibc
 import QCOW2Tools
+import Reports
 
 /// `qublk list`: every ublk device there is.
 struct ListCommand: ParsableCommand {

@@ -4,6 +4,7 @@ import TestTools
 import Testing
 
 @testable import qublk
+@testable import Reports
 
 @Suite struct BenchTests {
   private func options(_ change: (inout BenchOptions) -> Void = { _ in }) -> BenchOptions {

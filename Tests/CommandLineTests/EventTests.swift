@@ -4,6 +4,7 @@ import QCOW2Engine
 import Testing
 
 @testable import qublk
+@testable import Reports
 
 /// What the daemon makes of events: lines of the log, a condition, members of JSON.
 @Suite struct EventTests {

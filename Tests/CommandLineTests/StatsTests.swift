@@ -6,6 +6,7 @@ import Serving
 import Uring
 
 @testable import qublk
+@testable import Reports
 
 @Suite struct StatsTests {
   private func report() -> DeviceReport {

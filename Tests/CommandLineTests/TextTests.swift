@@ -2,6 +2,7 @@ import HostFiles
 import Testing
 
 @testable import qublk
+@testable import Reports
 
 @Suite struct TextTests {
   @Test(arguments: ["3", "ublkb3", "/dev/ublkb3", "/dev/ublkc3"])

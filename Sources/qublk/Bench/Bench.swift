@@ -1,6 +1,7 @@
 import BlockCore
 import DiskImages
 import Glibc
+import Reports
 import Serving
 import Uring
 

@@ -1,6 +1,7 @@
 import ArgumentParser
 import BlockCore
 import Glibc
+import Reports
 
 extension BenchCommand {
   /// Says what is going to happen, in the words of qemu-img bench as far as it has them.

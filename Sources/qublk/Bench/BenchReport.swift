@@ -1,5 +1,6 @@
 import BlockCore
 import QCOW2Engine
+import Reports
 
 /// What `qublk bench --json` prints.
 ///

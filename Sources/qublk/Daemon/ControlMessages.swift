@@ -1,3 +1,5 @@
+import Reports
+
 /// What `qublk del` and `qublk stats` ask of a daemon, over /run/qublk/ID/control: one line a
 /// connection.
 enum ControlRequest: String {

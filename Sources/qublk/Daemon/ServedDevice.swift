@@ -4,6 +4,7 @@ import DiskImages
 import Glibc
 import HostFiles
 import QCOW2Engine
+import Reports
 import Ublk
 
 /// A device and everything that has to go with it when it goes.

@@ -1,5 +1,6 @@
 import BlockCore
 import QCOW2Engine
+import Reports
 
 // The keys are documented in the README and stay what they are.
 

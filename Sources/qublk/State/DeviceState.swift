@@ -1,3 +1,5 @@
+import Reports
+
 /// What a daemon leaves in its state file for `list`, `del` and, later, recovery.
 ///
 /// The image is named by absolute path, device and inode, and the boot by its id, so that a file

@@ -1,6 +1,7 @@
 import BlockCore
 import Glibc
 import QCOW2Engine
+import Reports
 
 /// All that a daemon tells of its device, at one moment.
 struct DeviceReport: Equatable {

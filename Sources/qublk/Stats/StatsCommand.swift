@@ -1,6 +1,7 @@
 import ArgumentParser
 import BlockCore
 import Glibc
+import Reports
 
 /// `qublk stats`: what a device has done, from the counters that its daemon keeps anyway.
 struct StatsCommand: ParsableCommand {

@@ -1,5 +1,6 @@
 import BlockCore
 import QCOW2Tools
+import Reports
 
 /// What `qublk stats` prints for people.
 struct StatsTable {

@@ -1,7 +1,7 @@
 /// A JSON value: what `--json` prints and what a state file holds.
 ///
 /// Members keep their order.
-enum JSONValue: Equatable {
+package enum JSONValue: Equatable {
   case null
   case bool(Bool)
   case integer(Int64)
@@ -12,33 +12,39 @@ enum JSONValue: Equatable {
   case object([Member])
 
   /// One name and value of an object.
-  struct Member: Equatable {
-    let name: String
-    let value: JSONValue
+  package struct Member: Equatable {
+    /// The name, not quoted.
+    package let name: String
+    /// What the name stands for.
+    package let value: JSONValue
 
-    init(_ name: String, _ value: JSONValue) {
+    /// A member with this name.
+    package init(_ name: String, _ value: JSONValue) {
       self.name = name
       self.value = value
     }
   }
 
   /// The value of the first member with this name; nil for other values and unknown names.
-  subscript(name: String) -> JSONValue? {
+  package subscript(name: String) -> JSONValue? {
     guard case .object(let members) = self else { return nil }
     return members.first { $0.name == name }?.value
   }
 
-  var string: String? {
+  /// The value if it is a string.
+  package var string: String? {
     guard case .string(let value) = self else { return nil }
     return value
   }
 
-  var integer: Int64? {
+  /// The value if it is an integer.
+  package var integer: Int64? {
     guard case .integer(let value) = self else { return nil }
     return value
   }
 
-  var bool: Bool? {
+  /// The value if it is true or false.
+  package var bool: Bool? {
     guard case .bool(let value) = self else { return nil }
     return value
   }
@@ -46,10 +52,10 @@ enum JSONValue: Equatable {
 
 extension JSONValue {
   /// The value as text over several lines, indented by 4 as qemu-img's, without a last newline.
-  var text: String { text(indent: "") }
+  package var text: String { text(indent: "") }
 
   /// The value as text in one line.
-  var line: String { text(indent: nil) }
+  package var line: String { text(indent: nil) }
 
   private func text(indent: String?) -> String {
     let deeper = indent.map { $0 + "    " }

@@ -5,15 +5,16 @@ import BlockCore
 // them.
 
 extension QueueReport {
-  var wire: JSONValue {
+  /// The message.
+  package var wire: JSONValue {
     .object([
       .init("counts", .array(counts.map(JSONValue.bits))),
       .init("operations", .array(operations.map(\.wire))),
     ])
   }
 
-  /// - Returns: nil if the message is another version's.
-  init?(wire: JSONValue) {
+  /// Reads a message; nil if it is another version's.
+  package init?(wire: JSONValue) {
     self.init()
     guard case .array(let counts) = wire["counts"], counts.count == self.counts.count,
       case .array(let operations) = wire["operations"], operations.count == self.operations.count

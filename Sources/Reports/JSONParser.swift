@@ -1,12 +1,12 @@
 /// Reads the JSON that qublk itself writes: state files.
 ///
 /// Numbers are 64-bit integers; anything else is no value, and nothing traps.
-struct JSONParser {
+package struct JSONParser {
   private var rest: Substring.UnicodeScalarView
   private var depth = 0
 
   /// The value that is all of `text`, or nil if it is not such JSON.
-  static func parse(_ text: String) -> JSONValue? {
+  package static func parse(_ text: String) -> JSONValue? {
     var parser = JSONParser(rest: Substring(text).unicodeScalars)
     guard let value = parser.value() else { return nil }
     parser.skipSpace()

@@ -1,9 +1,10 @@
-import QCOW2Engine
+package import QCOW2Engine
 
 // The keys are documented in the README and stay what they are.
 
 extension ImageStatistics {
-  var json: JSONValue {
+  /// An object with what `stats` and `bench` tell of the engine.
+  package var json: JSONValue {
     .object([
       .init("l2_cache", l2.json),
       .init("refcount_cache", refcounts.json),

@@ -1,22 +1,24 @@
-import BlockCore
-import Serving
+package import BlockCore
+package import Serving
 import Uring
 
 /// What was asked of one operation, and how it went.
-struct OperationReport: Equatable {
+package struct OperationReport: Equatable {
   /// Bytes of the requests that succeeded.
-  var bytes: UInt64 = 0
+  package var bytes: UInt64 = 0
   /// Requests that the hit path could not answer.
-  var slow: UInt64 = 0
+  package var slow: UInt64 = 0
   /// All that have ended.
-  var latency = LatencySnapshot()
+  package var latency = LatencySnapshot()
 
-  var requests: UInt64 { latency.count }
+  /// The number of requests that have ended.
+  package var requests: UInt64 { latency.count }
 }
 
 /// The statistics of one queue, or of several together, at one moment.
-struct QueueReport: Equatable {
-  static let operations: [BlockOperation] = [.read, .write, .flush, .discard, .writeZeroes]
+package struct QueueReport: Equatable {
+  /// What is reported, in the order of the raw values.
+  package static let operations: [BlockOperation] = [.read, .write, .flush, .discard, .writeZeroes]
 
   /// By ``BlockOperation``'s raw value.
   var operations = Array(repeating: OperationReport(), count: QueueReport.operations.count)
@@ -24,7 +26,7 @@ struct QueueReport: Equatable {
   var counts = Array(repeating: UInt64(0), count: Count.allCases.count)
 
   /// The plain counters; the raw value is their name in the messages of a daemon.
-  enum Count: String, CaseIterable {
+  package enum Count: String, CaseIterable {
     case arrivals, failures, refusals, transfers, unregistered
     case userCopies = "user_copies"
     case driverErrors = "driver_errors"
@@ -38,7 +40,8 @@ struct QueueReport: Equatable {
 
   init() {}
 
-  init(_ counters: QueueCounters) {
+  /// What a queue has counted until now.
+  package init(_ counters: QueueCounters) {
     for operation in Self.operations {
       operations[Int(operation.rawValue)] = OperationReport(
         bytes: counters.bytes(operation), slow: counters.slowRequests(operation),
@@ -69,7 +72,7 @@ struct QueueReport: Equatable {
   }
 
   /// All of them as one.
-  init(total queues: [QueueReport]) {
+  package init(total queues: [QueueReport]) {
     for queue in queues {
       for index in operations.indices {
         operations[index].bytes &+= queue.operations[index].bytes
@@ -81,7 +84,7 @@ struct QueueReport: Equatable {
   }
 
   /// What has happened since an earlier report of the same queue.
-  func since(_ earlier: QueueReport) -> QueueReport {
+  package func since(_ earlier: QueueReport) -> QueueReport {
     var difference = self
     for index in operations.indices {
       difference.operations[index].bytes &-= earlier.operations[index].bytes
@@ -95,26 +98,28 @@ struct QueueReport: Equatable {
 
   // MARK: Derived
 
-  subscript(operation: BlockOperation) -> OperationReport {
+  /// What was asked of one operation.
+  package subscript(operation: BlockOperation) -> OperationReport {
     operations[Int(operation.rawValue)]
   }
-  subscript(count: Count) -> UInt64 { counts[count.index] }
+  /// One plain counter.
+  package subscript(count: Count) -> UInt64 { counts[count.index] }
 
   /// Requests that have ended, the refused ones too.
-  var requests: UInt64 { operations.reduce(self[.refusals]) { $0 &+ $1.requests } }
+  package var requests: UInt64 { operations.reduce(self[.refusals]) { $0 &+ $1.requests } }
   /// Requests that have not ended.
-  var inFlight: UInt64 { self[.arrivals] > requests ? self[.arrivals] - requests : 0 }
+  package var inFlight: UInt64 { self[.arrivals] > requests ? self[.arrivals] - requests : 0 }
   /// Reads and writes that the hit path could not answer.
-  var misses: UInt64 { self[.read].slow &+ self[.write].slow }
+  package var misses: UInt64 { self[.read].slow &+ self[.write].slow }
   /// Reads and writes that the hit path answered; of those that have ended.
-  var hits: UInt64 {
+  package var hits: UInt64 {
     let all = self[.read].requests &+ self[.write].requests
     return all > misses ? all - misses : 0
   }
   /// Reads and writes of host files, by both paths.
-  var hostIOs: UInt64 { self[.transfers] &+ self[.reads] &+ self[.writes] }
+  package var hostIOs: UInt64 { self[.transfers] &+ self[.reads] &+ self[.writes] }
   /// Of all reads and writes, the share that the hit path answered; 1 if there were none.
-  var hitRatio: Double {
+  package var hitRatio: Double {
     let all = hits &+ misses
     return all == 0 ? 1 : Double(hits) / Double(all)
   }
@@ -122,7 +127,7 @@ struct QueueReport: Equatable {
 
 extension BlockOperation {
   /// As in JSON.
-  var name: String {
+  package var name: String {
     switch self {
     case .read: "read"
     case .write: "write"

@@ -1,10 +1,10 @@
-import BlockCore
+package import BlockCore
 
 // The keys are documented in the README and stay what they are.
 
 extension QueueReport {
   /// The members that `qublk stats` and `qublk bench` have in common.
-  var members: [JSONValue.Member] {
+  package var members: [JSONValue.Member] {
     [
       .init("requests", .count(requests)),
       .init("in_flight", .count(inFlight)),
@@ -43,7 +43,7 @@ extension OperationReport {
 
 extension LatencySnapshot {
   /// Minimum, percentiles, maximum and mean.
-  var json: JSONValue {
+  package var json: JSONValue {
     .object([
       .init("min", .count(minimum)),
       .init("p50", .count(percentile(perMillion: 500_000))),
