@@ -97,11 +97,19 @@ let package = Package(
     .target(
       name: "Reports", dependencies: ["BlockCore", "QCOW2Engine", "Serving", "Uring"],
       swiftSettings: settings),
+    .target(
+      name: "DiskShell",
+      dependencies: [
+        "BlockCore", "QCOW2Format", "QCOW2Engine", "QCOW2Tools", "DiskImages", "HostFiles", "Uring",
+        "Serving", "CPlatform",
+      ],
+      swiftSettings: settings),
     .executableTarget(
       name: "qublk",
       dependencies: [
         "BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "QCOW2Tools", "DiskImages",
-        "HostFiles", "Uring", "Serving", "Ublk", "Reports", "CPlatform",
+        "HostFiles", "Uring", "Serving", "Ublk", "Reports", "DiskShell",
+        "CPlatform",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: settings),
@@ -153,7 +161,7 @@ let package = Package(
       name: "CommandLineTests",
       dependencies: [
         "BlockCore", "HostFiles", "CPlatform", "QCOW2Engine", "Serving", "Uring", "Reports",
-        "qublk", "TestTools",
+        "DiskShell", "qublk", "TestTools",
       ],
       swiftSettings: testSettings),
     .testTarget(

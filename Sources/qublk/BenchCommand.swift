@@ -1,6 +1,7 @@
 import ArgumentParser
 import BlockCore
 import DiskImages
+import DiskShell
 import Glibc
 import QCOW2Engine
 import Reports

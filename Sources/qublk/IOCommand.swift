@@ -1,6 +1,7 @@
 import ArgumentParser
 import BlockCore
 import DiskImages
+import DiskShell
 
 /// `qublk io`: the engine's workbench, without a device.
 struct IOCommand: ParsableCommand {

@@ -1,6 +1,7 @@
 import ArgumentParser
 import BlockCore
 import DiskImages
+import DiskShell
 import QCOW2Engine
 
 extension BenchCommand {

@@ -1,44 +1,56 @@
-import DiskImages
+package import DiskImages
 import HostFiles
 import QCOW2Engine
 
 /// What to open, and how: the options of `qublk io` and of its `open` command.
-struct IOOpening: Sendable {
-  enum Format: String { case qcow2, raw }
+package struct IOOpening: Sendable {
+  /// What the image is.
+  package enum Format: String { case qcow2, raw }
 
   /// QEMU's cache modes, as far as the engine has them.
-  enum Cache: String {
+  package enum Cache: String {
     case none, writeback, writethrough, directsync, unsafe
 
-    var isDirect: Bool { self == .none || self == .directsync }
+    /// The host's page cache is not used.
+    package var isDirect: Bool { self == .none || self == .directsync }
     /// Every write is durable when it is done.
-    var writesThrough: Bool { self == .writethrough || self == .directsync }
+    package var writesThrough: Bool { self == .writethrough || self == .directsync }
   }
 
-  var path: String?
-  var format = Format.qcow2
-  var isReadOnly = false
-  var cache = Cache.writeback
+  /// As it was given.
+  package var path: String?
+  /// Never guessed.
+  package var format = Format.qcow2
+  /// Nothing is written.
+  package var isReadOnly = false
+  /// How the host keeps what is read and written.
+  package var cache = Cache.writeback
   /// Discards do something.
   var discards = true
-  var copiesOnRead = false
+  /// What is read from backing files is kept.
+  package var copiesOnRead = false
   /// No locks are taken.
-  var sharesByForce = false
+  package var sharesByForce = false
   /// Memory for data begins off every alignment.
-  var misaligns = false
+  package var misaligns = false
   /// What the options common to all commands say.
-  var disk = DiskImageOptions(path: "")
+  package var disk = DiskImageOptions(path: "")
   /// The name of the secret that unlocks the image.
   var keySecret: String?
 
-  mutating func setCache(_ mode: String) throws(IOFailure) {
+  /// Nothing yet; every option is what it is by default.
+  package init() {}
+
+  /// Sets the cache mode by its name.
+  package mutating func setCache(_ mode: String) throws(IOFailure) {
     guard let cache = Cache(rawValue: mode) else {
       throw .openOption("Invalid cache option: \(mode)")
     }
     self.cache = cache
   }
 
-  mutating func setDiscard(_ mode: String) throws(IOFailure) {
+  /// Sets what discards do, by a word.
+  package mutating func setDiscard(_ mode: String) throws(IOFailure) {
     switch mode {
     case "unmap", "on": discards = true
     case "ignore", "off": discards = false
@@ -46,7 +58,8 @@ struct IOOpening: Sendable {
     }
   }
 
-  mutating func setFormat(_ name: String) throws(IOFailure) {
+  /// Sets the format by its name.
+  package mutating func setFormat(_ name: String) throws(IOFailure) {
     guard let format = Format(rawValue: name) else {
       throw .openOption("Unknown driver '\(name)': expected qcow2 or raw")
     }
@@ -54,7 +67,7 @@ struct IOOpening: Sendable {
   }
 
   /// How to open the disk; `secrets` are those that can be named.
-  func diskOptions(_ secrets: [ObjectSecret]) throws(IOFailure) -> DiskImageOptions {
+  package func diskOptions(_ secrets: [ObjectSecret]) throws(IOFailure) -> DiskImageOptions {
     var options = disk
     if let keySecret {
       guard let secret = secrets.secret(keySecret) else {

@@ -1,13 +1,13 @@
-import BlockCore
-import DiskImages
+package import BlockCore
+package import DiskImages
 import Glibc
-import Uring
+package import Uring
 
 /// The interpreter of `qublk io`: one thread, one ring, one worker of the engine.
 ///
 /// Commands run one after the other; what `aio_read` and `aio_write` start goes on beside them.
 @safe
-final class Workbench: CompletionHandler, @unchecked Sendable {
+package final class Workbench: CompletionHandler, @unchecked Sendable {
   // why: confined to its loop's thread
 
   let loop: WorkerLoop
@@ -30,17 +30,24 @@ final class Workbench: CompletionHandler, @unchecked Sendable {
   }
 
   /// What to run: opens, then runs the commands given or those of standard input.
-  struct Script: Sendable {
+  package struct Script: Sendable {
     var opening: IOOpening?
     var commands: [String]
     /// What images can be unlocked with.
     var secrets: [ObjectSecret]
+
+    /// What to open, the commands, and what images can be unlocked with.
+    package init(opening: IOOpening?, commands: [String], secrets: [ObjectSecret]) {
+      self.opening = opening
+      self.commands = commands
+      self.secrets = secrets
+    }
   }
 
   /// Runs a script on this thread.
   ///
   /// - Returns: whether everything succeeded.
-  static func run(_ script: Script) throws(Errno) -> Bool {
+  package static func run(_ script: Script) throws(Errno) -> Bool {
     let bench = try Workbench(script.secrets)
     bench.spawn { await bench.run(script) }
     bench.spawn { await bench.maintain() }
@@ -50,9 +57,10 @@ final class Workbench: CompletionHandler, @unchecked Sendable {
   }
 
   /// The bench's own completions are operations of the loop: none comes here.
-  func complete(_ userData: UserData, result: Int32) {}
+  package func complete(_ userData: UserData, result: Int32) {}
 
-  var isFinished: Bool { tasks == 0 && loop.operationsInFlight == 0 }
+  /// Nothing is left to do.
+  package var isFinished: Bool { tasks == 0 && loop.operationsInFlight == 0 }
 
   private func spawn(_ body: @escaping @Sendable () async -> Void) {
     tasks += 1
@@ -169,10 +177,11 @@ final class Workbench: CompletionHandler, @unchecked Sendable {
 }
 
 /// Standard output and standard error, unbuffered so that they keep their order.
-enum IOOutput {
+package enum IOOutput {
   static func write(_ text: String) { send(text, STDOUT_FILENO) }
 
-  static func complain(_ text: String) { send(text, STDERR_FILENO) }
+  /// Writes to standard error.
+  package static func complain(_ text: String) { send(text, STDERR_FILENO) }
 
   private static func send(_ text: String, _ descriptor: Int32) {
     var text = text

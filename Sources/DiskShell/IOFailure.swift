@@ -1,9 +1,9 @@
-import BlockCore
-import DiskImages
+package import BlockCore
+package import DiskImages
 import Glibc
 
 /// Why a command of `qublk io` was not carried out.
-enum IOFailure: Error {
+package enum IOFailure: Error {
   case unknownCommand(String)
   case noFile
   case fileOpen
@@ -40,14 +40,15 @@ enum IOFailure: Error {
   /// What was read is not what was expected; it has been told already.
   case told
 
-  enum SourceProblem {
+  /// What is wrong with the file that `-s` names.
+  package enum SourceProblem {
     case system(Errno)
     case empty
   }
 }
 
 /// What this build cannot do.
-enum IOMissing {
+package enum IOMissing {
   case faultInjection
   case preallocation
 }
@@ -55,7 +56,7 @@ enum IOMissing {
 extension IOFailure {
   /// The lines for standard output and for standard error, where the texts that scripts read are
   /// those of qemu-io.
-  var lines: (output: String?, errors: String?) {
+  package var lines: (output: String?, errors: String?) {
     switch self {
     case .unknownOption(let letter, let command):
       (command.usageLine, "\(command.name): invalid option -- '\(letter)'")

@@ -4,12 +4,12 @@ import QCOW2Format
 /// Option lists in QEMU's form: "name=value,name=value", a comma inside a value doubled.
 extension IOOpening {
   /// Takes over the options of a list.
-  mutating func apply(list: String) throws(IOFailure) {
+  package mutating func apply(list: String) throws(IOFailure) {
     for (name, value) in Self.pairs(list) { try apply(name, value) }
   }
 
   /// Takes the path that was given apart from the list.
-  mutating func setPath(_ path: String) throws(IOFailure) {
+  package mutating func setPath(_ path: String) throws(IOFailure) {
     guard self.path == nil else {
       throw .openOption("\(path): the file is named by \"file.filename\", too")
     }

@@ -1,5 +1,5 @@
 /// A command of the language: what it is called, takes and does.
-struct IOCommandSpec: Sendable {
+package struct IOCommandSpec: Sendable {
   let name: String
   /// A short name.
   var alias: String?

@@ -1,16 +1,20 @@
 import HostFiles
-import QCOW2Tools
+package import QCOW2Tools
 
 /// The image locks of the commands that work on a file themselves.
-enum ToolLock {
+package enum ToolLock {
   /// Takes the locks of a process that rewrites the image.
-  static func writer(_ descriptor: Int32) throws(ToolError) { try acquire(.writer, descriptor) }
+  package static func writer(_ descriptor: Int32) throws(ToolError) {
+    try acquire(.writer, descriptor)
+  }
 
   /// Takes the locks of a process that reads the image; nobody may change it meanwhile.
-  static func reader(_ descriptor: Int32) throws(ToolError) { try acquire(.reader, descriptor) }
+  package static func reader(_ descriptor: Int32) throws(ToolError) {
+    try acquire(.reader, descriptor)
+  }
 
   /// Takes no locks (`-U`).
-  static func none(_ descriptor: Int32) throws(ToolError) {}
+  package static func none(_ descriptor: Int32) throws(ToolError) {}
 
   private static func acquire(_ use: ImageLock.Use, _ descriptor: Int32) throws(ToolError) {
     do throws(ImageLockError) {
