@@ -104,12 +104,18 @@ let package = Package(
         "Serving", "CPlatform",
       ],
       swiftSettings: settings),
+    .target(
+      name: "Bench",
+      dependencies: [
+        "BlockCore", "QCOW2Engine", "DiskImages", "HostFiles", "Uring", "Serving", "Reports",
+      ],
+      swiftSettings: settings),
     .executableTarget(
       name: "qublk",
       dependencies: [
         "BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "QCOW2Tools", "DiskImages",
-        "HostFiles", "Uring", "Serving", "Ublk", "Reports", "DiskShell",
-        "CPlatform",
+        "HostFiles", "Uring", "Ublk", "Reports", "DiskShell",
+        "Bench", "CPlatform",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: settings),
@@ -161,7 +167,7 @@ let package = Package(
       name: "CommandLineTests",
       dependencies: [
         "BlockCore", "HostFiles", "CPlatform", "QCOW2Engine", "Serving", "Uring", "Reports",
-        "DiskShell", "qublk", "TestTools",
+        "DiskShell", "Bench", "qublk", "TestTools",
       ],
       swiftSettings: testSettings),
     .testTarget(

@@ -3,7 +3,7 @@ import Glibc
 import TestTools
 import Testing
 
-@testable import qublk
+@testable import Bench
 @testable import Reports
 
 @Suite struct BenchTests {

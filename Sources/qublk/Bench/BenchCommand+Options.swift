@@ -1,4 +1,5 @@
 import ArgumentParser
+import Bench
 import BlockCore
 import DiskImages
 import DiskShell
@@ -132,7 +133,7 @@ extension BenchOptions {
 }
 
 extension BenchMix: ExpressibleByArgument {
-  init?(argument: String) { self.init(argument) }
+  package init?(argument: String) { self.init(argument) }
 }
 
 extension IOOpening.Format {

@@ -1,30 +1,33 @@
-import BlockCore
-import DiskImages
+package import BlockCore
+package import DiskImages
 import Glibc
-import Reports
+package import Reports
 import Serving
 import Uring
 
 /// What a load did, and how long it took.
-struct BenchResult {
+package struct BenchResult {
   /// From the first request to the last completion; threads and rings are up before.
-  var nanoseconds: UInt64
+  package var nanoseconds: UInt64
   /// One element for each queue.
   var queues: [QueueReport]
 
-  var total: QueueReport { QueueReport(total: queues) }
+  /// All queues as one.
+  package var total: QueueReport { QueueReport(total: queues) }
 }
 
 /// Runs the load of `qublk bench` on an open disk, one thread per queue.
-enum Bench {
+package enum Bench {
   private final class Outcome: @unchecked Sendable {  // why: written before the join, read after
     let counters = QueueCounters()
     var time: ClosedRange<UInt64>?
     var errno: Errno?
   }
 
+  /// Makes the whole load; returns when every request has completed.
+  ///
   /// - Throws: The errno of the first thread or ring that could not be made.
-  static func run(
+  package static func run(
     _ disk: any OpenDisk, options: BenchOptions
   ) throws(Errno) -> BenchResult {
     let outcomes = (0..<options.queues).map { _ in Outcome() }

@@ -2,7 +2,7 @@ import BlockCore
 import Reports
 
 /// The locks that a load took, by rank: only in builds with `-Xswiftc -DLOCK_STATISTICS`.
-struct BenchLocks {
+package struct BenchLocks {
   /// The locks of one rank.
   struct Rank {
     let name: String
@@ -13,7 +13,7 @@ struct BenchLocks {
   private(set) var ranks: [Rank]
 
   /// What was counted until now; nil in builds that count nothing.
-  static func now() -> BenchLocks? {
+  package static func now() -> BenchLocks? {
     #if LOCK_STATISTICS
       let ranks: [LockRank] = [.flushRound, .allocator, .inFlight, .slice, .leaf]
       return BenchLocks(
@@ -27,7 +27,7 @@ struct BenchLocks {
   }
 
   /// What was counted since then.
-  func since(_ earlier: BenchLocks) -> BenchLocks {
+  package func since(_ earlier: BenchLocks) -> BenchLocks {
     var difference = self
     for index in ranks.indices {
       difference.ranks[index].holds = ranks[index].holds.since(earlier.ranks[index].holds)

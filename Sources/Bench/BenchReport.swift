@@ -1,27 +1,44 @@
 import BlockCore
-import QCOW2Engine
-import Reports
+package import QCOW2Engine
+package import Reports
 
 /// What `qublk bench --json` prints.
 ///
 /// The keys are documented in the README and stay what they are.
-struct BenchReport {
+package struct BenchReport {
   let image: String
   let format: String
   let cache: String
-  let options: BenchOptions
-  let result: BenchResult
+  /// What was asked for.
+  package let options: BenchOptions
+  /// What came of it.
+  package let result: BenchResult
   /// What locks were taken; nil if nobody wants to know.
   let locks: BenchLocks?
   /// The engine's own, before the image was closed; nil where there is no engine.
   let statistics: ImageStatistics?
+
+  /// What was opened and how, what was asked of it, and what came of that.
+  package init(
+    image: String, format: String, cache: String, options: BenchOptions, result: BenchResult,
+    locks: BenchLocks?, statistics: ImageStatistics?
+  ) {
+    self.image = image
+    self.format = format
+    self.cache = cache
+    self.options = options
+    self.result = result
+    self.locks = locks
+    self.statistics = statistics
+  }
 
   private var seconds: Double { Double(result.nanoseconds) / 1e9 }
   private func perSecond(_ count: UInt64) -> JSONValue {
     .decimal(seconds > 0 ? Double(count) / seconds : 0, digits: 1)
   }
 
-  var json: JSONValue {
+  /// An object.
+  package var json: JSONValue {
     let total = result.total
     // As with qemu-img bench, flushes are no requests of the load.
     let requests = total[.read].requests + total[.write].requests
