@@ -110,12 +110,18 @@ let package = Package(
         "BlockCore", "QCOW2Engine", "DiskImages", "HostFiles", "Uring", "Serving", "Reports",
       ],
       swiftSettings: settings),
+    .target(
+      name: "Daemon",
+      dependencies: [
+        "BlockCore", "QCOW2Format", "QCOW2Engine", "DiskImages", "HostFiles", "Uring", "Ublk",
+        "Reports", "CPlatform",
+      ],
+      swiftSettings: settings),
     .executableTarget(
       name: "qublk",
       dependencies: [
         "BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "QCOW2Tools", "DiskImages",
-        "HostFiles", "Uring", "Ublk", "Reports", "DiskShell",
-        "Bench", "CPlatform",
+        "HostFiles", "Ublk", "Reports", "DiskShell", "Bench", "Daemon", "CPlatform",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: settings),
@@ -167,7 +173,7 @@ let package = Package(
       name: "CommandLineTests",
       dependencies: [
         "BlockCore", "HostFiles", "CPlatform", "QCOW2Engine", "Serving", "Uring", "Reports",
-        "DiskShell", "Bench", "qublk", "TestTools",
+        "DiskShell", "Bench", "Daemon", "qublk", "TestTools",
       ],
       swiftSettings: testSettings),
     .testTarget(

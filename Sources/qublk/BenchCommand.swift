@@ -1,6 +1,7 @@
 import ArgumentParser
 import Bench
 import BlockCore
+import Daemon
 import DiskImages
 import DiskShell
 import Glibc

@@ -1,5 +1,6 @@
 import ArgumentParser
 import BlockCore
+import Daemon
 import DiskImages
 import DiskShell
 

@@ -3,6 +3,7 @@ import Glibc
 import QCOW2Engine
 import Testing
 
+@testable import Daemon
 @testable import qublk
 @testable import Reports
 

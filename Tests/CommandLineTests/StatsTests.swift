@@ -5,6 +5,7 @@ import Testing
 import Serving
 import Uring
 
+@testable import Daemon
 @testable import qublk
 @testable import Reports
 

@@ -1,6 +1,7 @@
 import HostFiles
 import Testing
 
+@testable import Daemon
 @testable import qublk
 @testable import Reports
 

@@ -1,4 +1,5 @@
 import BlockCore
+import Daemon
 import QCOW2Tools
 import Reports
 

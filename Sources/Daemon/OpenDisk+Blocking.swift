@@ -1,10 +1,10 @@
-import DiskImages
+package import DiskImages
 import Uring
 
 /// For the control thread of a daemon, and for commands.
 extension OpenDisk {
   /// Writes back what is in memory, makes it durable, and lets go of the files and their locks.
-  func closeBlocking() throws(CommandError) {
+  package func closeBlocking() throws(CommandError) {
     do throws(DiskImageError) {
       try runBlocking { () async throws(DiskImageError) in try await self.close() }
     } catch { throw .disk(error) }
@@ -13,7 +13,7 @@ extension OpenDisk {
 
 extension DiskFormat {
   /// Opens a disk and all that it refers to on the calling thread; on failure nothing stays open.
-  func openBlocking(
+  package func openBlocking(
     _ options: DiskImageOptions, size: UInt64 = 0
   ) throws(CommandError) -> any OpenDisk {
     do throws(DiskImageError) {

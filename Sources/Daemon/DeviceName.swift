@@ -1,15 +1,16 @@
-import ArgumentParser
-
 /// A device as a user names it: `3`, `ublkb3` or `/dev/ublkb3`.
-struct DeviceName: ExpressibleByArgument, Equatable {
+package struct DeviceName: Equatable {
   /// The kernel's largest count of ublk devices (`UBLK_MINORS`); ids are below it.
-  static let idLimit: UInt32 = 1 << 20
+  package static let idLimit: UInt32 = 1 << 20
 
-  let id: UInt32
+  /// The kernel's number.
+  package let id: UInt32
 
-  init(id: UInt32) { self.id = id }
+  /// The device with this number.
+  package init(id: UInt32) { self.id = id }
 
-  init?(argument: String) {
+  /// Reads a name; nil for anything else.
+  package init?(argument: String) {
     var digits = Substring(argument)
     for prefix in ["/dev/ublkb", "/dev/ublkc", "ublkb", "ublkc"] where argument.hasPrefix(prefix) {
       digits = argument.dropFirst(prefix.count)
@@ -24,7 +25,7 @@ struct DeviceName: ExpressibleByArgument, Equatable {
   /// The kernel's name of the disk.
   var disk: String { "ublkb\(id)" }
   /// The node of the disk.
-  var path: String { "/dev/ublkb\(id)" }
+  package var path: String { "/dev/ublkb\(id)" }
   /// The node by which the daemon serves.
-  var serverPath: String { "/dev/ublkc\(id)" }
+  package var serverPath: String { "/dev/ublkc\(id)" }
 }

@@ -3,7 +3,7 @@ import Glibc
 
 extension DeviceUse {
   /// Like ``find(_:)``, but gives an opener two seconds to close the disk.
-  static func findLasting(_ device: DeviceName) -> DeviceUse? {
+  package static func findLasting(_ device: DeviceName) -> DeviceUse? {
     let deadline = Deadline(seconds: 2)
     while true {
       let use = find(device)

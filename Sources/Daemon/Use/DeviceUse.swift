@@ -1,5 +1,5 @@
 /// What keeps a device in use.
-enum DeviceUse: Equatable {
+package enum DeviceUse: Equatable {
   /// A file system. `namespace` names a process that sees the mount, if the asking process does not.
   case mounted(String, namespace: String? = nil)
   case swap

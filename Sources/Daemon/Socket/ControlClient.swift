@@ -3,9 +3,9 @@ import Glibc
 import HostFiles
 
 /// The commands' side of the control socket.
-enum ControlClient {
+package enum ControlClient {
   /// What came of a request.
-  enum Answer: Equatable {
+  package enum Answer: Equatable {
     case reply(ControlReply)
     /// Nobody listens, or the connection ended without an answer.
     case nothing
@@ -14,12 +14,14 @@ enum ControlClient {
   }
 
   /// A daemon that works on a request says so every second.
-  static let silence = 10.0
+  package static let silence = 10.0
   /// More than all queues' histograms can take.
   private static let replyLimit = 64 << 20
 
   /// Sends a request and waits for the reply, for as long as the daemon says that it works on it.
-  static func ask(_ request: ControlRequest, socket: String, silence: Double = silence) -> Answer {
+  package static func ask(
+    _ request: ControlRequest, socket: String, silence: Double = silence
+  ) -> Answer {
     let descriptor = unsafe qublk_unix_connect(socket)
     // A daemon that stands still has a queue of clients that it does not accept.
     guard descriptor >= 0 else { return errno == EAGAIN ? .silent(process: 0) : .nothing }

@@ -1,32 +1,34 @@
 import BlockCore
 import Glibc
 import QCOW2Engine
-import Reports
+package import Reports
 
 /// All that a daemon tells of its device, at one moment.
-struct DeviceReport: Equatable {
+package struct DeviceReport: Equatable {
   /// Changes with every change of the messages.
   static let layout: Int64 = 4
 
   /// When, in nanoseconds of CLOCK_MONOTONIC.
-  var time: UInt64
+  package var time: UInt64
   /// When the daemon began to count, by the same clock: what tells it from others with its number.
   var start: UInt64
   /// What is served.
-  var image: String
+  package var image: String
   /// One element for each queue.
-  var queues: [QueueReport]
+  package var queues: [QueueReport]
   /// The engine's own statistics, as they are printed; null where there is no engine.
-  var engine: JSONValue
+  package var engine: JSONValue
   /// What went wrong, since the device was added; an array.
-  var events = JSONValue.array([])
-  var condition = DeviceCondition.good
+  package var events = JSONValue.array([])
+  /// How the device fares.
+  package var condition = DeviceCondition.good
 
-  var total: QueueReport { QueueReport(total: queues) }
+  /// All queues as one.
+  package var total: QueueReport { QueueReport(total: queues) }
 
   /// What has happened since an earlier report; nil if that was of another daemon, which may have
   /// had the same number.
-  func since(_ earlier: DeviceReport) -> DeviceReport? {
+  package func since(_ earlier: DeviceReport) -> DeviceReport? {
     guard start == earlier.start, queues.count == earlier.queues.count, time > earlier.time
     else { return nil }
     var difference = self
@@ -51,8 +53,8 @@ extension DeviceReport {
     ])
   }
 
-  /// - Returns: nil if the message is not one of this layout.
-  init?(wire: JSONValue) {
+  /// Reads a message; nil if it is not one of this layout.
+  package init?(wire: JSONValue) {
     guard wire["layout"]?.integer == Self.layout, let time = wire["time"]?.integer, time >= 0,
       let start = wire["start"]?.integer, start >= 0, let image = wire["image"]?.string,
       case .array(let queues) = wire["queues"], let engine = wire["engine"],
@@ -82,7 +84,7 @@ extension DeviceReport {
   ///   - name: The device.
   ///   - seconds: The length of the interval that is reported; nil for the device's whole life.
   /// - Returns: An object.
-  func json(_ name: DeviceName, seconds: Double?) -> JSONValue {
+  package func json(_ name: DeviceName, seconds: Double?) -> JSONValue {
     .object(
       [
         .init("device", .string(name.path)),

@@ -9,11 +9,11 @@ import Uring
 ///
 /// Then it waits, and then all that is undone backwards. Runs on the control thread, which never
 /// serves I/O.
-enum DeviceServer {
+package enum DeviceServer {
   /// Serves `request` until it is told to stop.
   ///
   /// - Throws: Whatever kept it from serving, or went wrong at the end.
-  static func run(
+  package static func run(
     _ request: AttachRequest, _ ready: ReadySignal
   ) throws(CommandError) {
     var loop = try ControlLoop()

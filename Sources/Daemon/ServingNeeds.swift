@@ -6,7 +6,7 @@ import HostFiles
 import QCOW2Engine
 
 /// A limit of the system that is too low for a device.
-struct Shortage: Equatable {
+package struct Shortage: Equatable {
   /// The limit, with the way to set it.
   let limit: String
   let found: String

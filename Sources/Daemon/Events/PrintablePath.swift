@@ -2,7 +2,7 @@
 /// octal, as in /proc/self/mountinfo (`\012` is a newline).
 ///
 /// Spaces stay what they are.
-func printable(_ text: String) -> String {
+package func printable(_ text: String) -> String {
   guard text.unicodeScalars.contains(where: { $0.isUnprintable }) else { return text }
   var result = ""
   for scalar in text.unicodeScalars {

@@ -4,8 +4,9 @@ import HostFiles
 import Ublk
 
 /// One device, from what the kernel and its daemon's state file say.
-struct ListedDevice {
-  enum State: String {
+package struct ListedDevice {
+  /// What the kernel and /run/qublk say of it.
+  package enum State: String {
     case live, dead, quiesced
     /// A signal has stopped its server: requests wait until it is continued.
     case stopped
@@ -17,23 +18,27 @@ struct ListedDevice {
     case unknown
   }
 
-  let name: DeviceName
-  var state: State
+  /// As the kernel knows it.
+  package let name: DeviceName
+  /// How it fares.
+  package var state: State
   /// nil for another program's device.
-  var qublk: DeviceState?
+  package var qublk: DeviceState?
   /// Bytes; from the kernel where it has the disk.
-  var size: UInt64?
-  var queues: Int?
-  var depth: Int?
+  package var size: UInt64?
+  /// Nil if the kernel does not say.
+  package var queues: Int?
+  /// Nil if the kernel does not say.
+  package var depth: Int?
   /// The server, if there is one.
-  var process: Int32?
+  package var process: Int32?
 
   /// Whether qublk made it: its state says so, or, if that is lost, the name of its server.
-  var isOurs: Bool { qublk != nil || process.map(DeviceList.isQublk) ?? false }
+  package var isOurs: Bool { qublk != nil || process.map(DeviceList.isQublk) ?? false }
 
   /// The state as it is shown to people: of a device that is served, what is wrong with it, if anything
   /// is.
-  var stateText: String {
+  package var stateText: String {
     guard state == .live, let condition = qublk?.condition, condition != .good else {
       return state.rawValue
     }
@@ -42,14 +47,14 @@ struct ListedDevice {
 }
 
 /// The ublk devices of this machine.
-enum DeviceList {
+package enum DeviceList {
   /// Whether a process runs qublk, by its name.
-  static func isQublk(_ process: Int32) -> Bool {
+  package static func isQublk(_ process: Int32) -> Bool {
     smallFile("/proc/\(process)/comm").prefix { $0 != "\n" } == "qublk"
   }
 
   /// The ids that the kernel has, in order.
-  static func kernelIDs() -> [UInt32] {
+  package static func kernelIDs() -> [UInt32] {
     directoryEntries("/sys/class/ublk-char").compactMap { name in
       name.hasPrefix("ublkc") ? UInt32(name.dropFirst("ublkc".count)) : nil
     }.sorted()
@@ -61,7 +66,7 @@ enum DeviceList {
   /// Every device, ours and others, the dead and the stale too.
   ///
   /// - Throws: If there are devices that the kernel cannot be asked about.
-  static func read() throws(CommandError) -> [ListedDevice] {
+  package static func read() throws(CommandError) -> [ListedDevice] {
     let present = kernelIDs()
     let control = present.isEmpty ? nil : try Control()
     var devices: [ListedDevice] = []

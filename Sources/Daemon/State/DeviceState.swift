@@ -4,33 +4,34 @@ import Reports
 ///
 /// The image is named by absolute path, device and inode, and the boot by its id, so that a file
 /// that outlived its daemon is recognised for what it is [UBLK-27].
-struct DeviceState: Equatable {
+package struct DeviceState: Equatable {
   /// The version of the file's layout; others are not read.
   static let layout: Int64 = 1
 
   var id: UInt32
   /// The absolute path of the image.
-  var image: String
+  package var image: String
   /// `st_dev` and `st_ino` of the image.
   var imageDevice: UInt64
   var imageInode: UInt64
   /// The daemon.
-  var process: Int32
+  package var process: Int32
   /// /proc/sys/kernel/random/boot_id.
   var boot: String
   /// The daemon's version of qublk.
-  var version: String
+  package var version: String
   var queues: Int
   var depth: Int
   /// The size of the device in bytes.
   var size: UInt64
-  var isReadOnly: Bool
+  /// Nothing is written to the image.
+  package var isReadOnly: Bool
   /// Seconds since 1970.
-  var started: Int64
+  package var started: Int64
   /// How the device fares.
-  var condition = DeviceCondition.good
+  package var condition = DeviceCondition.good
   /// What is wrong, in words; nil if nothing is.
-  var trouble: String?
+  package var trouble: String?
 }
 
 extension DeviceState {

@@ -8,25 +8,33 @@ import Reports
 ///
 /// The daemon holds `lock` as long as it lives, however it ends, so whether a device has its daemon
 /// is never a question about process numbers.
-struct StateDirectory {
+package struct StateDirectory {
   static let root = "/run/qublk"
 
   let id: UInt32
 
+  /// The directory of the device with this number.
+  package init(id: UInt32) { self.id = id }
+
   var path: String { "\(Self.root)/\(id)" }
-  var controlSocket: String { "\(path)/control" }
+  /// Where the daemon listens.
+  package var controlSocket: String { "\(path)/control" }
   var log: String { "\(path)/log" }
   private var state: String { "\(path)/state.json" }
   private var lock: String { "\(path)/lock" }
 
   /// The ids that have a directory.
-  static func known() -> [UInt32] { directoryEntries(root).compactMap { UInt32($0) }.sorted() }
+  package static func known() -> [UInt32] {
+    directoryEntries(root).compactMap { UInt32($0) }.sorted()
+  }
 
   /// The state file; nil if there is none that can be understood.
-  func read() -> DeviceState? { JSONParser.parse(smallFile(state)).flatMap(DeviceState.init) }
+  package func read() -> DeviceState? {
+    JSONParser.parse(smallFile(state)).flatMap(DeviceState.init)
+  }
 
   /// Whether the daemon that made this directory is alive; takes nothing that another would miss.
-  var hasDaemon: Bool {
+  package var hasDaemon: Bool {
     let descriptor = unsafe qublk_open_file(lock, O_RDONLY, 0)
     guard descriptor >= 0 else { return false }
     defer { close(descriptor) }
@@ -38,7 +46,7 @@ struct StateDirectory {
   /// A former daemon may be in its last steps with the same id, so a taken lock is waited for.
   ///
   /// - Returns: The lock, to be kept open for the life of the process.
-  func claim(within seconds: Double) throws(CommandError) -> Int32 {
+  package func claim(within seconds: Double) throws(CommandError) -> Int32 {
     let deadline = Deadline(seconds: seconds)
     while true {
       try Self.make(Self.root)
@@ -74,7 +82,7 @@ struct StateDirectory {
   /// Removes everything, the lock last: from then on the id can be claimed anew.
   ///
   /// - Parameter keepingLog: Leaves the log, for a stop that went wrong and told nobody.
-  func remove(keepingLog: Bool = false) {
+  package func remove(keepingLog: Bool = false) {
     clear(keepingLog: keepingLog)
     unsafe unlink(lock)
     unsafe rmdir(path)

@@ -1,7 +1,7 @@
 import QCOW2Engine
 
 /// How a device that is served fares; the raw value is what `list` and `stats` show.
-enum DeviceCondition: String {
+package enum DeviceCondition: String {
   case good = "ok"
   /// The host could not read or write something.
   case failing = "io-errors"

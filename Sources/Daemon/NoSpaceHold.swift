@@ -1,36 +1,12 @@
-import ArgumentParser
-import Glibc
 import Synchronization
 import Uring
 
 /// What becomes of a request for which the host has no space: `--on-enospc`.
-enum NoSpacePolicy: ExpressibleByArgument, Equatable {
+package enum NoSpacePolicy: Equatable {
   /// The guest gets ENOSPC at once.
   case fail
   /// The request is tried again until there is space, or the seconds have passed.
   case hold(seconds: Int?)
-
-  static let secondsLimit = 1_000_000
-
-  init?(argument: String) {
-    switch argument {
-    case "fail": self = .fail
-    case "hold": self = .hold(seconds: nil)
-    default:
-      guard argument.hasPrefix("hold:"), let seconds = Int(argument.dropFirst(5)),
-        (1...Self.secondsLimit).contains(seconds)
-      else { return nil }
-      self = .hold(seconds: seconds)
-    }
-  }
-
-  var defaultValueDescription: String {
-    switch self {
-    case .fail: "fail"
-    case .hold(nil): "hold"
-    case .hold(let seconds?): "hold:\(seconds)"
-    }
-  }
 }
 
 /// Holds requests that failed for want of space, for all workers of a device.

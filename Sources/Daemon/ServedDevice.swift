@@ -72,7 +72,7 @@ final class ServedDevice: @unchecked Sendable {
     DeviceState(
       id: device.id, image: request.path, imageDevice: disk.identity.device,
       imageInode: disk.identity.inode, process: getpid(), boot: Boot.id,
-      version: Qublk.version, queues: request.queues, depth: request.depth,
+      version: request.version, queues: request.queues, depth: request.depth,
       size: disk.target.size, isReadOnly: request.isReadOnly, started: Int64(time(nil)))
   }
 

@@ -1,10 +1,10 @@
 import BlockCore
 import CPlatform
 import Glibc
-import Ublk
+package import Ublk
 
 /// /dev/ublk-control, for the commands: devices by name, errors as commands report them.
-struct Control {
+package struct Control {
   private let device: ControlDevice
 
   /// Finds out whether the driver is there and may be used, before anything is changed for it.
@@ -14,7 +14,8 @@ struct Control {
     close(descriptor)
   }
 
-  init() throws(CommandError) {
+  /// Opens the control device.
+  package init() throws(CommandError) {
     do throws(UblkError) { device = try ControlDevice() } catch { throw .device(error) }
   }
 
@@ -25,7 +26,8 @@ struct Control {
     } catch { throw .device(error) }
   }
 
-  func info(_ name: DeviceName) throws(CommandError) -> DeviceInfo {
+  /// What the driver says of a device.
+  package func info(_ name: DeviceName) throws(CommandError) -> DeviceInfo {
     do throws(UblkError) { return try device.info(name.id) } catch { throw .device(error) }
   }
 
@@ -33,7 +35,7 @@ struct Control {
   ///
   /// A server that lives deletes its device when it finds it stopped, and may be the first. The
   /// driver forgets the device when the last user has left.
-  func end(_ name: DeviceName) throws(CommandError) {
+  package func end(_ name: DeviceName) throws(CommandError) {
     do throws(UblkError) {
       try device.unlessGone { () throws(UblkError) in try device.stop(name.id) }
       try device.unlessGone { () throws(UblkError) in
@@ -45,7 +47,7 @@ struct Control {
   }
 
   /// Whether the driver still knows a device.
-  func knows(_ name: DeviceName) -> Bool {
+  package func knows(_ name: DeviceName) -> Bool {
     do throws(UblkError) { _ = try device.info(name.id) } catch {
       if case .refused(_, .noDevice) = error { return false }
     }

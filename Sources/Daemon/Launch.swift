@@ -9,7 +9,7 @@ import Glibc
 /// pipe the parent tells that it has printed it: one that ends without that is a parent that died, and
 /// nobody knows of the device. The fork comes before any other thread and before the ublk nodes are
 /// opened, which one process must own [UBLK-15].
-enum Launch {
+package enum Launch {
   /// Runs `daemon` in a child, with a ``ReadySignal`` that it gives when it serves.
   ///
   /// Returns in the parent only, when the child is ready; the child ends in here. Standard input
@@ -21,7 +21,7 @@ enum Launch {
   ///   - output: Prints what the child wants printed; if it throws, the device stays all the same, for
   ///     the error says so.
   /// - Throws: Why there is no device, or what `output` throws.
-  static func detached(
+  package static func detached(
     _ daemon: (ReadySignal) throws(CommandError) -> Void,
     output: (String) throws(CommandError) -> Void
   ) throws(CommandError) {
@@ -87,7 +87,7 @@ enum Launch {
 }
 
 /// The way a daemon tells that it serves: to the parent through a pipe, or on standard output.
-final class ReadySignal {
+package final class ReadySignal {
   /// Whether the user's terminal stays the daemon's.
   let isForeground: Bool
   /// The pipe; -1 once used and with `--foreground`.
@@ -96,7 +96,7 @@ final class ReadySignal {
   private let answer: Int32
 
   /// With `--foreground`.
-  init() {
+  package init() {
     isForeground = true
     pipe = -1
     answer = -1

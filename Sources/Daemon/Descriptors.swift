@@ -3,7 +3,7 @@ import Glibc
 /// Writes all of `text`, however many calls it takes.
 ///
 /// - Returns: False on the first failure, with `errno` set.
-func writeAll(_ descriptor: Int32, _ text: String) -> Bool {
+package func writeAll(_ descriptor: Int32, _ text: String) -> Bool {
   let bytes = Array(text.utf8)
   var done = 0
   while done < bytes.count {
@@ -36,7 +36,7 @@ func readAll(_ descriptor: Int32, limit: Int = 1 << 20) -> String? {
 /// Waits until a descriptor is readable or its other side has gone.
 ///
 /// - Returns: False after `milliseconds`.
-func waitReadable(_ descriptor: Int32, milliseconds: Int32) -> Bool {
+package func waitReadable(_ descriptor: Int32, milliseconds: Int32) -> Bool {
   var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
   return unsafe poll(&entry, 1, milliseconds) > 0
 }

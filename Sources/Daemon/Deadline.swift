@@ -24,7 +24,7 @@ struct Deadline {
 /// Asks `condition` every few milliseconds until it holds.
 ///
 /// - Returns: Whether it held before `seconds` were over.
-func wait(seconds: Double, until condition: () -> Bool) -> Bool {
+package func wait(seconds: Double, until condition: () -> Bool) -> Bool {
   let deadline = Deadline(seconds: seconds)
   while !condition() {
     if deadline.hasPassed { return false }

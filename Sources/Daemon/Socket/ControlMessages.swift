@@ -2,7 +2,7 @@ import Reports
 
 /// What `qublk del` and `qublk stats` ask of a daemon, over /run/qublk/ID/control: one line a
 /// connection.
-enum ControlRequest: String {
+package enum ControlRequest: String {
   /// Whether the device could be stopped: answered by ``ControlReply/done`` or a refusal.
   case check
   case stop
@@ -13,7 +13,7 @@ enum ControlRequest: String {
 /// What the daemon answers, in one line; then the connection ends.
 ///
 /// While the daemon works on a request, it sends ``waitLine`` every second.
-enum ControlReply: Equatable {
+package enum ControlReply: Equatable {
   static let waitLine = "wait"
 
   /// All is written, the device is gone.

@@ -1,13 +1,14 @@
-import BlockCore
+package import BlockCore
 import CPlatform
-import DiskImages
-import Ublk
+package import DiskImages
+package import Ublk
 
 /// Whatever ends a command.
 ///
 /// Made where it happens, put into words here alone.
-enum CommandError: Error {
-  enum FileStep { case open, create, write, stat }
+package enum CommandError: Error {
+  /// What was done with a file.
+  package enum FileStep { case open, create, write, stat }
 
   case file(String, FileStep, Errno)
   case disk(DiskImageError)
@@ -60,12 +61,13 @@ enum CommandError: Error {
   /// A queue was lost, and the device with it.
   case lost(DeviceName, UblkError)
 
-  enum HygieneStep { case signals, mountNamespace, flusher, events, timeLimit }
+  /// What makes a process fit to serve.
+  package enum HygieneStep { case signals, mountNamespace, flusher, events, timeLimit }
 }
 
 extension CommandError {
   /// The message after "qublk: ", in the form of docs/design.md, section 9.
-  var text: String {
+  package var text: String {
     switch self {
     case .file(let path, let step, let errno): "\(path): cannot \(step.verb): \(errno)"
     case .disk(let error): error.message
