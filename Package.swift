@@ -94,11 +94,34 @@ let package = Package(
       name: "Ublk",
       dependencies: ["BlockCore", "Serving", "Uring", "CUblk", "CUring", "CPlatform"],
       swiftSettings: settings),
+    .target(
+      name: "Reports", dependencies: ["BlockCore", "QCOW2Engine", "Serving", "Uring"],
+      swiftSettings: settings),
+    .target(
+      name: "DiskShell",
+      dependencies: [
+        "BlockCore", "QCOW2Format", "QCOW2Engine", "QCOW2Tools", "DiskImages", "HostFiles", "Uring",
+        "Serving", "CPlatform",
+      ],
+      swiftSettings: settings),
+    .target(
+      name: "Bench",
+      dependencies: [
+        "BlockCore", "QCOW2Engine", "DiskImages", "HostFiles", "Uring", "Serving", "Reports",
+      ],
+      swiftSettings: settings),
+    .target(
+      name: "Daemon",
+      dependencies: [
+        "BlockCore", "QCOW2Format", "QCOW2Engine", "DiskImages", "HostFiles", "Uring", "Ublk",
+        "Reports", "CPlatform",
+      ],
+      swiftSettings: settings),
     .executableTarget(
       name: "qublk",
       dependencies: [
         "BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "QCOW2Tools", "DiskImages",
-        "HostFiles", "Uring", "Serving", "Ublk", "CPlatform",
+        "HostFiles", "Ublk", "Reports", "DiskShell", "Bench", "Daemon", "CPlatform",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: settings),
@@ -149,8 +172,8 @@ let package = Package(
     .testTarget(
       name: "CommandLineTests",
       dependencies: [
-        "BlockCore", "HostFiles", "CPlatform", "QCOW2Engine", "Serving", "Uring", "qublk",
-        "TestTools",
+        "BlockCore", "HostFiles", "CPlatform", "QCOW2Engine", "Serving", "Uring", "Reports",
+        "DiskShell", "Bench", "Daemon", "qublk", "TestTools",
       ],
       swiftSettings: testSettings),
     .testTarget(

@@ -1,5 +1,6 @@
 import ArgumentParser
 import BlockCore
+import Daemon
 import DiskImages
 import Glibc
 
@@ -50,7 +51,7 @@ struct AddCommand: ParsableCommand {
   var blockSize = 512
 
   @Option(help: "Let the kernel move the data: auto, on or off.")
-  var zeroCopy = Switch.auto
+  var zeroCopy = AttachRequest.Switch.auto
 
   @Option(
     help: """
@@ -103,11 +104,6 @@ struct AddCommand: ParsableCommand {
 
   @Flag(help: "Print a JSON object instead of the path.")
   var json = false
-
-  /// A choice that may be left to qublk.
-  enum Switch: String, ExpressibleByArgument, CaseIterable {
-    case auto, on, off
-  }
 
   enum OnOff: String, ExpressibleByArgument, CaseIterable {
     case on, off
@@ -196,3 +192,5 @@ struct AddCommand: ParsableCommand {
 }
 
 extension DiskFormat: ExpressibleByArgument {}
+
+extension AttachRequest.Switch: ExpressibleByArgument {}

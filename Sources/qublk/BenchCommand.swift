@@ -1,8 +1,12 @@
 import ArgumentParser
+import Bench
 import BlockCore
+import Daemon
 import DiskImages
+import DiskShell
 import Glibc
 import QCOW2Engine
+import Reports
 
 /// `qublk bench`: the engine under load, natively, without a device.
 struct BenchCommand: ParsableCommand {

@@ -1,4 +1,5 @@
 import ArgumentParser
+import DiskImages
 import QCOW2Format
 import QCOW2Tools
 

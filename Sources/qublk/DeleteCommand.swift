@@ -1,6 +1,7 @@
 import ArgumentParser
 import BlockCore
 import CPlatform
+import Daemon
 import Glibc
 import Ublk
 
@@ -47,6 +48,8 @@ struct DeleteCommand: ParsableCommand {
     return try DeviceList.read().filter { force || $0.isOurs }.map(\.name)
   }
 }
+
+extension DeviceName: ExpressibleByArgument {}
 
 /// The end of one device.
 private struct Deletion {

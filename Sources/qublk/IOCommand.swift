@@ -1,6 +1,8 @@
 import ArgumentParser
 import BlockCore
+import Daemon
 import DiskImages
+import DiskShell
 
 /// `qublk io`: the engine's workbench, without a device.
 struct IOCommand: ParsableCommand {

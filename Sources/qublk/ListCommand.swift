@@ -1,7 +1,9 @@
 import ArgumentParser
 import BlockCore
+import Daemon
 import Glibc
 import QCOW2Tools
+import Reports
 
 /// `qublk list`: every ublk device there is.
 struct ListCommand: ParsableCommand {

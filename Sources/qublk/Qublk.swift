@@ -1,5 +1,6 @@
 import ArgumentParser
 import CPlatform
+import Daemon
 import Glibc
 import QCOW2Codec
 
@@ -30,5 +31,5 @@ struct Qublk: ParsableCommand {
 
 extension CommandError: CustomStringConvertible {
   /// What the parser prints after "qublk: ", with exit status 1.
-  var description: String { text }
+  package var description: String { text }
 }

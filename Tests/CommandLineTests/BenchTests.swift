@@ -3,7 +3,8 @@ import Glibc
 import TestTools
 import Testing
 
-@testable import qublk
+@testable import Bench
+@testable import Reports
 
 @Suite struct BenchTests {
   private func options(_ change: (inout BenchOptions) -> Void = { _ in }) -> BenchOptions {

@@ -3,7 +3,7 @@ import Glibc
 import TestTools
 import Testing
 
-@testable import qublk
+@testable import Daemon
 
 /// Clients that take their time, or are none.
 @Suite struct ControlSocketTests {

@@ -2,7 +2,7 @@ import Glibc
 import Synchronization
 import Testing
 
-@testable import qublk
+@testable import Daemon
 
 /// An attempt to stop a device, and who may give it up.
 @Suite struct DeviceStopTests {

@@ -3,7 +3,9 @@ import Glibc
 import QCOW2Engine
 import Testing
 
+@testable import Daemon
 @testable import qublk
+@testable import Reports
 
 /// What the daemon makes of events: lines of the log, a condition, members of JSON.
 @Suite struct EventTests {

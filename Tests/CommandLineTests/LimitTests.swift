@@ -2,7 +2,7 @@ import CPlatform
 import Glibc
 import Testing
 
-@testable import qublk
+@testable import Daemon
 
 /// What `add` compares with the limits of the system.
 @Suite struct LimitTests {

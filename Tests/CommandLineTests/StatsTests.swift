@@ -5,7 +5,9 @@ import Testing
 import Serving
 import Uring
 
+@testable import Daemon
 @testable import qublk
+@testable import Reports
 
 @Suite struct StatsTests {
   private func report() -> DeviceReport {

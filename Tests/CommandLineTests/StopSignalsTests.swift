@@ -1,7 +1,7 @@
 import Glibc
 import Testing
 
-@testable import qublk
+@testable import Daemon
 
 @Suite struct StopSignalsTests {
   @Test func `the same signal some time later insists`() {

@@ -1,7 +1,9 @@
 import HostFiles
 import Testing
 
+@testable import Daemon
 @testable import qublk
+@testable import Reports
 
 @Suite struct TextTests {
   @Test(arguments: ["3", "ublkb3", "/dev/ublkb3", "/dev/ublkc3"])

@@ -1,6 +1,6 @@
 import Testing
 
-@testable import qublk
+@testable import Daemon
 
 /// The names by which users of a device are found once the driver has forgotten its number.
 @Suite struct UserSearchTests {

@@ -1,6 +1,8 @@
 import ArgumentParser
+import Bench
 import BlockCore
 import DiskImages
+import DiskShell
 import QCOW2Engine
 
 extension BenchCommand {
@@ -131,7 +133,7 @@ extension BenchOptions {
 }
 
 extension BenchMix: ExpressibleByArgument {
-  init?(argument: String) { self.init(argument) }
+  package init?(argument: String) { self.init(argument) }
 }
 
 extension IOOpening.Format {

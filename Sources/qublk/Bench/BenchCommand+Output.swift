@@ -1,6 +1,9 @@
 import ArgumentParser
+import Bench
 import BlockCore
+import Daemon
 import Glibc
+import Reports
 
 extension BenchCommand {
   /// Says what is going to happen, in the words of qemu-img bench as far as it has them.

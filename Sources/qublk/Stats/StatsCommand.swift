@@ -1,6 +1,8 @@
 import ArgumentParser
 import BlockCore
+import Daemon
 import Glibc
+import Reports
 
 /// `qublk stats`: what a device has done, from the counters that its daemon keeps anyway.
 struct StatsCommand: ParsableCommand {

@@ -1,5 +1,7 @@
 import BlockCore
+import Daemon
 import QCOW2Tools
+import Reports
 
 /// What `qublk stats` prints for people.
 struct StatsTable {

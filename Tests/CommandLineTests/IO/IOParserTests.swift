@@ -2,7 +2,7 @@ import Glibc
 import TestTools
 import Testing
 
-@testable import qublk
+@testable import DiskShell
 
 @Suite struct IOParserTests {
   @Test(arguments: [

@@ -1,0 +1,90 @@
+import CPlatform
+import Glibc
+import HostFiles
+
+/// The commands' side of the control socket.
+package enum ControlClient {
+  /// What came of a request.
+  package enum Answer: Equatable {
+    case reply(ControlReply)
+    /// Nobody listens, or the connection ended without an answer.
+    case nothing
+    /// The daemon said nothing for ``silence`` seconds, or cannot: a signal has stopped it.
+    case silent(process: Int32)
+  }
+
+  /// A daemon that works on a request says so every second.
+  package static let silence = 10.0
+  /// More than all queues' histograms can take.
+  private static let replyLimit = 64 << 20
+
+  /// Sends a request and waits for the reply, for as long as the daemon says that it works on it.
+  package static func ask(
+    _ request: ControlRequest, socket: String, silence: Double = silence
+  ) -> Answer {
+    let descriptor = unsafe qublk_unix_connect(socket)
+    // A daemon that stands still has a queue of clients that it does not accept.
+    guard descriptor >= 0 else { return errno == EAGAIN ? .silent(process: 0) : .nothing }
+    defer { close(descriptor) }
+    let process = qublk_unix_peer(descriptor)
+    guard send(descriptor, request.rawValue + "\n") else { return .nothing }
+    return reply(descriptor, process, silence)
+  }
+
+  /// Sends a line that fits the socket's buffer; a daemon that has hung up is no signal to us.
+  private static func send(_ descriptor: Int32, _ line: String) -> Bool {
+    let bytes = Array(line.utf8)
+    return unsafe Glibc.send(descriptor, bytes, bytes.count, Int32(MSG_NOSIGNAL)) == bytes.count
+  }
+
+  private static func reply(_ descriptor: Int32, _ process: Int32, _ silence: Double) -> Answer {
+    var deadline = Deadline(seconds: silence)
+    var line: [UInt8] = []
+    var chunk = [UInt8](repeating: 0, count: 65536)
+    while line.count < replyLimit {
+      guard waitReadable(descriptor, milliseconds: min(deadline.milliseconds, 1000)) else {
+        if deadline.hasPassed || ProcessState(of: process).isStopped {
+          return .silent(process: process)
+        }
+        continue
+      }
+      let count = unsafe read(descriptor, &chunk, chunk.count)
+      if count < 0, errno == EINTR || errno == EAGAIN { continue }
+      guard count > 0 else { return .nothing }
+      deadline = Deadline(seconds: silence)
+      line += chunk[..<count]
+      guard chunk[..<count].contains(UInt8(ascii: "\n")) else { continue }
+      while let end = line.firstIndex(of: UInt8(ascii: "\n")) {
+        let text = String(decoding: line[..<end], as: UTF8.self)
+        line.removeFirst(end + 1)
+        if text == ControlReply.waitLine { continue }
+        return ControlReply(text).map(Answer.reply) ?? .nothing
+      }
+    }
+    return .nothing
+  }
+}
+
+/// What a process is at, as /proc shows it.
+struct ProcessState: Equatable {
+  /// R, S, D, T, t, Z…; nil if there is no such process.
+  let letter: Character?
+
+  init(of process: Int32) {
+    let lines = smallFile("/proc/\(process)/status").split(separator: "\n")
+    let state = lines.first { $0.hasPrefix("State:") }
+    letter = state?.dropFirst("State:".count).first { $0 != "\t" && $0 != " " }
+  }
+
+  /// Stopped by a signal or a debugger.
+  var isStopped: Bool { letter == "T" || letter == "t" }
+
+  var text: String {
+    switch letter {
+    case "T", "t": "it is stopped (state \(letter ?? "T"))"
+    case "D": "it waits for the host's storage (state D)"
+    case let letter?: "it is in state \(letter)"
+    case nil: "it is gone"
+    }
+  }
+}

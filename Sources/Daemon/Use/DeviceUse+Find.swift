@@ -1,0 +1,49 @@
+import CPlatform
+import Glibc
+
+extension DeviceUse {
+  /// Like ``find(_:)``, but gives an opener two seconds to close the disk.
+  package static func findLasting(_ device: DeviceName) -> DeviceUse? {
+    let deadline = Deadline(seconds: 2)
+    while true {
+      let use = find(device)
+      guard let use, use.mayPass, !deadline.hasPassed else { return use }
+      usleep(20_000)
+    }
+  }
+
+  /// What uses the disk or one of its partitions now; nil if nothing does.
+  ///
+  /// Three questions, since no single one has the whole answer:
+  /// 1. The kernel is asked for a claim of our own (O_EXCL). A mount, swap space or device mapper in
+  ///    whatever namespace refuses it. A partition's claim counts as one of the disk.
+  /// 2. Users that claim nothing are looked for by name: processes, loop devices, targets.
+  /// 3. ``OpenerProbe`` finds any other opener, without its name.
+  ///
+  /// A dead device has no disk any more, only users that have not noticed: 2 finds those.
+  static func find(_ device: DeviceName) -> DeviceUse? {
+    let search = UserSearch(device)
+    switch claim(device.path) {
+    case 0:
+      if let use = search.opener() { return use }
+      // What cannot be found out is no answer, either.
+      return OpenerProbe(path: device.path).findsOthers(within: 2) == false ? nil : .held
+    // A dead device's node, or one that is gone.
+    case ENOENT, ENXIO, ENODEV: return search.claimant() ?? search.opener()
+    // Refused, or nothing is known for want of memory or rights: better in use than pulled away.
+    default: return search.claimant() ?? search.opener() ?? .claimed
+    }
+  }
+
+  /// Claims the disk for a moment; 0, or the errno with which that was refused.
+  private static func claim(_ path: String) -> Int32 {
+    while true {
+      let descriptor = unsafe qublk_open_file(path, O_RDONLY | O_EXCL | O_NONBLOCK, 0)
+      if descriptor >= 0 {
+        close(descriptor)
+        return 0
+      }
+      if errno != EINTR { return errno }
+    }
+  }
+}
