@@ -19,15 +19,6 @@ struct EngineAssertionTests {
     }
   }
 
-  @Test func aRequestEndsOnce() async {
-    await #expect(processExitsWith: .failure) {
-      let stamps = RequestStamps(workers: 1, slotsPerWorker: 2)
-      stamps.enter(worker: 0, slot: 1)
-      stamps.exit(worker: 0, slot: 1)
-      stamps.exit(worker: 0, slot: 1)
-    }
-  }
-
   @Test func theGateHasOneCloser() async {
     await #expect(processExitsWith: .failure) { RequestGate().open() }
     await #expect(processExitsWith: .failure) {

@@ -45,8 +45,6 @@ final class RequestStamps: @unchecked Sendable {  // why: atomics in stable stor
 
   /// The same by the slot's number among all.
   @inline(__always) func exit(_ index: Int) {
-    unsafe assert(
-      stamps[index].load(ordering: .relaxed) != 0, "a request ends that is not in flight")
     unsafe stamps[index].store(0, ordering: .sequentiallyConsistent)
   }
 
