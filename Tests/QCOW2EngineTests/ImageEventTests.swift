@@ -277,7 +277,6 @@ import Testing
       #expect(await driver.perform(self.request(.write, 0, data), slot: 0) == nil)
       #expect(events.summary.lacksSpace, "new clusters still cannot be had")
       bench.bytes.setLength(bench.bytes.length + 2 * Self.cluster)
-      // A change of entries that needs a cluster ends the lack of it, too.
       #expect(await driver.perform(self.request(.write, 3, data), slot: 0) == nil)
       #expect(!events.summary.lacksSpace && image.health.isGood)
       try await image.close()

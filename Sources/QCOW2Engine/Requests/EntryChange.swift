@@ -118,7 +118,6 @@ extension Image {
     }
     frees.add(outcome.freed)
     noteDirty()
-    noteSpaceFound(by: .allocation)
     if let bad = outcome.bad {
       throw isUsable(bad.entry, of: bad.cluster)
         ? .overlapsMetadata(cluster: geometry.hostCluster(of: bad.host))
