@@ -44,7 +44,8 @@ let package = Package(
   name: "qublk",
   products: [.executable(name: "qublk", targets: ["qublk"])],
   dependencies: [
-    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0")
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
+    .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
   ],
   targets: [
     .target(name: "CPlatform", path: "CShims/CPlatform", cSettings: cSettings),
@@ -114,7 +115,7 @@ let package = Package(
       name: "Daemon",
       dependencies: [
         "BlockCore", "QCOW2Format", "QCOW2Engine", "DiskImages", "HostFiles", "Uring", "Ublk",
-        "Reports", "CPlatform",
+        "Reports", "CPlatform", .product(name: "Logging", package: "swift-log"),
       ],
       swiftSettings: settings),
     .executableTarget(

@@ -3,6 +3,7 @@ import CPlatform
 import DiskImages
 import Glibc
 import HostFiles
+import Logging
 import Uring
 
 /// The life of a daemon, in order: image, lock, engine, device, state, ready.
@@ -29,12 +30,14 @@ package enum DeviceServer {
     let unprotected = Hygiene.protectMemory()
     let device = try ServedDevice(disk, request, monitor, &loop, reservation)
     try device.announce(ready, request)
-    for failure in unprotected { Log.warning(failure) }
-    for text in disk.warnings { Log.warning("\(request.disk.name): \(text)") }
+    for failure in unprotected { Log.logger.warning("\(failure)") }
+    for text in disk.warnings { Log.logger.warning("\(request.disk.name): \(text)") }
     if let memory, let limit = request.servingLimit {
-      Log.info(
-        "\(memory.file) is \(memory.bytes) bytes: no more than \(limit) requests of a queue are served at "
-          + "once, of those that need memory")
+      Log.logger.info(
+        """
+        \(memory.file) is \(memory.bytes) bytes: no more than \(limit) requests of a queue are served at \
+        once, of those that need memory
+        """)
     }
     for file in disk.files { file.dropPageCache() }
     try device.serve(loop)

@@ -1,5 +1,6 @@
 import BlockCore
 import Glibc
+import Logging
 import Ublk
 
 /// The time from ready to gone: waits for reasons to stop the device, and stops it.
@@ -105,7 +106,7 @@ struct DeviceService: ~Copyable {
       // There is no disk any more that users could keep.
       case .stoppedByOther: start(.forced, [reason])
       case .loss(let loss):
-        Log.error("\(device.name.path): \(loss.text): stopping the device")
+        Log.logger.error("\(device.name.path): \(loss.text): stopping the device")
         start(.forced, [reason])
       // Who has gone has been told nothing of a device that ends.
       case .request(let request, let connection):
@@ -150,10 +151,10 @@ struct DeviceService: ~Copyable {
       case .signal(let signal, let time, let isFromInit):
         noteRefusal(signal, time, isFromInit, errors)
       case .request(_, let connection): connection.reply(errors.isEmpty ? .done : .refused(text))
-      case .stoppedByOther, .loss: Log.error("\(text): serving on")
+      case .stoppedByOther, .loss: Log.logger.error("\(text): serving on")
       }
     }
-    if reasons.isEmpty { for error in errors { Log.error("\(error.text): serving on") } }
+    if reasons.isEmpty { for error in errors { Log.logger.error("\(error.text): serving on") } }
     reasons = []
   }
 
@@ -163,9 +164,9 @@ struct DeviceService: ~Copyable {
     if case .busy(_, let use)? = errors.first {
       signals.noteInUse(signal, at: time)
       let text = StopSignals.text(signal, isFromInit: isFromInit)
-      Log.warning("\(device.name.path): \(use.text): \(text)")
+      Log.logger.warning("\(device.name.path): \(use.text): \(text)")
     } else {
-      for error in errors { Log.error("\(error.text): serving on") }
+      for error in errors { Log.logger.error("\(error.text): serving on") }
     }
   }
 

@@ -1,6 +1,8 @@
 import BlockCore
 import CPlatform
 import Glibc
+import HostFiles
+import Logging
 
 /// Starts a daemon in a child process and hears from it when it is ready, or why it is not.
 ///
@@ -141,7 +143,7 @@ package final class ReadySignal {
   /// Tells the parent why there will be no device, or after ``give(_:)`` the log what went wrong.
   func fail(_ error: CommandError) {
     guard pipe >= 0, writeAll(pipe, "E" + error.text) else {
-      Log.error(error.text)
+      Log.logger.error("\(error.text)")
       return
     }
     endPipe()

@@ -1,21 +1,22 @@
 import BlockCore
 import CPlatform
 import Glibc
+import HostFiles
+import Logging
 import Synchronization
 
-/// What a daemon has to say after its start: lines on standard error.
+/// What a daemon has to say after its start, by swift-log: lines on standard error.
 ///
 /// That is the terminal with `--foreground`, else the journal or the log file. The traps of the
 /// Swift runtime go there too.
 enum Log {
+  /// The daemon's logger; each message is one line.
+  static let logger = Logger(label: "qublk") { _ in LineHandler() }
+
   private static let journalSocket = "/run/systemd/journal/stdout"
 
   /// Whether lines start with their level, as the journal wants them ("<4>").
   private static let marksLevels = Atomic(isJournal(STDERR_FILENO))
-
-  static func error(_ text: String) { line("<3>", text) }
-  static func warning(_ text: String) { line("<4>", text) }
-  static func info(_ text: String) { line("<6>", text) }
 
   /// Points standard error at the journal where there is one, else at `file`.
   static func redirect(orTo file: String) throws(CommandError) {
@@ -51,8 +52,33 @@ enum Log {
     return unsafe String(cString: named) == "\(status.st_dev):\(status.st_ino)"
   }
 
-  private static func line(_ level: String, _ text: String) {
-    let mark = marksLevels.load(ordering: .relaxed) ? level : ""
-    _ = writeAll(STDERR_FILENO, "\(mark)qublk: \(text)\n")
+  /// Writes messages, and behind them what else there is to say, as lines.
+  struct LineHandler: LogHandler {
+    var logLevel = Logger.Level.info
+    var metadata: Logger.Metadata = [:]
+
+    subscript(metadataKey key: String) -> Logger.Metadata.Value? {
+      get { metadata[key] }
+      set { metadata[key] = newValue }
+    }
+
+    func log(event: LogEvent) {
+      let all = metadata.merging(event.metadata ?? [:]) { $1 }
+      let more = all.sorted { $0.key < $1.key }.map { " \($0.key)=\($0.value)" }.joined()
+      let mark = marksLevels.load(ordering: .relaxed) ? Self.priority(event.level) : ""
+      _ = writeAll(STDERR_FILENO, "\(mark)qublk: \(event.message)\(more)\n")
+    }
+
+    /// The level as the journal and syslog(3) have it.
+    static func priority(_ level: Logger.Level) -> String {
+      switch level {
+      case .trace, .debug: "<7>"
+      case .info: "<6>"
+      case .notice: "<5>"
+      case .warning: "<4>"
+      case .error: "<3>"
+      case .critical: "<2>"
+      }
+    }
   }
 }

@@ -3,6 +3,7 @@ import CPlatform
 import DiskImages
 import Glibc
 import HostFiles
+import Logging
 import QCOW2Engine
 import Reports
 import Ublk
@@ -87,7 +88,7 @@ final class ServedDevice: @unchecked Sendable {
       if !ready.isForeground { try Log.redirect(orTo: directory.log) }
       try monitor.start(name, Self.state(device, disk, request), in: directory)
       try ready.give(request.printsJSON ? description(request).text : name.path)
-      for warning in device.warnings { Log.warning("\(name.path): \(warning.text)") }
+      for warning in device.warnings { Log.logger.warning("\(name.path): \(warning.text)") }
     } catch {
       _ = stop(isForced: true)
       removeState()
@@ -102,7 +103,7 @@ final class ServedDevice: @unchecked Sendable {
     let file = "/sys/block/\(name.path.dropFirst("/dev/".count))/queue/scheduler"
     let descriptor = unsafe qublk_open_file(file, O_WRONLY, 0)
     if descriptor < 0 || !writeAll(descriptor, scheduler) {
-      Log.warning("\(file): cannot set \(scheduler): \(Errno(errno))")
+      Log.logger.warning("\(file): cannot set \(scheduler): \(Errno(errno))")
     }
     if descriptor >= 0 { close(descriptor) }
   }
@@ -191,7 +192,8 @@ extension ServedDevice {
     while true {
       do throws(UblkError) {
         try device.stop(waitsForUsers: !isForced, ifUnused: !isForced) {
-          Log.warning("\(name.path): still stopping: the host is slow with what is to be written")
+          Log.logger.warning(
+            "\(name.path): still stopping: the host is slow with what is to be written")
         }
         return nil
       } catch {

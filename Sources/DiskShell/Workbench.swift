@@ -1,6 +1,7 @@
 package import BlockCore
 package import DiskImages
 import Glibc
+import HostFiles
 package import Uring
 
 /// The interpreter of `qublk io`: one thread, one ring, one worker of the engine.
@@ -178,22 +179,10 @@ package final class Workbench: CompletionHandler, @unchecked Sendable {
 
 /// Standard output and standard error, unbuffered so that they keep their order.
 package enum IOOutput {
-  static func write(_ text: String) { send(text, STDOUT_FILENO) }
+  // Where that fails, there is nowhere left to complain.
+
+  static func write(_ text: String) { _ = writeAll(STDOUT_FILENO, text) }
 
   /// Writes to standard error.
-  package static func complain(_ text: String) { send(text, STDERR_FILENO) }
-
-  private static func send(_ text: String, _ descriptor: Int32) {
-    var text = text
-    text.withUTF8 { bytes in
-      var done = 0
-      while done < bytes.count {
-        let count = unsafe Glibc.write(
-          descriptor, bytes.baseAddress.map { unsafe $0 + done }, bytes.count - done)
-        if count < 0 && errno == EINTR { continue }
-        guard count > 0 else { return }  // nowhere left to complain
-        done += count
-      }
-    }
-  }
+  package static func complain(_ text: String) { _ = writeAll(STDERR_FILENO, text) }
 }

@@ -20,13 +20,5 @@ package func smallFile(_ path: String) -> String {
   let descriptor = unsafe qublk_open_file(path, O_RDONLY, 0)
   guard descriptor >= 0 else { return "" }
   defer { close(descriptor) }
-  var bytes: [UInt8] = []
-  var chunk = [UInt8](repeating: 0, count: 4096)
-  while bytes.count < 1 << 20 {
-    let count = unsafe read(descriptor, &chunk, chunk.count)
-    if count < 0, errno == EINTR { continue }
-    guard count > 0 else { break }
-    bytes.append(contentsOf: chunk[..<count])
-  }
-  return String(decoding: bytes, as: UTF8.self)
+  return readAll(descriptor) ?? ""
 }

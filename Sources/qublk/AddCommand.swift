@@ -3,6 +3,7 @@ import BlockCore
 import Daemon
 import DiskImages
 import Glibc
+import HostFiles
 
 /// `qublk add`: attaches an image and leaves a daemon that serves it.
 struct AddCommand: ParsableCommand {

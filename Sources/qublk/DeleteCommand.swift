@@ -3,6 +3,7 @@ import BlockCore
 import CPlatform
 import Daemon
 import Glibc
+import HostFiles
 import Ublk
 
 /// `qublk del`: writes everything back, ends the daemon and the device.

@@ -2,6 +2,7 @@ import ArgumentParser
 import BlockCore
 import Daemon
 import Glibc
+import HostFiles
 import QCOW2Tools
 import Reports
 

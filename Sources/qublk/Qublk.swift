@@ -2,6 +2,7 @@ import ArgumentParser
 import CPlatform
 import Daemon
 import Glibc
+import HostFiles
 import QCOW2Codec
 
 @main

@@ -13,23 +13,10 @@ enum OutputFormat: String, ExpressibleByArgument {
 enum ToolOutput {
   /// Writes `text` to standard output as it is.
   static func write(_ text: String) throws(ExitCode) {
-    guard send(text, STDOUT_FILENO) else {
+    guard writeAll(STDOUT_FILENO, text) else {
       note("standard output", "write: \(errorText(Errno(errno)))")
       throw ExitCode(1)
     }
-  }
-
-  private static func send(_ text: String, _ descriptor: Int32) -> Bool {
-    var rest = Array(text.utf8)[...]
-    while !rest.isEmpty {
-      let count = unsafe rest.withUnsafeBytes {
-        unsafe Glibc.write(descriptor, $0.baseAddress, $0.count)
-      }
-      if count < 0 && errno == EINTR { continue }
-      guard count >= 0 else { return false }
-      rest = rest.dropFirst(count)
-    }
-    return true
   }
 
   /// Refuses the formats that are not qcow2.
@@ -48,6 +35,6 @@ enum ToolOutput {
 
   /// Writes one line about an image to standard error.
   static func note(_ path: String, _ text: String) {
-    _ = send("qublk: \(path): \(text)\n", STDERR_FILENO)  // nowhere left to complain
+    _ = writeAll(STDERR_FILENO, "qublk: \(path): \(text)\n")  // nowhere left to complain
   }
 }

@@ -1,3 +1,4 @@
+import HostFiles
 import CPlatform
 import Glibc
 import Testing

@@ -64,6 +64,9 @@ import Testing
     try each(scenario, of: .resize, stride: 1) {
       Fault(.resize, number: $0, errno: .noSpace, isPermanent: true)
     }
+    try each(scenario, of: .allocate, stride: 1) {
+      Fault(.allocate, number: $0, errno: .noSpace, isPermanent: true)
+    }
   }
 
   @Test("A failed sync sticks, and no metadata is written after it", arguments: scenarios)

@@ -2,7 +2,11 @@ package import BlockCore
 
 /// Which host operation fails, how and how often.
 package struct Fault: Sendable {
-  package enum Kind: String, Sendable, CaseIterable { case read, write, zero, punch, sync, resize }
+  package enum Kind: String, Sendable, CaseIterable {
+    case read, write, zero, punch, sync, resize
+    /// Storage for holes of tables.
+    case allocate
+  }
   /// nil counts operations of every kind.
   package var kind: Kind?
   /// The first to fail, from 1.
@@ -89,6 +93,22 @@ package final class FaultyFile: HostFile, @unchecked Sendable {  // why: one thr
   }
 
   package func length() async throws(Errno) -> UInt64 { try await file.length() }
+
+  package func allocateHoles(
+    at offset: HostOffset, length: UInt64
+  ) async throws(Errno) -> Bool {
+    let fault = fails(.allocate)
+    if fault == nil || fault?.takesEffect == true {
+      let isDone = try await file.allocateHoles(at: offset, length: length)
+      if fault == nil { return isDone }
+    }
+    if let fault { throw fault.errno }
+    return true
+  }
+
+  package func fillHoles(at offset: HostOffset, length: UInt64) async throws(Errno) {
+    try await file.fillHoles(at: offset, length: length)
+  }
 
   package func endOfData(from offset: HostOffset) async -> HostOffset? {
     await file.endOfData(from: offset)

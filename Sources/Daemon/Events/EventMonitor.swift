@@ -1,6 +1,7 @@
 import BlockCore
 import CPlatform
 import Glibc
+import Logging
 import QCOW2Engine
 import Synchronization
 import Uring
@@ -138,9 +139,9 @@ private final class EventWork: @unchecked Sendable {
     let (lines, isBehind) = log.lines(for: summary, now: Double(MonotonicClock.nanoseconds()) / 1e9)
     for line in lines {
       switch line.level {
-      case .error: Log.error(line.text)
-      case .warning: Log.warning(line.text)
-      case .info: Log.info(line.text)
+      case .error: Log.logger.error("\(line.text)")
+      case .warning: Log.logger.warning("\(line.text)")
+      case .info: Log.logger.info("\(line.text)")
       }
     }
     if !atEnd { writeState(summary) }
@@ -155,7 +156,7 @@ private final class EventWork: @unchecked Sendable {
     state.condition = condition
     state.trouble = trouble
     do throws(CommandError) { try directory.write(state) } catch {
-      Log.warning("\(error.text): \"qublk list\" does not show the device's condition")
+      Log.logger.warning("\(error.text): \"qublk list\" does not show the device's condition")
     }
   }
 }

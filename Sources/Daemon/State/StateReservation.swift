@@ -1,6 +1,7 @@
 import BlockCore
 import CPlatform
 import Glibc
+import HostFiles
 
 /// Room in /run/qublk for the files of a device that is about to be made.
 ///

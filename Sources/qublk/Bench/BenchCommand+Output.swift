@@ -3,6 +3,7 @@ import Bench
 import BlockCore
 import Daemon
 import Glibc
+import HostFiles
 import Reports
 
 extension BenchCommand {

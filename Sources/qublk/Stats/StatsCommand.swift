@@ -2,6 +2,7 @@ import ArgumentParser
 import BlockCore
 import Daemon
 import Glibc
+import HostFiles
 import Reports
 
 /// `qublk stats`: what a device has done, from the counters that its daemon keeps anyway.
