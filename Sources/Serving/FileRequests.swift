@@ -69,13 +69,14 @@ private final class CallerSource: RequestSource, @unchecked Sendable {
     self.files = files
   }
 
-  /// Does what there is to do until the request has ended.
+  /// Does what there is to do until the request has ended, which is when nothing is left.
   func outcome() async -> Errno? {
     while failure == nil, !work.isEmpty {
       let next = work.removeFirst()
       await next()
     }
-    guard let failure else { fatalError("a request has nothing left to do and has not ended") }
+    assert(failure != nil, "a request has nothing left to do and has not ended")
+    let failure = failure ?? Errno.io.code
     return failure == 0 ? nil : Errno(failure)
   }
 
