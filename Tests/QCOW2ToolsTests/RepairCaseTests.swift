@@ -120,6 +120,22 @@ import Testing
     #expect(reads.status == 0 && !reads.out.contains("failed"), "\(reads)")
   }
 
+  /// An entry leads further behind the end than a repair keeps count: what has a refcount there keeps it.
+  @Test(arguments: [RepairMode.leaks, .all]) func whatIsFarBehindTheEndIsNotFreed(
+    _ mode: RepairMode
+  ) throws {
+    let folder = Folder()
+    folder.run(
+      Self.poke
+        + """
+        \(Self.create) x 64M; qemu-io -c 'write -P 1 0 128k' x
+        poke x 0x40008 '\\x80\\0\\0\\0\\x70\\0\\0\\0'; poke x 0x2e001 '\\1'
+        """)
+    let bytes = MemoryBytes(folder.bytes("x"))
+    _ = try RefcountRebuild.repair(bytes, mode)
+    #expect(bytes.bytes[0x2e001] == 1, "the refcount of cluster 0x7000")
+  }
+
   /// Found by fuzzing: an entry leads into the L2 table that it is in, whose flags a rebuild would change.
   @Test func aTableThatIsTheGuestsDataIsNotRebuiltUnasked() throws {
     let folder = Folder()

@@ -51,7 +51,9 @@ import Testing
     let outcome = Outcome()
     let thread = try WorkerThread(name: "no-keep-size") {
       // As NFS 4.2: no allocation that keeps the size.
-      guard forbidFallocate(EOPNOTSUPP, argument: 1, isNot: false, Int32(QUBLK_FALLOC_KEEP_SIZE))
+      guard
+        forbid(
+          fallocateNumber, EOPNOTSUPP, argument: 1, isNot: false, Int32(QUBLK_FALLOC_KEEP_SIZE))
       else {
         return
       }
@@ -99,13 +101,36 @@ import Testing
     }
   }
 
+  @Test func `holes are filled where the host does not tell where they are`() throws {
+    let temporary = try TemporaryFile()
+    let file = try RingHostFile.open(temporary.path, readOnly: false)
+    try #require(!file.isInMemory, "/var/tmp is memory")
+    let outcome = Outcome()
+    let thread = try WorkerThread(name: "no-seek-hole") {
+      guard forbid(seekNumber, EINVAL, argument: 2, isNot: false, seekHole) else { return }
+      outcome.value = Result { () throws(Errno) in
+        try runBlocking { () async throws(Errno) in
+          try await file.setLength(65536)
+          try await file.fillHoles(at: HostOffset(0), length: 65536)
+          try await file.sync()
+          return try await file.length()
+        }
+      }
+    }
+    thread.join()
+    #expect(outcome.value == .success(65536))
+    var info = stat()
+    fstat(file.descriptor, &info)
+    #expect(info.st_blocks >= 128)
+  }
+
   /// Runs `body` on a thread on which fallocate(2) fails, but for the allocation of a single byte.
   private func withoutReservations(
     _ error: Int32, _ body: @escaping @Sendable () async throws(Errno) -> UInt64
   ) throws -> Result<UInt64, Errno>? {
     let outcome = Outcome()
     let thread = try WorkerThread(name: "no-fallocate") {
-      guard forbidFallocate(error) else { return }
+      guard forbid(fallocateNumber, error) else { return }
       outcome.value = Result { () throws(Errno) in try runBlocking(body) }
     }
     thread.join()
@@ -117,17 +142,17 @@ import Testing
   }
 }
 
-/// Makes fallocate(2) fail on the calling thread, from now on, where one of its arguments is, or is not,
-/// a value: by default of more than one byte.
-private func forbidFallocate(
-  _ error: Int32, argument: UInt32 = 3, isNot: Bool = true, _ value: Int32 = 1
+/// Makes a system call fail on the calling thread, from now on, where one of its arguments is, or is not,
+/// a value: by default fallocate(2) of more than one byte.
+private func forbid(
+  _ call: UInt32, _ error: Int32, argument: UInt32 = 3, isNot: Bool = true, _ value: Int32 = 1
 ) -> Bool {
   let words: (load: UInt16, equal: UInt16, end: UInt16) = (0x20, 0x15, 0x06)
   let (allow, fail) = (0x7fff_0000 as UInt32, 0x0005_0000 | UInt32(error))
   // Of struct seccomp_data: nr at 0, the lower halves of the arguments from 16 on.
   var filter = [
     sock_filter(code: words.load, jt: 0, jf: 0, k: 0),
-    sock_filter(code: words.equal, jt: 0, jf: 3, k: fallocateNumber),
+    sock_filter(code: words.equal, jt: 0, jf: 3, k: call),
     sock_filter(code: words.load, jt: 0, jf: 0, k: 16 + argument * 8),
     sock_filter(
       code: words.equal, jt: isNot ? 1 : 0, jf: isNot ? 0 : 1, k: UInt32(bitPattern: value)),
@@ -148,9 +173,14 @@ private func forbidFallocate(
 
 #if arch(x86_64)
   private let fallocateNumber: UInt32 = 285
+  private let seekNumber: UInt32 = 8
 #else
   private let fallocateNumber: UInt32 = 47
+  private let seekNumber: UInt32 = 62
 #endif
+
+/// SEEK_HOLE of lseek(2).
+private let seekHole: Int32 = 4
 
 private struct sock_filter {
   var code: UInt16
