@@ -37,10 +37,10 @@ package struct DiskImageOptions: Sendable {
   package var backingPolicy = BackingPolicy.any
   /// The path of the external data file of the image, in place of the one that the image names.
   package var dataFile: String?
-  /// Where the relative names count from that images have for their data files.
+  /// The directory that the relative names of data files start from: an absolute path.
   ///
-  /// An absolute path, or why there is none, for whoever needs it; nil for the process's current directory
-  /// at the time of opening.
+  /// An error is thrown where an image has such a name, and nowhere else. Nil stands for the process's
+  /// current directory at the time of opening.
   package var currentDirectory: Result<String, Errno>?
   /// What the engines are given in place of a file of the chain: for tests and fault injection.
   package var engineFile: @Sendable (RingHostFile) -> any HostFile = { $0 }

@@ -29,7 +29,7 @@ package struct ImageOptions: Sendable {
   /// Clusters that are written whole are compressed; what does not get smaller is written plain.
   package var compressesWrites = false
 
-  /// Tells whoever runs the disk what goes wrong; nil if nobody wants to know.
+  /// The way to the administrator for what goes wrong; nil if there is none.
   package var reporter: EventReporter?
 
   package init() {}

@@ -101,7 +101,7 @@ private final class EventBell: Sendable {
 
 /// What the thread does.
 private final class EventWork: @unchecked Sendable {
-  // why: used by the thread, and after its end by the one that joined it.
+  // why: one thread at a time uses it: the monitor's own, and the one that joins it afterwards.
   private let events: ImageEvents
   private let bell: EventBell
   private var log: EventLog

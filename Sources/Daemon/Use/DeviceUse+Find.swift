@@ -28,7 +28,7 @@ extension DeviceUse {
       if let use = search.opener() { return use }
       // What cannot be found out is no answer, either.
       return OpenerProbe(path: device.path).findsOthers(within: 2) == false ? nil : .held
-    // A dead device's node, or one that is gone.
+    // The device is dead, or its node is gone.
     case ENOENT, ENXIO, ENODEV: return search.claimant() ?? search.opener()
     // Refused, or nothing is known for want of memory or rights: better in use than pulled away.
     default: return search.claimant() ?? search.opener() ?? .claimed

@@ -4,7 +4,7 @@ import Glibc
 import Synchronization
 import Uring
 
-/// Finds out whether anybody else has a block device open, whoever it is.
+/// Finds out whether another program, or the kernel, has a block device open.
 ///
 /// Before Linux 7.0 the kernel tells nobody how many openers a device has. But the last close empties
 /// the device's page cache, and no other close does. So the probe reads a page, closes the device,

@@ -18,7 +18,7 @@ final class ImageHealth: Sendable {
     static let all = allocation.rawValue | inPlace.rawValue | flush.rawValue
   }
 
-  /// Tells whoever runs the disk; nil if nobody wants to know.
+  /// The way to the administrator; nil if there is none.
   let reporter: EventReporter?
 
   init(reporter: EventReporter? = nil) { self.reporter = reporter }

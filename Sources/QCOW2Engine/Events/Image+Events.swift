@@ -3,8 +3,10 @@ import QCOW2Format
 
 /// What an image reports of its own requests; host I/O is reported by ``ImageStorage``.
 extension Image {
-  /// Acts on a failure: corruption stops all changes and is marked in the header; whoever runs the disk
-  /// hears of that, and of a lack of space.
+  /// Acts on a failure.
+  ///
+  /// Corruption stops all changes and is marked in the header. The administrator hears of corruption and
+  /// of a lack of space.
   func report(_ error: ImageError, of request: BlockRequest? = nil) async {
     if error.errno == .noSpace { return noteSpaceLacking(error, request) }
     guard error.isDamage else { return }

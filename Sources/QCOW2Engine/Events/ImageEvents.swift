@@ -102,8 +102,9 @@ package final class EventReporter: Sendable {
     self.dataFile = dataFile.map { HostObject(.dataFile, path: $0) } ?? object
   }
 
-  /// Reports a transfer or barrier that failed; not one that only lacks space, which is for the request
-  /// to report, once it is clear that nothing can be freed.
+  /// Reports a transfer or barrier that failed.
+  ///
+  /// A lack of space is not reported here: the request reports it, once nothing can be freed for it.
   package func note(
     _ operation: HostOperation, at offset: HostOffset, length: UInt64, _ errno: Errno,
     inDataFile: Bool = false
