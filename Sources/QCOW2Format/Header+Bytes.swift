@@ -1,3 +1,5 @@
+import BlockCore
+
 /// Where each field stands, and in how many bytes: known here only.
 extension Header {
   /// Byte positions of the fields.

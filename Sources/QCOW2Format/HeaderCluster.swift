@@ -1,3 +1,5 @@
+import BlockCore
+
 /// The first cluster of an image, taken apart and judged: what every command and the engine start
 /// from, so that all of them say the same of an image.
 ///

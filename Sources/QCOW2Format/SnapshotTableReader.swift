@@ -1,3 +1,5 @@
+import BlockCore
+
 /// A snapshot with its texts.
 public struct Snapshot: Equatable, Sendable {
   public let entry: SnapshotEntry

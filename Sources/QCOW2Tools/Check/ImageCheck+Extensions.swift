@@ -1,4 +1,5 @@
 import BlockCore
+import QCOW2Codec
 import QCOW2Format
 
 /// What header extensions point at.
@@ -22,8 +23,8 @@ extension ImageCheck {
     }
     add(.encryptionHeader, at: pointer.offset, length: pointer.length)
     guard pointer.offset.bytes < head.fileLength else { return }
-    let magic = try bytes.block(at: pointer.offset, count: 8).be64(0) >> 16
-    if magic != LUKSHeader.magic { found(.encryption(.noMagic(found: magic))) }
+    let magic = try LUKSFields(reading: bytes, at: pointer.offset).magic
+    if magic != LUKSFields.luksMagic { found(.encryption(.noMagic(found: magic))) }
   }
 
   func checkBitmaps() throws(ToolError) {

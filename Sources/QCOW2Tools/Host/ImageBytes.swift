@@ -37,19 +37,6 @@ extension IOBuffer {
     precondition(offset >= 0 && offset &+ 8 <= count)
     return withExtendedLifetime(self) { unsafe base.be64(offset) }
   }
-
-  /// A copy of some bytes.
-  func copy(at offset: Int, count: Int) -> [UInt8] {
-    precondition(offset >= 0 && count >= 0 && offset &+ count <= self.count)
-    return withExtendedLifetime(self) {
-      unsafe [UInt8](UnsafeRawBufferPointer(start: base + offset, count: count))
-    }
-  }
-
-  /// The text in some bytes, up to the first zero byte.
-  func text(at offset: Int, count: Int) -> String {
-    String(decoding: copy(at: offset, count: count).prefix { $0 != 0 }, as: UTF8.self)
-  }
 }
 
 /// What `create` writes to.

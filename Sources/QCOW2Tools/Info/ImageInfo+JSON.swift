@@ -1,4 +1,5 @@
 import BlockCore
+import QCOW2Codec
 import QCOW2Format
 
 /// `info` in JSON: the keys of qemu-img in its order.
@@ -95,7 +96,7 @@ extension ImageInfo.Encryption {
   }
 }
 
-extension LUKSHeader {
+extension LUKSFields {
   fileprivate var members: [(String, JSONText)] {
     let words = mode.split(separator: "-", maxSplits: 1)
     let generator = words.count > 1 ? words[1].split(separator: ":", maxSplits: 1) : []
@@ -112,7 +113,7 @@ extension LUKSHeader {
       ("cipher-mode", .string(String(words.first ?? ""))),
       ("slots", .array(slots.map(\.json))),
       ("payload-offset", .unsigned(UInt64(payloadSector) * 512)),
-      ("master-key-iters", .unsigned(UInt64(masterKeyIterations))),
+      ("master-key-iters", .unsigned(UInt64(digestIterations))),
     ]
     return members
   }
@@ -124,11 +125,11 @@ extension LUKSHeader {
   }
 }
 
-extension LUKSHeader.Slot {
+extension LUKSFields.Slot {
   fileprivate var json: JSONText {
     var members: [(String, JSONText)] = [("active", .bool(isActive))]
     if isActive { members.append(("iters", .unsigned(UInt64(iterations)))) }
-    members.append(("key-offset", .unsigned(UInt64(keySector) * 512)))
+    members.append(("key-offset", .unsigned(UInt64(materialSector) * 512)))
     if isActive { members.append(("stripes", .unsigned(UInt64(stripes)))) }
     return .object(members)
   }

@@ -1,4 +1,5 @@
 import BlockCore
+import QCOW2Codec
 import QCOW2Format
 
 /// Everything that `info` shows of an image.
@@ -8,7 +9,7 @@ package struct ImageInfo {
   /// What is shown of encryption.
   enum Encryption: Equatable {
     case aes
-    case luks(LUKSHeader)
+    case luks(LUKSFields)
   }
 
   /// As it was given on the command line.
@@ -92,18 +93,18 @@ package struct ImageInfo {
 
   private static func luks(
     _ bytes: any ImageBytes, _ head: ImageHead
-  ) throws(ToolError) -> LUKSHeader {
+  ) throws(ToolError) -> LUKSFields {
     guard let pointer = head.parsed.encryptionHeader else {
       throw .format(.badField(name: "encryption header extensions", found: 0, allowed: "1"))
     }
-    let block = try bytes.block(at: pointer.offset, count: LUKSHeader.length)
-    guard let header = LUKSHeader(parsing: block) else {
+    let fields = try LUKSFields(reading: bytes, at: pointer.offset)
+    guard fields.magic == LUKSFields.luksMagic else {
       throw .format(
         .badField(
-          name: "magic number of the encryption header", found: block.be64(0) >> 16,
-          allowed: "\(LUKSHeader.magic) (LUKS)"))
+          name: "magic number of the encryption header", found: fields.magic,
+          allowed: "\(LUKSFields.luksMagic) (LUKS)"))
     }
-    return header
+    return fields
   }
 
   /// Where the backing file is looked for; nil if it has none.

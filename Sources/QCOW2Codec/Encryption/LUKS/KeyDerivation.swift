@@ -45,7 +45,7 @@ enum KeyDerivation {
     taking milliseconds: Int, hash: HashAlgorithm, count: Int, minimum: UInt32, maximum: UInt32
   ) throws(CipherError) -> UInt32 {
     let secret = try unsafe Secret(count: 16) { (_) throws(CipherError) in }
-    let salt = [UInt8](repeating: 0, count: LUKSPartitionHeader.saltLength)
+    let salt = [UInt8](repeating: 0, count: LUKSFields.saltLength)
     var rounds: UInt32 = 1 << 14
     while true {
       let start = Stopwatch()

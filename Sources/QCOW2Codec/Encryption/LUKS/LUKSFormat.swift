@@ -45,7 +45,7 @@ package enum LUKSFormat {
     var header = try emptyHeader(options)
     _ = try LUKSCipher(header, masterKey: masterKey)
     header.digestIterations = try iterations(
-      milliseconds / 8, options.hash, count: LUKSPartitionHeader.digestLength)
+      milliseconds / 8, options.hash, count: LUKSFields.digestLength)
     header.slots[0].iterations = try iterations(
       milliseconds, options.hash, count: suite.keyLength)
     return try seal(header, masterKey: masterKey, passphrase: passphrase)
@@ -69,12 +69,12 @@ package enum LUKSFormat {
     var header = empty
     header.digest = unsafe try header.digest(of: masterKey).withBytes { unsafe Array($0) }
     header.slots[0].isActive = true
-    header.slots[0].salt = try Randomness.bytes(LUKSPartitionHeader.saltLength)
+    header.slots[0].salt = try Randomness.bytes(LUKSFields.saltLength)
     let material = try LUKSKeySlot.seal(
       masterKey, in: header.slots[0], of: header, passphrase: passphrase)
     var area = [UInt8](
       repeating: 0, count: Int(header.payloadSector) * SectorTransform.sectorSize)
-    area.replaceSubrange(0..<LUKSPartitionHeader.length, with: header.encoded)
+    area.replaceSubrange(0..<LUKSFields.length, with: header.encoded)
     let start = header.slots[0].materialOffset
     area.replaceSubrange(start..<(start + material.count), with: material)
     return (area, try LUKSCipher(header, masterKey: masterKey))
@@ -83,16 +83,16 @@ package enum LUKSFormat {
   /// A header with all places assigned and no key.
   static func emptyHeader(_ options: Options) throws(LUKSError) -> LUKSPartitionHeader {
     let suite = options.suite
-    let slots = (0..<LUKSPartitionHeader.slotCount).map { number in
+    let slots = (0..<LUKSFields.slotCount).map { number in
       LUKSPartitionHeader.Slot(
         isActive: false, iterations: 0,
-        salt: [UInt8](repeating: 0, count: LUKSPartitionHeader.saltLength),
+        salt: [UInt8](repeating: 0, count: LUKSFields.saltLength),
         materialSector: UInt32(materialSector(suite, slot: number)))
     }
     return LUKSPartitionHeader(
       suite: suite, hash: options.hash, payloadSector: UInt32(payloadSector(suite)),
-      digest: [UInt8](repeating: 0, count: LUKSPartitionHeader.digestLength),
-      digestSalt: try Randomness.bytes(LUKSPartitionHeader.saltLength), digestIterations: 1,
+      digest: [UInt8](repeating: 0, count: LUKSFields.digestLength),
+      digestSalt: try Randomness.bytes(LUKSFields.saltLength), digestIterations: 1,
       uuid: try Randomness.uuid(), slots: slots)
   }
 
@@ -109,7 +109,7 @@ package enum LUKSFormat {
   }
 
   private static func payloadSector(_ suite: CipherSuite) -> Int {
-    materialSector(suite, slot: LUKSPartitionHeader.slotCount)
+    materialSector(suite, slot: LUKSFields.slotCount)
   }
 
   private static func materialSector(_ suite: CipherSuite, slot: Int) -> Int {

@@ -63,7 +63,7 @@ extension LUKSPartitionHeader {
     do throws(CipherError) {
       return try KeyDerivation.derive(
         from: masterKey, salt: digestSalt, iterations: digestIterations, hash: hash,
-        count: Self.digestLength)
+        count: LUKSFields.digestLength)
     } catch {
       throw .cipher(error)
     }

@@ -1,23 +1,25 @@
+import BlockCore
+
 extension LUKSPartitionHeader {
   /// The 592 bytes.
   var encoded: [UInt8] {
-    var bytes = Self.magic
-    bytes.append(UInt16(Self.version))
+    var bytes = Array(bigEndianBytes(LUKSFields.luksMagic).dropFirst(2))
+    bytes += bigEndianBytes(UInt16(Self.version))
     bytes.append("aes", paddedTo: 32)
     bytes.append(suite.modeText, paddedTo: 32)
     bytes.append(hash.rawValue, paddedTo: 32)
-    bytes.append(payloadSector)
-    bytes.append(UInt32(suite.keyLength))
+    bytes += bigEndianBytes(payloadSector)
+    bytes += bigEndianBytes(UInt32(suite.keyLength))
     bytes += digest
     bytes += digestSalt
-    bytes.append(digestIterations)
+    bytes += bigEndianBytes(digestIterations)
     bytes.append(uuid, paddedTo: 40)
     for slot in slots {
-      bytes.append(slot.isActive ? Self.activeSlot : Self.freeSlot)
-      bytes.append(slot.iterations)
+      bytes += bigEndianBytes(slot.isActive ? LUKSFields.activeSlot : LUKSFields.freeSlot)
+      bytes += bigEndianBytes(slot.iterations)
       bytes += slot.salt
-      bytes.append(slot.materialSector)
-      bytes.append(UInt32(Self.stripes))
+      bytes += bigEndianBytes(slot.materialSector)
+      bytes += bigEndianBytes(UInt32(Self.stripes))
     }
     return bytes
   }
@@ -35,11 +37,6 @@ extension CipherSuite {
 }
 
 extension [UInt8] {
-  /// Appends a number, most significant byte first.
-  fileprivate mutating func append(_ number: some FixedWidthInteger) {
-    unsafe Swift.withUnsafeBytes(of: number.bigEndian) { unsafe append(contentsOf: $0) }
-  }
-
   /// Appends a text that is shorter than its field.
   fileprivate mutating func append(_ text: String, paddedTo length: Int) {
     let text = text.utf8.prefix(length - 1)

@@ -1,20 +1,4 @@
-/// Big-endian numbers and texts of a header's bytes, whose number the caller has checked.
-private struct HeaderReader {
-  let bytes: [UInt8]
-
-  func number(_ offset: Int, _ count: Int) -> UInt32 {
-    bytes[offset..<(offset + count)].reduce(0) { $0 << 8 | UInt32($1) }
-  }
-
-  func be32(_ offset: Int) -> UInt32 { number(offset, 4) }
-
-  func slice(_ offset: Int, _ count: Int) -> [UInt8] { Array(bytes[offset..<(offset + count)]) }
-
-  /// A text that ends at its first zero byte or at the end of its field.
-  func text(_ offset: Int, _ count: Int) -> String {
-    String(decoding: bytes[offset..<(offset + count)].prefix { $0 != 0 }, as: UTF8.self)
-  }
-}
+import BlockCore
 
 extension LUKSPartitionHeader {
   /// Reads and checks the header at the start of `area`.
@@ -27,38 +11,39 @@ extension LUKSPartitionHeader {
   package init(
     parsing area: UnsafeRawBufferPointer, limits: LUKSLimits = LUKSLimits()
   ) throws(LUKSError) {
-    guard area.count >= Self.length else {
-      throw .truncated(found: area.count, expected: Self.length)
+    guard area.count >= LUKSFields.length else {
+      throw .truncated(found: area.count, expected: LUKSFields.length)
     }
-    let reader = unsafe HeaderReader(bytes: Array(area.prefix(Self.length)))
-    try Self.checkIdentity(reader)
-    suite = try Self.suite(reader)
-    hash = try Self.hash(reader.text(Field.hash, 32), field: "hash")
-    payloadSector = reader.be32(Field.payload)
-    digest = reader.slice(Field.digest, Self.digestLength)
-    digestSalt = reader.slice(Field.digestSalt, Self.saltLength)
-    digestIterations = reader.be32(Field.digestIterations)
-    uuid = reader.text(Field.uuid, 40)
+    let fields = LUKSFields(parsing: unsafe area.assumingMemoryBound(to: UInt8.self).span)
+    try Self.checkIdentity(fields)
+    suite = try Self.suite(fields)
+    hash = try Self.hash(fields.hash, field: "hash")
+    payloadSector = fields.payloadSector
+    digest = fields.digest
+    digestSalt = fields.digestSalt
+    digestIterations = fields.digestIterations
+    uuid = fields.uuid
     slots = []
     try Self.check(digestIterations, "master key iterations", limits)
-    for number in 0..<Self.slotCount {
-      slots.append(try slot(number, reader, limits, areaLength: area.count))
+    for (number, slot) in fields.slots.enumerated() {
+      slots.append(try checked(slot, number, limits, areaLength: area.count))
     }
   }
 
-  private static func checkIdentity(_ reader: HeaderReader) throws(LUKSError) {
-    let found = reader.slice(0, magic.count)
-    guard found == magic else {
-      throw .badField(name: "magic", found: hex(found), allowed: hex(magic))
+  private static func checkIdentity(_ fields: LUKSFields) throws(LUKSError) {
+    guard fields.magic == LUKSFields.luksMagic else {
+      throw .badField(
+        name: "magic", found: hex(fields.magic), allowed: hex(LUKSFields.luksMagic))
     }
-    let number = reader.number(Field.version, 2)
-    guard number == version else {
-      throw .badField(name: "version", found: "\(number)", allowed: "\(version)")
+    guard fields.version == version else {
+      throw .badField(name: "version", found: "\(fields.version)", allowed: "\(version)")
     }
   }
 
-  private static func hex(_ bytes: [UInt8]) -> String {
-    "0x" + bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()
+  /// The six bytes of a magic number.
+  private static func hex(_ magic: UInt64) -> String {
+    let digits = String(magic, radix: 16)
+    return "0x" + String(repeating: "0", count: 12 - digits.count) + digits
   }
 
   private static func hash(_ name: String, field: String) throws(LUKSError) -> HashAlgorithm {
@@ -67,15 +52,15 @@ extension LUKSPartitionHeader {
     throw .badField(name: field, found: name, allowed: known)
   }
 
-  private static func suite(_ reader: HeaderReader) throws(LUKSError) -> CipherSuite {
-    let name = reader.text(Field.cipher, 32)
-    guard name == "aes" else { throw .badField(name: "cipher", found: name, allowed: "aes") }
-    let (mode, iv) = try mode(reader.text(Field.mode, 32))
-    let keyBytes = reader.be32(Field.keyBytes)
+  private static func suite(_ fields: LUKSFields) throws(LUKSError) -> CipherSuite {
+    guard fields.cipher == "aes" else {
+      throw .badField(name: "cipher", found: fields.cipher, allowed: "aes")
+    }
+    let (mode, iv) = try mode(fields.mode)
     let allowed = AESKeyLength.allCases.map { CipherSuite($0, mode, iv) }
-    if let suite = allowed.first(where: { $0.keyLength == Int(keyBytes) }) { return suite }
+    if let suite = allowed.first(where: { $0.keyLength == Int(fields.keyBytes) }) { return suite }
     throw .badField(
-      name: "key bytes", found: "\(keyBytes)",
+      name: "key bytes", found: "\(fields.keyBytes)",
       allowed: allowed.map { "\($0.keyLength)" }.joined(separator: ", "))
   }
 
@@ -106,26 +91,24 @@ extension LUKSPartitionHeader {
     }
   }
 
-  /// Reads a slot; of one that is not in use only the mark must be right.
-  private func slot(
-    _ number: Int, _ reader: HeaderReader, _ limits: LUKSLimits, areaLength: Int
+  /// Checks a slot; of one that is not in use only the mark must be right.
+  private func checked(
+    _ found: LUKSFields.Slot, _ number: Int, _ limits: LUKSLimits, areaLength: Int
   ) throws(LUKSError) -> Slot {
-    let start = Field.slots + number * Field.slotLength
-    let mark = reader.be32(start)
-    guard mark == Self.activeSlot || mark == Self.freeSlot else {
+    guard found.isActive || found.mark == LUKSFields.freeSlot else {
       throw .badField(
-        name: "mark of key slot \(number)", found: "0x\(String(mark, radix: 16))",
+        name: "mark of key slot \(number)", found: "0x\(String(found.mark, radix: 16))",
         allowed: "0xac71f3 or 0xdead")
     }
     let slot = Slot(
-      isActive: mark == Self.activeSlot, iterations: reader.be32(start + 4),
-      salt: reader.slice(start + 8, Self.saltLength), materialSector: reader.be32(start + 40))
+      isActive: found.isActive, iterations: found.iterations, salt: found.salt,
+      materialSector: found.materialSector)
     guard slot.isActive else { return slot }
     try Self.check(slot.iterations, "iterations of key slot \(number)", limits)
-    let stripes = reader.be32(start + 44)
-    guard stripes == Self.stripes else {
+    guard found.stripes == Self.stripes else {
       throw .badField(
-        name: "stripes of key slot \(number)", found: "\(stripes)", allowed: "\(Self.stripes)")
+        name: "stripes of key slot \(number)", found: "\(found.stripes)", allowed: "\(Self.stripes)"
+      )
     }
     let end = min(areaLength, Int(payloadSector) * SectorTransform.sectorSize)
     let last = (end - materialLength) / SectorTransform.sectorSize
