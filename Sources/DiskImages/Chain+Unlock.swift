@@ -20,8 +20,8 @@ extension Chain {
   private func cipher(
     of index: Int
   ) async throws(DiskImageError.Reason) -> (any SectorCipher)? {
-    guard let references = layers[index].references else { return nil }
-    let found = Self.encryption(references.header)
+    guard let head = layers[index].head else { return nil }
+    let found = Self.encryption(head.header)
     if index == 0, let expected = options.encryption, found != expected {
       throw .encryption(found: found, expected: expected)
     }
@@ -32,15 +32,15 @@ extension Chain {
       do throws(CipherError) { return try LegacyAESCipher(passphrase: secret) } catch {
         throw .cipher(error)
       }
-    case .luks: return try await luksCipher(layers[index].file, references, secret)
+    case .luks: return try await luksCipher(layers[index].file, head, secret)
     }
   }
 
   /// Unlocks a LUKS header, which takes as long as its iterations ask for.
   private func luksCipher(
-    _ file: RingHostFile, _ references: ImageReferences, _ secret: Secret
+    _ file: RingHostFile, _ head: HeaderCluster, _ secret: Secret
   ) async throws(DiskImageError.Reason) -> LUKSCipher {
-    guard let pointer = references.encryptionHeader else { throw .encryptionHeaderMissing }
+    guard let pointer = head.encryptionHeader else { throw .encryptionHeaderMissing }
     // What an image says of lengths must not decide how much memory is used.
     let area = IOBuffer(count: Int(min(pointer.length, UInt64(LUKSPartitionHeader.largestArea))))
     defer { withExtendedLifetime(area) {} }

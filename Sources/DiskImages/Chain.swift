@@ -13,7 +13,7 @@ struct ChainLayer {
   let file: RingHostFile
   let number: UInt8?
   /// Nil for a raw file.
-  var references: ImageReferences?
+  var head: HeaderCluster?
   var dataFile: RingHostFile?
   var dataNumber: UInt8?
   var dataPath: String?
@@ -82,15 +82,15 @@ struct Chain {
       seen.insert(try FileKey(file.descriptor))
       try opener.lock(file, readOnly: options.readOnly)
       layers.append(ChainLayer(name: options.name, path: path, file: file, number: number))
-      layers[0].references = try await Self.references(of: file)
+      layers[0].head = try await Self.head(of: file)
     } catch { throw self.error(.image, error, below: 0) }
     try await openDataFile(override: options.dataFile, readOnly: options.readOnly)
   }
 
-  private static func references(
+  private static func head(
     of file: RingHostFile
-  ) async throws(DiskImageError.Reason) -> ImageReferences {
-    do throws(ImageError) { return try await ImageReferences.read(file) } catch {
+  ) async throws(DiskImageError.Reason) -> HeaderCluster {
+    do throws(ImageError) { return try await HeaderCluster.read(file) } catch {
       throw .engine(error)
     }
   }
@@ -107,12 +107,12 @@ struct Chain {
     override: String?, readOnly: Bool
   ) async throws(DiskImageError) {
     let index = layers.count - 1
-    guard let references = layers[index].references else { return }
-    guard references.header.incompatible.contains(.externalDataFile) else {
+    guard let head = layers[index].head else { return }
+    guard head.header.incompatible.contains(.externalDataFile) else {
       if override != nil { throw error(.image, .dataFileNotWanted, below: index) }
       return
     }
-    guard let name = override ?? references.dataFile, !name.isEmpty else {
+    guard let name = override ?? head.dataFile, !name.isEmpty else {
       throw error(subject(index), .dataFileNameMissing, below: index - 1)
     }
     do throws(DiskImageError.Reason) {
@@ -163,20 +163,20 @@ struct Chain {
   /// A name of no length is no backing file, as in QEMU.
   private func nextReference() throws(DiskImageError) -> Reference? {
     let index = layers.count - 1
-    guard let references = layers[index].references,
-      let name = references.backingFile, !name.isEmpty
+    guard let head = layers[index].head,
+      let name = head.backingFile, !name.isEmpty
     else { return nil }
     do throws(DiskImageError.Reason) {
       if layers.count > Self.depthLimit { throw .tooDeep(Self.depthLimit) }
-      return Reference(name: name, format: try format(references, index))
+      return Reference(name: name, format: try format(head, index))
     } catch { throw self.error(.backingFile(name), error, below: index) }
   }
 
   private func format(
-    _ references: ImageReferences, _ index: Int
+    _ head: HeaderCluster, _ index: Int
   ) throws(DiskImageError.Reason) -> BackingFormat {
     if index < options.backingFormats.count { return options.backingFormats[index] }
-    guard let name = references.backingFormat, !name.isEmpty else { throw .formatMissing }
+    guard let name = head.backingFormat, !name.isEmpty else { throw .formatMissing }
     guard let format = BackingFormat(rawValue: name) else { throw .formatUnknown(name) }
     return format
   }
@@ -189,7 +189,7 @@ struct Chain {
       let file = try opener.open(path, for: referrer, readOnly: true, seen: &seen)
       let number = add(file)
       var layer = ChainLayer(name: reference.name, path: path, file: file, number: number)
-      if reference.format == .qcow2 { layer.references = try await Self.references(of: file) }
+      if reference.format == .qcow2 { layer.head = try await Self.head(of: file) }
       layers.append(layer)
     } catch { throw self.error(.backingFile(reference.name), error, below: index) }
     try await openDataFile(override: nil, readOnly: true)

@@ -106,7 +106,7 @@ package final class DiskImage: OpenDisk {
     _ chain: Chain
   ) async throws(DiskImageError) -> (Image, RefcountChanges?) {
     var backing: (any BackingLayer)?
-    let images = chain.layers.dropFirst().count { $0.references != nil }
+    let images = chain.layers.dropFirst().count { $0.head != nil }
     for index in chain.layers.indices.dropFirst().reversed() {
       do throws(ImageError) {
         backing = try await layer(
@@ -126,7 +126,7 @@ package final class DiskImage: OpenDisk {
     _ layer: ChainLayer, upon backing: (any BackingLayer)?, _ options: DiskImageOptions,
     images: Int
   ) async throws(ImageError) -> any BackingLayer {
-    guard layer.references != nil else {
+    guard layer.head != nil else {
       let length: UInt64
       do throws(Errno) { length = try await layer.file.length() } catch {
         throw .io(.length, at: HostOffset(0), error)

@@ -45,13 +45,13 @@ extension Image {
     if wanted.snapshot != nil { options.readOnly = true }
     let storage = ImageStorage(
       file: sources.file, health: ImageHealth(reporter: options.reporter))
-    let length = try await storage.length()
-    var references = try await ImageReferences.read(sources.file)
-    try requireSupported(references.header, sources, options)
-    try requireUsable(references.header, fileLength: length, forWriting: !options.readOnly)
-    let snapshots = try await SnapshotTable.read(references.header, storage, options)
-    references.header = try snapshots.select(options.snapshot, in: references.header)
-    let header = references.header
+    var head = try await HeaderCluster.read(sources.file)
+    let length = head.fileLength
+    try requireSupported(head.header, sources, options)
+    try requireUsable(head.header, fileLength: length, forWriting: !options.readOnly)
+    let snapshots = try await SnapshotTable.read(head.header, storage, options)
+    head.header = try snapshots.select(options.snapshot, in: head.header)
+    let header = head.header
     let l1 = try await readTable(
       storage, at: header.l1TableOffset, count: Int(header.l1Size), fileLength: length)
     // A reader needs no refcounts, so it does not matter whether they are there.
@@ -62,20 +62,20 @@ extension Image {
       fileLength: length)
     if options.readOnly { markDamage(in: l1, header.geometry, fileLength: length) }
     let metadata = try survey(
-      references, l1, refcountTable, snapshots, fileLength: length, forWriting: !options.readOnly)
+      head, l1, refcountTable, snapshots, fileLength: length, forWriting: !options.readOnly)
     var parts = try assemble(
       header, options, sources, storage, l1: l1, refcountTable: refcountTable, metadata: metadata,
       fileLength: length)
-    if !options.readOnly { try await settleAutoclear(&parts, references, fileLength: length) }
+    if !options.readOnly { try await settleAutoclear(&parts, head, fileLength: length) }
     return Image(parts)
   }
 
   /// Loads the bitmaps that are to be tracked; clears, durably, the autoclear bits of all that will
   /// not be kept up to date.
   private static func settleAutoclear(
-    _ parts: inout ImageParts, _ references: ImageReferences, fileLength: UInt64
+    _ parts: inout ImageParts, _ head: HeaderCluster, fileLength: UInt64
   ) async throws(ImageError) {
-    var loader = BitmapLoader(parts, references, fileLength: fileLength)
+    var loader = BitmapLoader(parts, head, fileLength: fileLength)
     let bitmaps = try await loader.load()
     parts.bitmaps = bitmaps.tracked
     parts.bitmapReport = bitmaps.report

@@ -9,15 +9,15 @@ extension Image {
   ///   be used, for refcount blocks beyond the end of the file, which would count what is in use as
   ///   free, and for metadata that lies inside other metadata.
   static func survey(
-    _ references: ImageReferences, _ l1: DiskTable, _ refcountTable: DiskTable,
+    _ head: HeaderCluster, _ l1: DiskTable, _ refcountTable: DiskTable,
     _ snapshots: SnapshotTable, fileLength: UInt64, forWriting: Bool
   ) throws(ImageError) -> MetadataMap {
-    let areas = FixedAreas(references, refcountTable, snapshots)
+    let areas = FixedAreas(head, refcountTable, snapshots)
     if forWriting { try areas.requireDisjoint() }
     let map = try MetadataMap(
       fixed: areas.unmovable, refcountTable: areas.refcountTable, l1Table: areas.l1Table,
       expectedTables: l1.countUsed() + refcountTable.countUsed() + 64)
-    let geometry = references.header.geometry
+    let geometry = head.header.geometry
     if forWriting { try snapshots.addL1Tables(to: map, geometry, fileLength: fileLength) }
     try addL2Tables(geometry, l1, to: map, fileLength: fileLength, forWriting)
     try addRefcountBlocks(geometry, refcountTable, to: map, fileLength: fileLength, forWriting)
@@ -93,8 +93,8 @@ private struct FixedAreas {
   let refcountTable: Range<UInt64>
   private(set) var l1Table: Range<UInt64> = 0..<0
 
-  init(_ references: ImageReferences, _ table: DiskTable, _ snapshots: SnapshotTable) {
-    let header = references.header
+  init(_ head: HeaderCluster, _ table: DiskTable, _ snapshots: SnapshotTable) {
+    let header = head.header
     let geometry = header.geometry
     func clusters(_ offset: UInt64, _ bytes: UInt64) -> Range<UInt64> {
       let first = offset >> UInt64(geometry.clusterBits)
@@ -110,7 +110,7 @@ private struct FixedAreas {
       named.append(("snapshots_offset", header.snapshotsOffset, area))
       unmovable.append(area)
     }
-    if let pointer = references.encryptionHeader, header.cryptMethod == 2 {
+    if let pointer = head.encryptionHeader, header.cryptMethod == 2 {
       let area = clusters(pointer.offset.bytes, pointer.length)
       named.append(("encryption header", pointer.offset.bytes, area))
       unmovable.append(area)

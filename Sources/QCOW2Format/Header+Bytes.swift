@@ -29,7 +29,7 @@ extension Header {
   ///
   /// - Parameter bytes: The start of the file; 112 bytes hold every field known here.
   /// - Throws: ``FormatError`` if there is no header of version 2 or 3.
-  public init(parsing bytes: Span<UInt8>) throws(FormatError) {
+  init(parsing bytes: Span<UInt8>) throws(FormatError) {
     guard bytes.count >= Self.v2Length else {
       throw .truncated(
         structure: "header", needed: UInt64(Self.v2Length), available: UInt64(bytes.count))

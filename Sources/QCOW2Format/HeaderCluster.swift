@@ -6,9 +6,11 @@ import BlockCore
 /// Nothing that is named here has been looked at, let alone opened [SEC-1].
 public struct HeaderCluster: Sendable {
   /// The bytes that are needed to know how long a cluster is.
-  public static let startLength = 512
+  static let startLength = 512
 
-  public internal(set) var header: Header
+  /// Validated for reading; once a snapshot is selected, with its disk in place of the active one.
+  public var header: Header
+  public let fileLength: UInt64
   public let extensions: [HeaderExtension]
   /// The name of the backing file as it stands in the image; nil if there is none.
   public let backingFile: String?
@@ -29,7 +31,7 @@ public struct HeaderCluster: Sendable {
   ///   - fileLength: The length of the file.
   /// - Returns: The bytes of a cluster.
   /// - Throws: What is wrong with the fixed fields.
-  public static func size(
+  static func size(
     start: Span<UInt8>, fileLength: UInt64
   ) throws(FormatError) -> Int {
     let header = try parse(start, fileLength)
@@ -45,6 +47,7 @@ public struct HeaderCluster: Sendable {
   public init(
     parsing cluster: Span<UInt8>, fileLength: UInt64
   ) throws(FormatError) {
+    self.fileLength = fileLength
     header = try Self.parse(cluster, fileLength)
     let end = header.backingFileOffset == 0 ? cluster.count : Int(header.backingFileOffset)
     // Version 2 has extensions, too: after its 72 bytes.
@@ -110,6 +113,14 @@ public struct HeaderCluster: Sendable {
 }
 
 extension HeaderCluster {
+  public var geometry: ClusterGeometry { header.geometry }
+  /// The virtual size in bytes, in whole sectors, as QEMU sees it.
+  public var diskSize: UInt64 { header.size & ~511 }
+  /// The bitmaps extension, if it is there and the autoclear bit says that it can be trusted.
+  public var trustedBitmaps: Result<BitmapsExtension, FormatError>? {
+    header.autoclear.contains(.bitmaps) ? bitmaps : nil
+  }
+
   /// The extension of a kind that counts: the last one, as in QEMU; nil if there is none.
   public func last(_ kind: HeaderExtension.Kind) -> HeaderExtension? {
     extensions.last { $0.kind == kind }

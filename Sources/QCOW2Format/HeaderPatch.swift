@@ -40,6 +40,24 @@ public enum HeaderPatch: Equatable, Sendable {
   }
 }
 
+extension HeaderPatch {
+  /// Makes the changes that `patches` wants of the header in a sector.
+  ///
+  /// - Parameters:
+  ///   - sector: The first ``sectorLength`` bytes of an image.
+  ///   - patches: Called once, with the header as it is.
+  /// - Returns: Whether any of them changes a field.
+  /// - Throws: If there is no header in the sector.
+  public static func change(
+    _ sector: inout MutableSpan<UInt8>, _ patches: (Header) -> [HeaderPatch]
+  ) throws(FormatError) -> Bool {
+    let header = try Header(parsing: sector.span)
+    let wanted = patches(header).filter(header.isChanged)
+    for patch in wanted { patch.write(into: &sector, version: header.version) }
+    return !wanted.isEmpty
+  }
+}
+
 extension Header {
   /// Makes the change in the fields.
   public mutating func apply(_ patch: HeaderPatch) {

@@ -145,8 +145,8 @@ extension BadInputTests {
       let bytes = Self.base().bytes
       let info = try ImageInfo(reading: MemoryBytes(bytes), path: "x", allocatedBytes: 0)
       #expect(info.json.contains("\"backing-filename-format\": \"qcow2\""))
-      let references = runBlocking { () async -> ImageReferences? in
-        try? await ImageReferences.read(SparseFile(bytes, isReadOnly: true))
+      let references = runBlocking { () async -> HeaderCluster? in
+        try? await HeaderCluster.read(SparseFile(bytes, isReadOnly: true))
       }
       #expect(references?.backingFormat == "qcow2")
     }

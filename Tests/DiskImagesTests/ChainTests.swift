@@ -27,7 +27,7 @@ import Testing
         scratch.file("a/../b/../c/base.raw"),
       ])
     #expect(chain.layers.map(\.number) == [0, 1, 2])
-    #expect(chain.layers.map { $0.references == nil } == [false, false, true])
+    #expect(chain.layers.map { $0.head == nil } == [false, false, true])
     #expect(chain.files.map(\.traits.isReadOnly) == [true, true, true])
   }
 
@@ -98,7 +98,7 @@ import Testing
       """)
     let chain = try OpenChain(scratch.options("top"))
     #expect(chain.layers.count == 2)
-    #expect(chain.layers[1].references == nil)
+    #expect(chain.layers[1].head == nil)
   }
 
   @Test(arguments: 1...8) func rawAndQCOW2AtEveryDepth(_ depth: Int) throws {

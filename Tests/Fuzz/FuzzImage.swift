@@ -71,7 +71,7 @@ struct FuzzImage {
   /// Opens some of the snapshots.
   private func readSnapshots() async {
     let memory = MemoryBytes(bytes)
-    guard let head = try? ImageHead(reading: memory),
+    guard let head = try? HeaderCluster(reading: memory),
       let list = try? SnapshotList(reading: memory, head)
     else { return }
     for snapshot in list.snapshots.prefix(3) {

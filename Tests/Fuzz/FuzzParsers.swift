@@ -14,7 +14,7 @@ func fuzzHeader(_ input: [UInt8]) {
   }
   runBlocking { () async -> Void in
     let file = SparseFile(input, isReadOnly: true)
-    _ = try? await ImageReferences.read(file)
+    _ = try? await HeaderCluster.read(file)
     _ = await FuzzImage(input).open(file, readOnly: true)
   }
   precondition(image.bytes == input, "reading changed the image")

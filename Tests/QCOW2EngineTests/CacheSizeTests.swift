@@ -94,7 +94,7 @@ import Testing
   func slotsByDiskAndBudget() async throws {
     func slots(_ size: UInt64, _ budget: Int?) async throws -> Int {
       let file = SyntheticImage(size: size)
-      let references = try await ImageReferences.read(file)
+      let references = try await HeaderCluster.read(file)
       var options = ImageOptions()
       options.cacheBytes = budget
       return Image.l2Slots(references.header, options, 4096)

@@ -1,6 +1,7 @@
 import BlockCore
-import QCOW2Format
 import Testing
+
+@testable import QCOW2Format
 
 /// A header in which no two fields have the same value.
 private func header(version: UInt32) -> Header {
@@ -175,6 +176,22 @@ private func header(version: UInt32) -> Header {
       let found = try parse(bytes)
       #expect(found.dataFile == name)
       #expect(found.last(.init(rawValue: 77))?.length == 1)
+    }
+  }
+
+  @Test func aReaderWantsTheStartAndThenTheCluster() throws {
+    let bytes = HeaderCluster.encode(sound(3), extensions: [], backingFile: "base")
+    let cluster = bytes + [UInt8](repeating: 0, count: 4096 - bytes.count)
+    var reader = HeaderClusterReader(fileLength: 1 << 20)
+    #expect(reader.wanted == 512)
+    #expect(try reader.take(cluster.span.extracting(0..<512)) == nil)
+    #expect(reader.wanted == 4096)
+    let found = try reader.take(cluster.span)
+    #expect(found?.backingFile == "base" && found?.fileLength == 1 << 20)
+
+    var cut = HeaderClusterReader(fileLength: 71)
+    #expect(throws: FormatError.truncated(structure: "header", needed: 72, available: 71)) {
+      try cut.take(cluster.span.extracting(0..<512))
     }
   }
 

@@ -35,8 +35,9 @@ struct BitmapLoader {
     var report = BitmapReport()
   }
 
-  init(_ parts: ImageParts, _ references: ImageReferences, fileLength: UInt64) {
-    location = references.bitmaps?.mapError { .format($0) } ?? .failure(.extensions)
+  init(_ parts: ImageParts, _ head: HeaderCluster, fileLength: UInt64) {
+    let found = head.hasOne(.bitmaps) ? head.bitmaps : nil
+    location = found?.mapError { .format($0) } ?? .failure(.extensions)
     header = parts.header
     geometry = header.geometry
     storage = parts.storage

@@ -6,7 +6,7 @@ import QCOW2Format
 extension ImageCheck {
   func checkEncryptionHeader() throws(ToolError) {
     let isLUKS = head.header.cryptMethod == 2
-    guard let pointer = head.parsed.encryptionHeader else {
+    guard let pointer = head.encryptionHeader else {
       if isLUKS { found(.encryption(.missing)) }
       return
     }
@@ -28,7 +28,7 @@ extension ImageCheck {
   }
 
   func checkBitmaps() throws(ToolError) {
-    switch head.bitmaps {
+    switch head.trustedBitmaps {
     case .none:
       if head.header.autoclear.contains(.bitmaps), !plansRepair { found(.bitmapsMissing) }
     case .failure(let error): found(.bitmaps(error))

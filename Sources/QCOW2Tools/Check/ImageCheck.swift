@@ -18,7 +18,7 @@ package final class ImageCheck {
   private static let mostClusters = UInt64(Int32.max)
 
   let bytes: any ImageBytes
-  let head: ImageHead
+  let head: HeaderCluster
   let geometry: ClusterGeometry
   let rules: EntryRules
   let refcounts: RefcountReader
@@ -67,7 +67,7 @@ package final class ImageCheck {
     self.bytes = bytes
     self.report = report
     self.plansRepair = plansRepair
-    head = try ImageHead(reading: bytes)
+    head = try HeaderCluster(reading: bytes)
     geometry = head.geometry
     rules = EntryRules(head.header)
     let clusters = geometry.clusters(covering: head.fileLength)

@@ -22,7 +22,7 @@ final class RefcountReader {
   let table: [RefcountTableEntry]
   private var slots: [(index: UInt64, block: IOBuffer)?]
 
-  init(_ bytes: any ImageBytes, _ head: ImageHead) throws(ToolError) {
+  init(_ bytes: any ImageBytes, _ head: HeaderCluster) throws(ToolError) {
     self.bytes = bytes
     geometry = head.geometry
     let clusters = UInt64(head.header.refcountTableClusters)

@@ -21,7 +21,7 @@ package enum BackingSize {
       if let problem = FileReference(parsing: name).problem { throw .name(problem) }
       let file = try FileBytes(path: path(name, of: image), access: .readOnly, lock: lock)
       if format == "raw" { return (file.length + 511) & ~511 }
-      return try ImageHead(reading: file).diskSize
+      return try HeaderCluster(reading: file).diskSize
     } catch {
       throw .backing(name: name, problem: error.message)
     }

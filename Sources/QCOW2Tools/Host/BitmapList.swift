@@ -12,7 +12,7 @@ package enum BitmapList {
   /// - Returns: The bitmaps in the order of the directory.
   /// - Throws: ``ToolError/format(_:)`` at the first entry that is not what the format allows.
   package static func read(
-    _ bytes: any ImageBytes, _ head: ImageHead, _ location: BitmapsExtension
+    _ bytes: any ImageBytes, _ head: HeaderCluster, _ location: BitmapsExtension
   ) throws(ToolError) -> [BitmapDirectory.Item] {
     do throws(FormatError) { try location.requireInside(fileLength: head.fileLength) } catch {
       throw .format(error)

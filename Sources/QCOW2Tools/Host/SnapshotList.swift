@@ -11,7 +11,7 @@ package struct SnapshotList: Equatable, Sendable {
   ///
   /// With `takesAnyExtraData`, entries with more extra data than the limit are read as well.
   package init(
-    reading bytes: any ImageBytes, _ head: ImageHead, takesAnyExtraData: Bool = false
+    reading bytes: any ImageBytes, _ head: HeaderCluster, takesAnyExtraData: Bool = false
   ) throws(ToolError) {
     let start = HostOffset(head.header.snapshotsOffset)
     var table = SnapshotTableReader(

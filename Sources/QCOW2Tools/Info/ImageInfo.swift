@@ -40,15 +40,15 @@ package struct ImageInfo {
   ) throws(ToolError) {
     self.path = path
     diskSize = allocatedBytes
-    let head = try ImageHead(reading: bytes)
+    let head = try HeaderCluster(reading: bytes)
     header = head.header
     virtualSize = head.diskSize
     if let problem = header.problemForReading(fileLength: head.fileLength) {
       throw .format(problem)
     }
-    backingFile = head.parsed.backingFile
-    backingFormat = head.parsed.backingFormat.flatMap { $0.isEmpty ? nil : $0 }
-    dataFile = head.parsed.dataFile
+    backingFile = head.backingFile
+    backingFormat = head.backingFormat.flatMap { $0.isEmpty ? nil : $0 }
+    dataFile = head.dataFile
     var warnings: [String] = []
     snapshots = try Self.list("snapshots", &warnings) { () throws(ToolError) in
       try SnapshotList(reading: bytes, head).snapshots
@@ -72,9 +72,9 @@ package struct ImageInfo {
   }
 
   private static func bitmaps(
-    _ bytes: any ImageBytes, _ head: ImageHead
+    _ bytes: any ImageBytes, _ head: HeaderCluster
   ) throws(ToolError) -> [BitmapDirectory.Item] {
-    switch head.bitmaps {
+    switch head.trustedBitmaps {
     case .none: return []
     case .success(let location): return try BitmapList.read(bytes, head, location)
     case .failure(let error): throw .format(error)
@@ -82,7 +82,7 @@ package struct ImageInfo {
   }
 
   private static func encryption(
-    _ bytes: any ImageBytes, _ head: ImageHead
+    _ bytes: any ImageBytes, _ head: HeaderCluster
   ) throws(ToolError) -> Encryption? {
     switch head.header.cryptMethod {
     case 0: return nil
@@ -92,9 +92,9 @@ package struct ImageInfo {
   }
 
   private static func luks(
-    _ bytes: any ImageBytes, _ head: ImageHead
+    _ bytes: any ImageBytes, _ head: HeaderCluster
   ) throws(ToolError) -> LUKSFields {
-    guard let pointer = head.parsed.encryptionHeader else {
+    guard let pointer = head.encryptionHeader else {
       throw .format(.badField(name: "encryption header extensions", found: 0, allowed: "1"))
     }
     let fields = try LUKSFields(reading: bytes, at: pointer.offset)

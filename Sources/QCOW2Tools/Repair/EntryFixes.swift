@@ -25,7 +25,7 @@ struct EntryFixes {
   private let file: any WritableImageBytes
   private let scan: RefcountScan
   private let geometry: ClusterGeometry
-  private let head: ImageHead
+  private let head: HeaderCluster
   private let repair: EntryRepair?
   private let flags: Flags
   private let new: NewRefcounts?

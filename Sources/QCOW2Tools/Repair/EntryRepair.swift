@@ -11,7 +11,7 @@ struct EntryRepair {
   private let rules: EntryRules
   private let fileLength: UInt64
 
-  init(_ head: ImageHead) {
+  init(_ head: HeaderCluster) {
     rules = EntryRules(head.header)
     fileLength = head.fileLength
   }

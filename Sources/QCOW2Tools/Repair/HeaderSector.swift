@@ -44,15 +44,12 @@ struct HeaderSector {
     _ patches: (Header) -> [HeaderPatch]
   ) throws(ToolError) -> Bool {
     let sector = try file.block(at: HostOffset(0), count: HeaderPatch.sectorLength)
-    let header: Header
     do throws(FormatError) {
-      header = try sector.withBytes { bytes throws(FormatError) in try Header(parsing: bytes) }
+      let isChanged = try sector.withMutableBytes { bytes throws(FormatError) in
+        try HeaderPatch.change(&bytes, patches)
+      }
+      if !isChanged { return false }
     } catch { throw .format(error) }
-    let wanted = patches(header).filter(header.isChanged)
-    if wanted.isEmpty { return false }
-    sector.withMutableBytes { bytes in
-      for patch in wanted { patch.write(into: &bytes, version: header.version) }
-    }
     try unsafe file.write(sector.bytes, at: HostOffset(0))
     try file.sync()
     return true

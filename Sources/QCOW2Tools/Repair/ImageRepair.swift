@@ -38,7 +38,7 @@ struct ImageRepair {
   /// image after a crash start over.
   private mutating func prepare(marksDirty: Bool) throws(ToolError) {
     let head = scan.check.head
-    let kept = header.autoclearToKeep(keepsBitmaps: head.parsed.last(.bitmaps) != nil)
+    let kept = header.autoclearToKeep(keepsBitmaps: head.last(.bitmaps) != nil)
     try HeaderSector(file).prepareForWriting(keeping: kept, marksDirty: marksDirty)
     let gone = header.autoclear.subtracting(kept).intersection([.bitmaps, .rawExternalData])
     changes.promises = UInt64(gone.rawValue.nonzeroBitCount)

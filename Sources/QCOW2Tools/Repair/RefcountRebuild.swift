@@ -101,12 +101,12 @@ package enum RefcountRebuild {
   ///
   /// - Returns: Whether it was.
   private static func extendL1Table(_ file: any WritableImageBytes) throws(ToolError) -> Bool {
-    let head = try ImageHead(reading: file)
+    let head = try HeaderCluster(reading: file)
     guard !file.isBlockDevice, head.header.isCutInL1(fileLength: head.fileLength) else {
       return false
     }
     let kept = head.header.autoclearToKeep(
-      keepsBitmaps: head.parsed.last(.bitmaps) != nil)
+      keepsBitmaps: head.last(.bitmaps) != nil)
     try HeaderSector(file).prepareForWriting(keeping: kept, marksDirty: false)
     try file.setLength(head.header.l1TableOffset + UInt64(head.header.l1Size) * 8)
     try file.sync()

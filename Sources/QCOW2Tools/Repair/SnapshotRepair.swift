@@ -14,7 +14,7 @@ struct SnapshotRepair {
       || entry.extraLength > SnapshotEntry.mostExtraLength
   }
 
-  init(_ bytes: any ImageBytes, _ head: ImageHead, _ list: SnapshotList) throws(ToolError) {
+  init(_ bytes: any ImageBytes, _ head: HeaderCluster, _ list: SnapshotList) throws(ToolError) {
     var table: [UInt8] = []
     var mended: UInt64 = 0
     var place = HostOffset(head.header.snapshotsOffset)
@@ -30,7 +30,7 @@ struct SnapshotRepair {
 
   /// One entry, without the padding after it.
   private static func entry(
-    _ entry: SnapshotEntry, _ bytes: any ImageBytes, at place: HostOffset, _ head: ImageHead
+    _ entry: SnapshotEntry, _ bytes: any ImageBytes, at place: HostOffset, _ head: HeaderCluster
   ) throws(ToolError) -> [UInt8] {
     let start = try bytes.block(at: place, count: entry.keptLength)
     let texts = try bytes.block(at: place + entry.idPosition, count: entry.textLength)
