@@ -24,9 +24,8 @@ package final class Image: BlockTarget {
   /// What host transfers call the file with the guest's data; -1 keeps requests off the hit path.
   let planFile: Int
   let hits: HitMap
-  let slices: SliceGeometry
   let readahead = Readahead()
-  let tables: L2Tables
+  let mapping: Mapping
   let allocator: ClusterAllocator
   let arenas: WorkerArenas
   let metadata: MetadataMap
@@ -45,8 +44,6 @@ package final class Image: BlockTarget {
   let changes: ChangeTracker?
   /// What became of the persistent bitmaps.
   package let bitmaps: BitmapReport
-  /// Guest clusters whose mapping is being changed.
-  let inFlight: InFlightRanges
   /// Writes of the hit path into new clusters.
   let fresh: FreshWrites
   let maturing = AsyncMutex()
@@ -55,7 +52,10 @@ package final class Image: BlockTarget {
   /// When the oldest change not yet written back was made, in milliseconds; 0 when there is none.
   let dirtySince = Atomic<UInt64>(0)
 
-  var l2: SliceCache { tables.cache }
+  var slices: SliceGeometry { mapping.slices }
+  var inFlight: InFlightRanges { mapping.inFlight }
+  var tables: L2Tables { mapping.tables }
+  var l2: SliceCache { mapping.tables.cache }
 
   init(_ parts: ImageParts) {
     geometry = parts.header.geometry
@@ -71,7 +71,6 @@ package final class Image: BlockTarget {
       workers: options.workers + 1,
       kind: CompressionKind(rawValue: header.compressionType) ?? .zlib,
       clusterSize: Int(geometry.clusterSize))
-    slices = SliceGeometry(cluster: geometry, sliceSize: parts.l2.sliceSize)
     allocator = parts.allocator
     metadata = parts.metadata
     frees = parts.frees
@@ -87,22 +86,22 @@ package final class Image: BlockTarget {
     arenas = WorkerArenas(
       workers: options.workers + 1, clusterSize: geometry.clusterSize, allocator: allocator)
     let l1 = ActiveL1(parts.l1)
-    tables = L2Tables(
+    let tables = L2Tables(
       l1: l1, cache: parts.l2, geometry: geometry, storage: storage, arenas: arenas,
       metadata: metadata, frees: frees)
-    inFlight = InFlightRanges(groupBits: slices.entryBits)
     flusher = FlushCoordinator(
       storage: storage, externalData: guestData.isExternal ? guestData.storage : nil,
       splitsEntries: rules.isExtended, l1: l1, l2: parts.l2, refcounts: allocator.refcounts,
       arenas: arenas, frees: frees,
       stamps: stamps, health: health,
       lazy: parts.hasLazyRefcounts ? LazyRefcounts(editor: parts.headerEditor) : nil)
+    mapping = Mapping(
+      rules, tables: tables, metadata: metadata, storage: storage, flusher: flusher)
     changes = parts.bitmaps.isEmpty ? nil : ChangeTracker(parts.bitmaps, parts, flusher)
     bitmaps = parts.bitmapReport
     hits = HitMap(
-      rules, planFile: planFile,
-      allowsWrites: !options.readOnly && !options.compressesWrites && parts.bitmaps.isEmpty,
-      tables: tables, metadata: metadata)
+      mapping, planFile: planFile,
+      allowsWrites: !options.readOnly && !options.compressesWrites && parts.bitmaps.isEmpty)
     let flusher = self.flusher
     // Weak: the coordinator leads back to the allocator, by way of the arenas.
     allocator.makeRoom = { [weak flusher] () async throws(ImageError) in

@@ -100,7 +100,8 @@ public struct EntryRules: Equatable, Sendable {
     return (.unallocated, min((allocated | zero).trailingZeroBitCount, left))
   }
 
-  @inlinable func state(_ entry: L2Entry) -> SubclusterState {
+  /// The state of a cluster without subclusters.
+  @inlinable public func state(_ entry: L2Entry) -> SubclusterState {
     switch entry.kind(hasZeroFlag: hasZeroFlag) {
     case .unallocated:
       hasDataFile && entry.isCopied ? .data : .unallocated

@@ -32,6 +32,22 @@ public struct EntryFaults: OptionSet, Sendable {
   }
 }
 
+/// Where an entry of the L1 table leads: the one judgement of it while a disk is served.
+public enum L2TablePlace: Equatable, Sendable {
+  /// There is no table: all that it would map is unallocated.
+  case missing
+  /// A table; `isOwn` if nobody shares it, so that it may be changed where it is (COPIED).
+  case at(HostOffset, isOwn: Bool)
+  /// The entry breaks the format, or the file is too short for it.
+  case unusable
+
+  /// The table; nil if there is none that can be used.
+  @inlinable @inline(__always) public var table: HostOffset? {
+    if case .at(let table, _) = self { return table }
+    return nil
+  }
+}
+
 extension L1Entry {
   /// What is wrong with the entry; `fileLength` is that of the file, where it is of matter.
   @inlinable public func faults(
@@ -42,10 +58,11 @@ extension L1Entry {
       geometry, fileLength: fileLength)
   }
 
-  /// Where the L2 table starts; nil if there is none, or ``faults(_:fileLength:)`` has any.
-  @inlinable @inline(__always) public func usableTable(_ geometry: ClusterGeometry) -> HostOffset? {
+  /// Where the entry leads; ``L2TablePlace/unusable`` if ``faults(_:fileLength:)`` has any.
+  @inlinable @inline(__always) public func place(_ geometry: ClusterGeometry) -> L2TablePlace {
     let place = raw & ~EntryBits.copied
-    return place & geometry.bitsBesideOffset == 0 && place != 0 ? HostOffset(place) : nil
+    if place & geometry.bitsBesideOffset != 0 { return .unusable }
+    return place == 0 ? .missing : .at(HostOffset(place), isOwn: isCopied)
   }
 
   /// Whether the L2 table starts behind the end of a file.

@@ -160,7 +160,7 @@ import Testing
         .read, offset: GuestOffset(UInt64(Self.sector * 512)), length: 512, data: buffers[0].data)
       #expect(await writer.perform(read, slot: 0) == nil)
       guard
-        case .data(let host, _) = try await image.extent(at: read.offset, length: 512)
+        case .data(let host, _) = try await image.mapping.extent(at: read.offset, length: 512)
       else { throw Mismatch() }
       let place = host.bytes & ~((1 << UInt64(Self.clusterBits)) - 1)
       gated.operations = [.write]

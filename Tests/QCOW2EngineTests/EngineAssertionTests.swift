@@ -38,6 +38,20 @@ struct EngineAssertionTests {
     }
   }
 
+  @Test func entriesAreChangedByTheHolderOfTheirClustersOnly() async {
+    await #expect(processExitsWith: .failure) {
+      var builder = ImageBuilder()
+      builder.mappings[0] = .data
+      let bench = Bench(builder, schedule: nil, isImmediate: true)
+      try bench.host.run {
+        let image = try await bench.open()
+        let part = image.slices.part(from: GuestOffset(0), length: 512)
+        let table = try #require(image.tables.place(0).table)
+        try await image.mapping.withEntries(part, table: table) { _ in }
+      }
+    }
+  }
+
   @Test func anEntryLiesInsideItsTable() async {
     await #expect(processExitsWith: .failure) {
       let bytes = [UInt8](repeating: 0, count: 64)

@@ -174,7 +174,7 @@ import Testing
         #expect(image.finish(worker: 0, slot: 2, failed: otherFails) == .done)
       }
       #expect(image.frees.isEmpty == (isShared && !otherFails))
-      let extent = try await image.extent(at: GuestOffset(80 * 512), length: 512)
+      let extent = try await image.mapping.extent(at: GuestOffset(80 * 512), length: 512)
       if case .unallocated = extent {
         #expect(!isShared || otherFails)
       } else {

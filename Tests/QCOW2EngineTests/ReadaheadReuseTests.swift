@@ -71,7 +71,7 @@ import Testing
       let image = try await bench.open([file], options: bench.options)
       self.share(image)
       let driver = MiniWorker(target: image, file: file, worker: 0)
-      let old = try #require(try image.tables.entry(6).l2Table)
+      let old = try #require(try image.tables.usable(6).table)
       let cluster = image.geometry.hostCluster(of: old)
       file.held = old.bytes
       try await withThrowingTaskGroup(of: Void.self) { group in

@@ -34,7 +34,12 @@ private let compressed: UInt64 = 1 << 62
       #expect(!entry.faults(geometry).contains(.beyondEnd))
       #expect(entry.leadsBeyond(1 << 40) == (place >= 1 << 40))
       let isUsable = faults.isDisjoint(with: [.reservedBits, .unaligned]) && place != 0
-      #expect(entry.usableTable(geometry)?.bytes == (isUsable ? place : nil))
+      #expect(entry.place(geometry).table?.bytes == (isUsable ? place : nil))
+      if isUsable {
+        #expect(entry.place(geometry) == .at(HostOffset(place), isOwn: raw & copied != 0))
+      } else {
+        #expect(entry.place(geometry) == (raw & ~copied == 0 ? .missing : .unusable))
+      }
       #expect(entry.copied(true).raw == raw | copied)
       #expect(entry.copied(false).raw == raw & ~copied)
     }

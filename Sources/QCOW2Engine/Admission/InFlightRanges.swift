@@ -70,6 +70,11 @@ final class InFlightRanges: @unchecked Sendable {  // why: each stripe's lock gu
     unsafe waiters.forEach { unsafe $0.resume() }
   }
 
+  /// Whether some request holds all of the range: for assertions.
+  func isHeld(_ range: Range<UInt64>) -> Bool {
+    stripe(range).withLock { $0.held.find(range) >= 0 }
+  }
+
   // MARK: Claims, which never wait
 
   /// Takes the range for a write into new clusters, or joins one that covers it and is open.

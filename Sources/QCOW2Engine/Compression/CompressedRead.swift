@@ -16,16 +16,9 @@ extension Image {
   func residentCompressed(_ request: BlockRequest) -> CompressedPart? {
     let start = request.offset.bytes & geometry.clusterMask
     guard request.length > 0, request.length <= geometry.clusterSize &- start else { return nil }
-    let l1 = L1Entry(raw: tables.l1.load(Int(geometry.l1Index(of: request.offset))))
-    guard let table = l1.usableTable(geometry) else { return nil }
-    let index = geometry.l2Index(of: request.offset) << UInt64(geometry.l2EntryBits)
-    let position = Int(index) & (l2.sliceSize - 1)
-    let entry = unsafe l2.withResident(l2.key(of: table + index)) { bytes in
-      unsafe ClusterEntry(
-        L2Entry(raw: bytes.be64(position)),
-        SubclusterBitmap(raw: rules.isExtended ? bytes.be64(position &+ 8) : 0))
-    }
-    guard let entry, rules.run(entry, from: 0).state == .compressed else { return nil }
+    guard let entry = mapping.residentEntry(at: request.offset),
+      rules.run(entry, from: 0).state == .compressed
+    else { return nil }
     return CompressedPart(
       descriptor: CompressedDescriptor(entry.descriptor, geometry), start: start)
   }

@@ -55,19 +55,19 @@ extension Image {
   private func publish(
     _ place: CompressedDescriptor, _ part: SlicePart, _ table: HostOffset
   ) async throws(ImageError) {
-    let (freed, bad) = try await withEntries(part, table: table) { entries in
-      var freed: [ClusterRun] = []
+    let lookup = mapping.lookup
+    let new = ClusterEntry(place.entry(geometry))
+    let (released, bad) = try await mapping.withEntries(part, table: table) { entries in
+      var released: [ClusterRun] = []
       let old = entries[0]
-      guard self.isUsable(old, of: part.clusters.lowerBound) else {
-        return (freed, old as ClusterEntry?)
+      guard lookup.isUsable(old, of: part.clusters.lowerBound) else {
+        return (released, old as ClusterEntry?)
       }
-      let new = ClusterEntry(place.entry(self.geometry))
-      self.noteOld(old, replacedBy: new, &freed)
-      entries[0] = new
-      return (freed, nil)
+      entries.link(0, to: new, lookup, released: &released)
+      return (released, nil)
     }
-    if let bad { throw badEntry(bad, cluster: part.clusters.lowerBound) }
-    frees.add(freed)
+    if let bad { throw mapping.badEntry(bad, cluster: part.clusters.lowerBound) }
+    frees.add(released)
     noteDirty()
     noteSpaceFound(by: .allocation)
   }

@@ -52,7 +52,7 @@ extension Image {
 
   private func placeOfEntry(_ guest: GuestOffset) -> (host: HostOffset?, guest: GuestOffset?) {
     let index = Int(geometry.l1Index(of: guest))
-    guard index < tables.l1.count, let table = L1Entry(raw: tables.l1.load(index)).l2Table else {
+    guard index < tables.l1.count, let table = tables.place(index).table else {
       return (nil, guest)
     }
     return (table + geometry.l2Index(of: guest) << UInt64(geometry.l2EntryBits), guest)

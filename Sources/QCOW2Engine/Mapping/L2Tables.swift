@@ -26,11 +26,17 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
     self.frees = frees
   }
 
-  /// The L1 entry at `index`, checked.
-  func entry(_ index: Int) throws(ImageError) -> L1Entry {
+  /// Where the L1 entry at `index` leads: no table is found in any other way.
+  @inline(__always) func place(_ index: Int) -> L2TablePlace {
+    L1Entry(raw: l1.load(index)).place(geometry)
+  }
+
+  /// The same for those who cannot go on without: throws if the entry breaks the format.
+  func usable(_ index: Int) throws(ImageError) -> L2TablePlace {
     let entry = L1Entry(raw: l1.load(index))
-    try Self.check(entry, index: index, geometry)
-    return entry
+    let place = entry.place(geometry)
+    if case .unusable = place { try Self.check(entry, index: index, geometry) }
+    return place
   }
 
   /// Throws if the entry breaks the format.
@@ -55,7 +61,7 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
     await inFlight.acquire(range)
     defer { inFlight.release(range) }
     if let table = try writableNow(index) { return table }
-    let old = try entry(index).l2Table
+    let old = try usable(index).table
     if let old { try await arenas.allocator.requireInUse(geometry.hostCluster(of: old)) }
     let run = try await arenas.take(upTo: 1, worker: worker)
     let table = geometry.start(ofHostCluster: run.start)
@@ -85,14 +91,14 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
   /// - Throws: if the host has no room.
   func provideStorage(_ index: Int) async throws(ImageError) {
     if l1.isStored(index) { return }
-    guard let table = try entry(index).l2Table else { return }
+    guard let table = try usable(index).table else { return }
     try await storage.allocateHoles(at: table, length: geometry.clusterSize)
     l1.table.noteStored(index)
   }
 
   private func writableNow(_ index: Int) throws(ImageError) -> HostOffset? {
-    let entry = try entry(index)
-    return entry.isCopied ? entry.l2Table : nil
+    if case .at(let table, isOwn: true) = try usable(index) { return table }
+    return nil
   }
 
   private func initialize(

@@ -148,7 +148,7 @@ extension Image {
     switch (state, rules.hostCluster(entry)) {
     case (.data, let host?):
       guard rules.isPlaced(host, guest) else {
-        throw badEntry(entry, cluster: geometry.cluster(of: guest))
+        throw mapping.badEntry(entry, cluster: geometry.cluster(of: guest))
       }
       try await guestData.read(into: data, at: host + start, guest: guest + start)
     case (.compressed, _):
@@ -157,7 +157,7 @@ extension Image {
     case (.unallocated, _):
       try await readBacking(into: data, at: guest + start, worker: worker)
     case (.zero, _): try await storage.fillWithZeroes(data)
-    default: throw badEntry(entry, cluster: geometry.cluster(of: guest))
+    default: throw mapping.badEntry(entry, cluster: geometry.cluster(of: guest))
     }
   }
 

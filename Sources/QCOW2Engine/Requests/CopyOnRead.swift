@@ -19,7 +19,8 @@ extension Image {
     await inFlight.acquire(part.clusters)
     defer { inFlight.release(part.clusters) }
     // Somebody may have written there meanwhile; then the ordinary way is right.
-    guard case .unallocated(let length) = try await extent(at: part.start, length: part.length),
+    guard
+      case .unallocated(let length) = try await mapping.extent(at: part.start, length: part.length),
       part.start + length > offset
     else { return nil }
     let buffer = IOBuffer(count: Int(length))

@@ -113,15 +113,15 @@ extension Image {
       return []
     }
     if change != .forget { try await tables.provideStorage(part.l1Index) }
-    let outcome = try await withEntries(part, table: table) { entries in
+    let outcome = try await mapping.withEntries(part, table: table) { entries in
       self.replace(&entries, part, change)
     }
-    frees.add(outcome.freed)
+    frees.add(outcome.released)
     noteDirty()
     if let bad = outcome.bad {
-      throw isUsable(bad.entry, of: bad.cluster)
+      throw mapping.lookup.isUsable(bad.entry, of: bad.cluster)
         ? .overlapsMetadata(cluster: geometry.hostCluster(of: bad.host))
-        : badEntry(bad.entry, cluster: bad.cluster)
+        : mapping.badEntry(bad.entry, cluster: bad.cluster)
     }
     await punchExternal(outcome.unmapped)
     return outcome.left
@@ -131,15 +131,16 @@ extension Image {
   private func isChangedBy(
     _ change: EntryChange, _ part: SlicePart
   ) async throws(ImageError) -> Bool {
-    guard let table = try tables.entry(part.l1Index).l2Table else {
+    guard let table = try tables.usable(part.l1Index).table else {
       return changed(ClusterEntry(.unallocated), 0..<rules.subclusters, change)
         != ClusterEntry(.unallocated)
     }
-    return try await lookAtEntries(part, table: table) { entries in
+    return try await mapping.lookAtEntries(part, table: table) { entries in
       (0..<entries.count).contains { index in
         let entry = entries[index]
         let cluster = part.clusters.lowerBound + UInt64(index)
-        return !self.isUsable(entry, of: cluster) || self.isPartlyCompressed(entry, part, index)
+        return !self.mapping.lookup.isUsable(entry, of: cluster)
+          || self.isPartlyCompressed(entry, part, index)
           || self.changed(entry, self.subclusters(of: part, index), change) != entry
       }
     }
@@ -166,7 +167,7 @@ extension Image {
   }
 
   private struct Outcome: Sendable {
-    var freed: [ClusterRun] = []
+    var released: [ClusterRun] = []
     var left: [Range<UInt64>] = []
     /// Clusters of the external data file that nothing maps any more.
     var unmapped: [HostOffset] = []
@@ -177,15 +178,14 @@ extension Image {
   private func replace(
     _ entries: inout SliceEntries, _ part: SlicePart, _ change: EntryChange
   ) -> Outcome {
+    let lookup = mapping.lookup
     var outcome = Outcome()
     for index in 0..<entries.count {
       let old = entries[index]
       let cluster = part.clusters.lowerBound + UInt64(index)
       let host = rules.hostCluster(old)
-      let isMetadata =
-        !guestData.isExternal
-        && host.map { metadata.contains(geometry.hostCluster(of: $0)) } ?? false
-      if isMetadata || !isUsable(old, of: cluster) {
+      let isMetadata = host.map { lookup.holdsMetadata($0) } ?? false
+      if isMetadata || !lookup.isUsable(old, of: cluster) {
         outcome.bad = (old, cluster, host ?? HostOffset(0))
         return outcome
       }
@@ -200,11 +200,10 @@ extension Image {
       }
       let new = changed(old, subclusters, change)
       if new == old { continue }
-      noteOld(old, replacedBy: new, &outcome.freed)
       if guestData.isExternal, let host, rules.hostCluster(new) == nil {
         outcome.unmapped.append(host)
       }
-      entries[index] = new
+      entries.link(index, to: new, lookup, released: &outcome.released)
     }
     return outcome
   }

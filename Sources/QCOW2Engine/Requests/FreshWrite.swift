@@ -34,9 +34,8 @@ extension Image {
       return false
     }
     let part = slices.part(from: request.offset, length: request.length)
-    let entry = L1Entry(raw: tables.l1.load(part.l1Index))
-    guard part.length == request.length, tables.l1.isStored(part.l1Index), entry.isCopied,
-      let table = entry.usableTable(geometry)
+    guard part.length == request.length, tables.l1.isStored(part.l1Index),
+      case .at(let table, isOwn: true) = tables.place(part.l1Index)
     else { return false }
     let claimed = inFlight.claim(part.clusters) {
       newClusters(for: part, table: table, worker: worker)
@@ -75,10 +74,10 @@ extension Image {
       var readsZero = true
       for index in part.firstEntry..<(part.firstEntry &+ part.clusters.count) {
         let entry = unsafe L2Entry(raw: bytes.be64(index &* 8))
-        if entry == .unallocated {
-          readsZero = readsZero && readsZeroAnyway
-        } else if !rules.hasZeroFlag || entry != .zero {
-          return nil
+        switch rules.state(entry) {
+        case .unallocated: readsZero = readsZero && readsZeroAnyway
+        case .zero where entry.hostCluster == nil: break
+        default: return nil
         }
       }
       return readsZero
@@ -95,6 +94,7 @@ extension Image {
     let write = fresh[worker, slot]
     if !failed {
       let part = write.part
+      assert(inFlight.isHeld(write.clusters), "new clusters are published that nobody holds")
       let isPublished = unsafe l2.changeResident(l2.key(of: write.table + part.sliceOffset)) {
         bytes in
         var entries = unsafe SliceEntries(
@@ -117,18 +117,20 @@ extension Image {
       release(write, worker: worker, slot: slot, isPublished: isPublished)
       leave(worker: worker, slot: slot)
     }
-    try await withEntries(write.part, table: write.table) { self.publish(write, &$0) }
+    try await mapping.withEntries(write.part, table: write.table) { self.publish(write, &$0) }
     isPublished = true
     noteDirty()
   }
 
   private func publish(_ write: FreshWrite, _ entries: inout SliceEntries) {
+    var released: [ClusterRun] = []
     for index in 0..<entries.count {
       let host = geometry.start(ofHostCluster: write.host &+ UInt64(index))
       let new = rules.entry(host: host, allocated: 0, zero: 0)
-      // A write that joined may have done it already.
-      if entries[index] != new { entries[index] = new }
+      // A write that joined may have done it already; then nothing changes.
+      entries.link(index, to: new, mapping.lookup, released: &released)
     }
+    assert(released.isEmpty, "a write into new clusters replaces others")
   }
 
   private func release(_ write: FreshWrite, worker: Int, slot: Int, isPublished: Bool) {

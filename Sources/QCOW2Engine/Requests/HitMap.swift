@@ -4,7 +4,7 @@ import QCOW2Format
 /// What maps a request inside one plain cluster, gathered so that a few loads find it.
 ///
 /// Most requests are such. Whatever is not, in whatever way, is left to ``Image/plan(_:worker:slot:into:)``'s
-/// general part, which says the same of them, only slower.
+/// general part, which says the same of them, only slower: it asks ``Lookup``.
 ///
 /// A class, so that each constant is loaded where it is used: as a struct they were all loaded first,
 /// and most of them spilled.
@@ -23,11 +23,11 @@ final class HitMap: Sendable {
   private let l1: ActiveL1
   private let cache: SliceCache
   private let metadata: MetadataMap
+  private let lookup: Lookup
 
-  init(
-    _ rules: EntryRules, planFile: Int, allowsWrites: Bool, tables: L2Tables, metadata: MetadataMap
-  ) {
-    let geometry = rules.geometry
+  init(_ mapping: Mapping, planFile: Int, allowsWrites: Bool) {
+    let rules = mapping.rules
+    let geometry = mapping.geometry
     plansReads = !rules.isExtended && !rules.hasDataFile && (0..<256).contains(planFile)
     plansWrites = plansReads && allowsWrites
     file = UInt8(truncatingIfNeeded: planFile)
@@ -36,9 +36,10 @@ final class HitMap: Sendable {
     l1Shift = UInt64(geometry.clusterBits + geometry.l2Bits)
     indexMask = geometry.l2Entries - 1
     flagMask = geometry.bitsBesideOffset
-    l1 = tables.l1
-    cache = tables.cache
-    self.metadata = metadata
+    l1 = mapping.tables.l1
+    cache = mapping.cache
+    lookup = mapping.lookup
+    metadata = lookup.metadata
   }
 
   /// Where the host file has the guest bytes; 0 if the general part must say, out of bounds included.
@@ -53,14 +54,34 @@ final class HitMap: Sendable {
     guard length &- 1 <= clusterMask &- inCluster, offset &+ length &- 1 < size,
       (offset | length) & 511 == 0
     else { return 0 }
-    let table = place(l1.load(Int(truncatingIfNeeded: offset &>> l1Shift)), mustBeCopied: isWrite)
+    let l1Entry = l1.load(Int(truncatingIfNeeded: offset &>> l1Shift))
+    let table = place(l1Entry, mustBeCopied: isWrite)
     guard table & flagMask == 0 else { return 0 }
     let index = (offset &>> clusterBits & indexMask) &<< 3
     // No table lies at offset 0, so no slice of it is resident, and 0 is what is found there.
-    let host = place(cache.residentWord(table &+ index), mustBeCopied: isWrite)
+    let entry = cache.residentWord(table &+ index)
+    let host = place(entry, mustBeCopied: isWrite)
     guard host & flagMask == 0, host != 0 else { return 0 }
     if isWrite && metadata.contains(host &>> clusterBits) { return 0 }
+    assert(
+      agrees(offset, length, L1Entry(raw: l1Entry), L2Entry(raw: entry), isWrite, host | inCluster),
+      "the fast look at an entry says what the general one does not")
     return host | inCluster
+  }
+
+  /// Whether ``Lookup`` says the same of the same two entries.
+  private func agrees(
+    _ offset: UInt64, _ length: UInt64, _ l1: L1Entry, _ entry: L2Entry, _ isWrite: Bool,
+    _ host: UInt64
+  ) -> Bool {
+    guard case .at(_, let isOwn) = l1.place(lookup.rules.geometry), isOwn || !isWrite else {
+      return false
+    }
+    let found = lookup.inCluster(
+      ClusterEntry(entry), at: GuestOffset(offset), upTo: length, isExtended: false,
+      forWriting: isWrite)
+    return found
+      == Found(kind: isWrite ? .inPlace : .data, host: HostOffset(host), length: length)
   }
 
   /// The offset of an entry whose COPIED is as it may be or must be; with a bit of `flagMask` if not.

@@ -50,9 +50,10 @@ extension Image {
   private func punchOwn(_ part: SlicePart) async throws(ImageError) -> Bool {
     await inFlight.acquire(part.clusters)
     defer { inFlight.release(part.clusters) }
-    let entry = try tables.entry(part.l1Index)
-    guard entry.isCopied, let table = entry.l2Table else { return false }
-    let runs = try await lookAtEntries(part, table: table) { entries in
+    guard case .at(let table, isOwn: true) = try mapping.tables.usable(part.l1Index) else {
+      return false
+    }
+    let runs = try await mapping.lookAtEntries(part, table: table) { entries in
       self.ownClusters(part, entries)
     }
     for run in runs {
@@ -64,15 +65,15 @@ extension Image {
   }
 
   private func ownClusters(_ part: SlicePart, _ entries: SliceEntries) -> [ClusterRun] {
+    let lookup = mapping.lookup
     var runs: [ClusterRun] = []
     for index in 0..<entries.count {
       let entry = entries[index]
-      guard entry.descriptor.isCopied, let host = rules.hostCluster(entry),
-        isUsable(entry, of: part.clusters.lowerBound + UInt64(index)),
-        subclusters(of: part, index).count == rules.subclusters
+      guard let host = lookup.ownCluster(entry),
+        lookup.isUsable(entry, of: part.clusters.lowerBound + UInt64(index)),
+        subclusters(of: part, index).count == rules.subclusters, !lookup.holdsMetadata(host)
       else { continue }
       let cluster = geometry.hostCluster(of: host)
-      if metadata.contains(cluster) { continue }
       if let last = runs.last, last.end == cluster {
         runs[runs.count - 1].count += 1
       } else {

@@ -36,7 +36,7 @@ extension Image {
       guard length > 0, offset.bytes < size, length <= size - offset.bytes else {
         throw .badRequest
       }
-      let found = try await extent(at: offset, length: length)
+      let found = try await mapping.extent(at: offset, length: length)
       if case .unallocated = found { return Allocation(length: found.length, isAllocated: false) }
       return Allocation(length: found.length, isAllocated: true)
     }
@@ -50,7 +50,7 @@ extension Image {
       guard offset.bytes <= size, length <= size - offset.bytes else { throw .badRequest }
       var done: UInt64 = 0
       while done < length {
-        let found = try await extent(at: offset + done, length: length - done)
+        let found = try await mapping.extent(at: offset + done, length: length - done)
         switch found {
         case .zeroes: break
         case .unallocated: if backing != nil { return false }

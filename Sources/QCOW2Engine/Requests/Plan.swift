@@ -149,6 +149,8 @@ extension Image {
   struct PlanStep {
     var covered: UInt64 = 0
     var unallocated: UInt64 = 0
+
+    @inline(__always) var length: UInt64 { covered &+ unallocated }
   }
 
   /// Maps the start of a range, up to the end of one slice at most.
@@ -157,9 +159,9 @@ extension Image {
   @inline(__always) private func planStep(
     _ offset: GuestOffset, _ remaining: UInt64, isWrite: Bool, _ builder: inout PlanBuilder
   ) -> PlanStep {
-    let entry = L1Entry(raw: tables.l1.load(Int(geometry.l1Index(of: offset))))
-    guard let table = entry.usableTable(geometry), !isWrite || entry.isCopied else {
-      if isWrite || entry.raw != 0 { return PlanStep() }
+    let place = tables.place(Int(geometry.l1Index(of: offset)))
+    guard case .at(let table, let isOwn) = place, isOwn || !isWrite else {
+      if isWrite || place != .missing { return PlanStep() }
       let length = min(
         remaining, geometry.bytesPerL2Table - offset.bytes & (geometry.bytesPerL2Table - 1))
       return PlanStep(unallocated: length)
@@ -169,93 +171,57 @@ extension Image {
     let position = Int(index) & (l2.sliceSize - 1)
     return unsafe l2.withResident(key) { bytes in
       rules.isExtended
-        ? unsafe planExtended(bytes, position, offset, remaining, isWrite, &builder)
-        : unsafe planStandard(bytes, position, offset, remaining, isWrite, &builder)
+        ? unsafe planEntries(bytes, position, offset, remaining, isWrite, true, &builder)
+        : unsafe planEntries(bytes, position, offset, remaining, isWrite, false, &builder)
     } ?? PlanStep()
   }
 
   /// Maps clusters from the entry at byte `position` of a slice on; call under the stripe's lock.
-  @inline(__always) private func planStandard(
+  ///
+  /// Inlined twice: `isExtended` is a constant.
+  @inline(__always) private func planEntries(
     _ bytes: UnsafeRawPointer, _ position: Int, _ offset: GuestOffset, _ remaining: UInt64,
-    _ isWrite: Bool, _ builder: inout PlanBuilder
+    _ isWrite: Bool, _ isExtended: Bool, _ builder: inout PlanBuilder
   ) -> PlanStep {
     var position = position
     var step = PlanStep()
-    var inCluster = offset.bytes & geometry.clusterMask
-    while step.covered &+ step.unallocated < remaining && position < l2.sliceSize {
-      let entry = unsafe L2Entry(raw: bytes.be64(position))
-      let length = min(
-        geometry.clusterSize &- inCluster, remaining &- step.covered &- step.unallocated)
-      switch entry.kind(hasZeroFlag: rules.hasZeroFlag) {
-      case .data:
-        if step.unallocated > 0 { return step }
-        guard let host = entry.hostCluster,
-          rules.isPlaced(host, offset + step.covered),
-          planData(host, inCluster, length, entry.isCopied, isWrite, &builder)
-        else { return PlanStep() }
-        step.covered &+= length
-      case .zero:
-        if step.unallocated > 0 { return step }
-        guard !isWrite, builder.appendZeroes(length) else { return PlanStep() }
-        step.covered &+= length
-      case .unallocated:
-        // With an external data file, COPIED says that host offset 0 is meant.
-        if isWrite || entry.isCopied { return step.unallocated > 0 ? step : PlanStep() }
-        step.unallocated &+= length
-      case .compressed: return step.unallocated > 0 ? step : PlanStep()
-      }
-      inCluster = 0
-      position &+= 8
-    }
-    return step
-  }
-
-  /// The same for extended L2 entries, subcluster run by subcluster run.
-  private func planExtended(
-    _ bytes: UnsafeRawPointer, _ position: Int, _ offset: GuestOffset, _ remaining: UInt64,
-    _ isWrite: Bool, _ builder: inout PlanBuilder
-  ) -> PlanStep {
-    var position = position
-    var step = PlanStep()
-    var inCluster = offset.bytes & geometry.clusterMask
-    let bits = UInt64(rules.subclusterBits)
-    while step.covered &+ step.unallocated < remaining && position < l2.sliceSize {
+    while step.length < remaining && position < l2.sliceSize {
       let entry = unsafe ClusterEntry(
-        L2Entry(raw: bytes.be64(position)), SubclusterBitmap(raw: bytes.be64(position &+ 8)))
-      let (state, count) = rules.run(entry, from: Int(inCluster >> bits))
-      let end = ((inCluster >> bits) &+ UInt64(count)) << bits
-      let length = min(end &- inCluster, remaining &- step.covered &- step.unallocated)
-      if state != .unallocated && step.unallocated > 0 { return step }
-      switch state {
-      case .data:
-        guard let host = rules.hostCluster(entry), rules.isPlaced(host, offset + step.covered),
-          planData(host, inCluster, length, entry.descriptor.isCopied, isWrite, &builder)
-        else { return PlanStep() }
-        step.covered &+= length
-      case .zero:
-        guard !isWrite, builder.appendZeroes(length) else { return PlanStep() }
-        step.covered &+= length
-      case .unallocated:
-        if isWrite { return PlanStep() }
-        step.unallocated &+= length
-      case .compressed, .invalid: return PlanStep()
+        L2Entry(raw: bytes.be64(position)),
+        SubclusterBitmap(raw: isExtended ? bytes.be64(position &+ 8) : 0))
+      let guest = offset + step.length
+      let found = mapping.lookup.inCluster(
+        entry, at: guest, upTo: remaining &- step.length, isExtended: isExtended,
+        forWriting: isWrite)
+      // What lies behind bytes that are not here is for the next step.
+      if step.unallocated > 0 && found.kind != .unallocated { return step }
+      guard plan(found, isWrite, &step, &builder) else { return PlanStep() }
+      if (guest.bytes &+ found.length) & geometry.clusterMask == 0 {
+        position &+= isExtended ? 16 : 8
       }
-      inCluster = end & geometry.clusterMask
-      if inCluster == 0 { position &+= 16 }
     }
     return step
   }
 
-  @inline(__always) private func planData(
-    _ host: HostOffset, _ inCluster: UInt64, _ length: UInt64, _ isCopied: Bool, _ isWrite: Bool,
-    _ builder: inout PlanBuilder
+  /// Adds what was found to a plan.
+  ///
+  /// - Returns: false if it is not for the hit path.
+  @inline(__always) private func plan(
+    _ found: Found, _ isWrite: Bool, _ step: inout PlanStep, _ builder: inout PlanBuilder
   ) -> Bool {
-    guard
-      !isWrite
-        || isCopied
-          && (guestData.isExternal || !metadata.contains(geometry.hostCluster(of: host)))
-    else { return false }
+    switch found.kind {
+    case .inPlace: break
+    case .data: if isWrite { return false }
+    case .zero:
+      step.covered &+= found.length
+      return !isWrite && builder.appendZeroes(found.length)
+    case .unallocated:
+      step.unallocated &+= found.length
+      return !isWrite
+    case .compressed, .other: return false
+    }
+    step.covered &+= found.length
     return builder.append(
-      file: UInt8(truncatingIfNeeded: planFile), host + inCluster, length)
+      file: UInt8(truncatingIfNeeded: planFile), found.host, found.length)
   }
 }

@@ -4,22 +4,18 @@ import QCOW2Format
 extension Image {
   /// Points the entries of a fill at its run, and lets go of what they pointed at before.
   func publish(_ fill: ClusterFill, _ table: HostOffset) async throws(ImageError) {
-    assert(
-      guestData.isExternal || metadata.firstOverlap(fill.run.start..<fill.run.end) == nil,
-      "an entry is to lead to metadata")
-    let freed = try await withEntries(fill.part, table: table) { entries in
-      var freed: [ClusterRun] = []
+    let lookup = mapping.lookup
+    let released = try await mapping.withEntries(fill.part, table: table) { entries in
+      var released: [ClusterRun] = []
       for index in 0..<Int(fill.run.count) {
-        let old = entries[index]
         let new = self.filled(
-          old, at: self.geometry.start(ofHostCluster: fill.run.start + UInt64(index)),
+          entries[index], at: self.geometry.start(ofHostCluster: fill.run.start + UInt64(index)),
           written: fill.written(index))
-        self.noteOld(old, replacedBy: new, &freed)
-        if new != old { entries[index] = new }
+        entries.link(index, to: new, lookup, released: &released)
       }
-      return freed
+      return released
     }
-    frees.add(freed)
+    frees.add(released)
     noteDirty()
     noteSpaceFound(by: .allocation)
   }
@@ -48,25 +44,5 @@ extension Image {
     let count = subclusters.count
     let ones: UInt32 = count >= 32 ? .max : (1 << UInt32(count)) &- 1
     return ones << UInt32(subclusters.lowerBound)
-  }
-
-  /// Adds what `old` refers to and `new` does not to `freed`: one run for each reference counted.
-  func noteOld(_ old: ClusterEntry, replacedBy new: ClusterEntry, _ freed: inout [ClusterRun]) {
-    if old.descriptor.kind(hasZeroFlag: false) == .compressed {
-      let clusters = CompressedDescriptor(old.descriptor, geometry).hostClusters(geometry)
-      freed.append(
-        ClusterRun(
-          start: clusters.lowerBound, count: UInt64(clusters.count), isFresh: false))
-      return
-    }
-    guard !guestData.isExternal, let host = rules.hostCluster(old),
-      rules.hostCluster(new) != host
-    else { return }
-    let cluster = geometry.hostCluster(of: host)
-    if let last = freed.last, last.end == cluster {
-      freed[freed.count - 1].count += 1
-    } else {
-      freed.append(ClusterRun(start: cluster, count: 1, isFresh: false))
-    }
   }
 }

@@ -34,7 +34,8 @@ extension Image {
   ) async throws(ImageError) -> ReadBatch {
     var batch = ReadBatch(start: offset)
     while batch.length < length {
-      let extent = try await extent(at: offset + batch.length, length: length - batch.length)
+      let extent = try await mapping.extent(
+        at: offset + batch.length, length: length - batch.length)
       if !batch.add(extent) { break }
     }
     return batch
@@ -99,7 +100,7 @@ extension Image {
     var done: UInt64 = 0
     while done < request.length {
       let offset = request.offset + done
-      let extent = try await extent(at: offset, length: request.length - done)
+      let extent = try await mapping.extent(at: offset, length: request.length - done)
       let data = request.data.slice(Int(done), Int(extent.length))
       if case .unallocated = extent,
         let length = try await readAndKeep(into: data, at: offset, worker: worker)

@@ -119,8 +119,7 @@ extension Image {
   /// Where a slice lies; nil if it has no usable table.
   private func place(_ slice: UInt64) -> SliceAhead? {
     let part = slices.part(from: GuestOffset(slice * slices.bytesPerSlice), length: 1)
-    let entry = L1Entry(raw: tables.l1.load(part.l1Index))
-    guard let table = entry.usableTable(geometry) else { return nil }
+    guard let table = mapping.tables.place(part.l1Index).table else { return nil }
     return SliceAhead(key: table + part.sliceOffset)
   }
 

@@ -40,17 +40,17 @@ extension Image {
     _ part: SlicePart, _ data: DataBuffer, worker: Int
   ) async throws(ImageError) -> UInt64 {
     let table = try await tables.writableTable(part.l1Index, worker: worker)
-    let target = try await withEntries(part, table: table) { entries in
-      self.target(part, entries)
+    let lookup = mapping.lookup
+    let target = try await mapping.withEntries(part, table: table) { entries in
+      lookup.target(part, entries)
     }
     switch target {
-    case .invalid(let entry): throw badEntry(entry, cluster: part.clusters.lowerBound)
+    case .invalid(let entry): throw mapping.badEntry(entry, cluster: part.clusters.lowerBound)
+    case .metadata(let host): throw .overlapsMetadata(cluster: geometry.hostCluster(of: host))
     case .inPlace(let host, let length):
-      try requireData(host, length)
       try await writeInPlace(data.slice(0, Int(length)), at: host, guest: part.start)
       return length
     case .fill(let host, let old):
-      try requireData(host, geometry.clusterSize)
       let run = ClusterRun(start: geometry.hostCluster(of: host), count: 1, isFresh: false)
       let fill = ClusterFill(part, run, first: old, last: old, geometry, keepsHost: true)
       try await write(fill, data, worker: worker)
@@ -97,15 +97,5 @@ extension Image {
       return ClusterRun(start: part.clusters.lowerBound, count: wanted, isFresh: false)
     }
     return try await arenas.take(upTo: wanted, worker: worker)
-  }
-
-  /// Throws if a range of the image file that an entry maps holds metadata.
-  func requireData(_ host: HostOffset, _ length: UInt64) throws(ImageError) {
-    if guestData.isExternal { return }
-    let first = geometry.hostCluster(of: host)
-    let last = geometry.hostCluster(of: host + (length - 1))
-    if let overlap = metadata.firstOverlap(first..<(last + 1)) {
-      throw .overlapsMetadata(cluster: overlap)
-    }
   }
 }

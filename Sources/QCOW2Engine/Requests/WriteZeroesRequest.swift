@@ -61,7 +61,7 @@ extension Image {
     let part = slices.part(from: start, length: UInt64(subcluster.count))
     await inFlight.acquire(part.clusters)
     defer { inFlight.release(part.clusters) }
-    switch try await extent(at: start, length: part.length) {
+    switch try await mapping.extent(at: start, length: part.length) {
     case .zeroes: return true
     case .unallocated where readsZeroBehind(start):
       _ = try await changeHeld(part, change, worker: worker)
@@ -79,7 +79,7 @@ extension Image {
   func zeroBytes(_ range: Range<UInt64>, worker: Int) async throws(ImageError) {
     var next = range.lowerBound
     while next < range.upperBound {
-      let extent = try await extent(
+      let extent = try await mapping.extent(
         at: GuestOffset(next), length: range.upperBound - next)
       let readsZero =
         switch extent {

@@ -40,11 +40,15 @@ extension Image {
       await inFlight.acquire(part.clusters)
       defer { inFlight.release(part.clusters) }
       let table = try await tables.writableTable(part.l1Index, worker: internalWorker)
-      try await withEntries(part, table: table) { entries in
+      let lookup = mapping.lookup
+      try await mapping.withEntries(part, table: table) { entries in
+        // Clusters of a data file have no refcounts: nothing is released.
+        var released: [ClusterRun] = []
         for index in 0..<entries.count {
           let cluster = part.clusters.lowerBound + UInt64(index)
-          entries[index] = self.rules.entry(
-            host: self.geometry.start(ofHostCluster: cluster), allocated: .max, zero: 0)
+          let new = lookup.rules.entry(
+            host: lookup.rules.geometry.start(ofHostCluster: cluster), allocated: .max, zero: 0)
+          entries.link(index, to: new, lookup, released: &released)
         }
       }
       noteDirty()

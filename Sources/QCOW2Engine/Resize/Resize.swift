@@ -106,7 +106,7 @@ extension Image {
   /// Takes away L2 tables that hold no clusters any more and have no dirty slices.
   private func dropTables(from first: Int) {
     for index in first..<max(tables.l1.count, first) {
-      guard let table = L1Entry(raw: tables.l1.load(index)).l2Table else { continue }
+      guard let table = tables.place(index).table else { continue }
       let cluster = geometry.hostCluster(of: table)
       tables.l1.store(L1Entry.unallocated.raw, at: index)
       metadata.tables.remove(cluster)
