@@ -32,9 +32,12 @@ package final class Image: BlockTarget {
   let frees: DeferredFrees
   let stamps: RequestStamps
   let gate = RequestGate()
-  /// Held by whoever resizes the disk or moves VM state; these use the worker number
-  /// ``internalWorker``.
+  /// Held by whoever resizes the disk or moves VM state.
   let administration = AsyncMutex()
+  /// Held by whoever closes the gate; taken after ``administration``.
+  let exclusion = AsyncMutex()
+  let longJobs: JobSlots
+  let shortJobs: JobSlots
   /// The virtual size in bytes; changes only while the gate is shut.
   let currentSize: Atomic<UInt64>
   let health: ImageHealth
@@ -67,8 +70,12 @@ package final class Image: BlockTarget {
     backing = parts.sources.backing
     planFile =
       parts.guestData.isTransformed ? -1 : parts.sources.fileNumber.map { Int($0) } ?? -1
+    let firstShort = options.workers + JobSlots.longCount
+    let workers = firstShort + JobSlots.shortCount
+    longJobs = JobSlots(workers: options.workers..<firstShort)
+    shortJobs = JobSlots(workers: firstShort..<workers)
     contexts = WorkerContexts(
-      workers: options.workers + 1,
+      workers: workers,
       kind: CompressionKind(rawValue: header.compressionType) ?? .zlib,
       clusterSize: Int(geometry.clusterSize))
     allocator = parts.allocator
@@ -77,14 +84,12 @@ package final class Image: BlockTarget {
     headerEditor = parts.headerEditor
     health = parts.storage.health
     currentSize = Atomic(parts.header.size & ~511)
-    // One worker more than serve the guest: see `internalWorker`.
-    stamps = RequestStamps(
-      workers: options.workers + 1, slotsPerWorker: options.slotsPerWorker)
-    fresh = FreshWrites(workers: options.workers + 1, slotsPerWorker: options.slotsPerWorker)
+    stamps = RequestStamps(workers: workers, slotsPerWorker: options.slotsPerWorker)
+    fresh = FreshWrites(workers: workers, slotsPerWorker: options.slotsPerWorker)
     packer = CompressedPacker(
       allocator: allocator, alignment: storage.file.traits.offsetAlignment)
     arenas = WorkerArenas(
-      workers: options.workers + 1, clusterSize: geometry.clusterSize, allocator: allocator)
+      workers: workers, clusterSize: geometry.clusterSize, allocator: allocator)
     let l1 = ActiveL1(parts.l1)
     let tables = L2Tables(
       l1: l1, cache: parts.l2, geometry: geometry, storage: storage, arenas: arenas,

@@ -14,15 +14,20 @@ extension Image {
 
   /// The same, waiting while the gate is shut.
   func admit(_ request: BlockRequest, worker: Int, slot: Int) async throws(ImageError) {
-    while true {
-      stamps.enter(worker: worker, slot: slot)
-      if gate.isOpen { break }
-      leave(worker: worker, slot: slot)
-      await gate.waitUntilOpen()
-    }
+    await enter(worker: worker, slot: slot)
     if inBounds(request) { return }
     leave(worker: worker, slot: slot)
     throw .badRequest
+  }
+
+  /// Marks something in flight that has no bounds to check, waiting while the gate is shut.
+  func enter(worker: Int, slot: Int) async {
+    while true {
+      stamps.enter(worker: worker, slot: slot)
+      if gate.isOpen { return }
+      leave(worker: worker, slot: slot)
+      await gate.waitUntilOpen()
+    }
   }
 
   /// Ends a request that was admitted.

@@ -3,37 +3,38 @@ import QCOW2Format
 
 /// Changes to the image as a whole: one at a time, with the guest's requests kept out if need be.
 extension Image {
-  /// The worker number of administrative operations: one more than those that serve the guest.
-  ///
-  /// Its arena and its stamps belong to the holder of ``administration``.
-  var internalWorker: Int { options.workers }
-
   /// Runs an operation that writes, alone among such operations.
+  ///
+  /// The number comes first: whoever has ``administration`` never waits for one.
   ///
   /// - Throws: ``ImageError/readOnly``, ``ImageError/writesStopped``, or what `body` throws.
   func administer(
-    _ body: () async throws(ImageError) -> Void
+    _ body: (JobSlot) async throws(ImageError) -> Void
   ) async throws(ImageError) {
     if options.readOnly { throw .readOnly }
-    await administration.acquire()
-    defer { administration.release() }
-    do {
-      try health.requireWrites()
-      try await body()
-    } catch {
-      await report(error)
-      throw error
+    try await withShortSlot { (slot) async throws(ImageError) in
+      await administration.acquire()
+      defer { administration.release() }
+      do throws(ImageError) {
+        try health.requireWrites()
+        try await body(slot)
+      } catch {
+        await report(error)
+        throw error
+      }
     }
   }
 
-  /// Runs `body` with no request in flight, and with everything durable that requests have changed;
-  /// call inside ``administer(_:)``.
+  /// Runs `body` with no request in flight, and with everything durable that requests have changed.
   ///
-  /// Requests that come meanwhile wait. Flush rounds and the return of freed clusters go on; with
-  /// no request in flight they find nothing but what `body` does.
+  /// Requests that come meanwhile wait, and so does who else wants this. Flush rounds and the return
+  /// of freed clusters go on; with no request in flight they find nothing but what `body` does. The
+  /// caller has no request in flight itself.
   func exclusively(
     _ body: () async throws(ImageError) -> Void
   ) async throws(ImageError) {
+    await exclusion.acquire()
+    defer { exclusion.release() }
     await gate.close(stamps)
     defer { gate.open() }
     try await flusher.flush()

@@ -48,6 +48,13 @@ final class RequestStamps: @unchecked Sendable {  // why: atomics in stable stor
     unsafe stamps[index].store(0, ordering: .sequentiallyConsistent)
   }
 
+  /// Whether none of a worker's slots is in flight.
+  func isIdle(worker: Int) -> Bool {
+    (0..<slotsPerWorker).allSatisfy { slot in
+      unsafe stamps[index(worker: worker, slot: slot)].load(ordering: .sequentiallyConsistent) == 0
+    }
+  }
+
   /// Advances the clock; call after the pointers were removed.
   func advance() -> UInt64 { clock.wrappingAdd(1, ordering: .acquiringAndReleasing).oldValue }
 

@@ -195,17 +195,26 @@ final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guar
   /// Gives everything back, and the host's storage under what was never used; call when no request
   /// runs any more.
   func returnAll() async throws(ImageError) {
-    for worker in refillMutexes.indices {
-      while let run = takeNow(upTo: .max, worker: worker) {
-        if run.isFresh {
-          let geometry = allocator.geometry
-          await allocator.storage.punchHole(
-            at: geometry.start(ofHostCluster: run.start),
-            length: run.count << UInt64(geometry.clusterBits))
-        }
-        try await allocator.unreserve(run)
+    for worker in refillMutexes.indices { try await giveBack(worker: worker) }
+  }
+
+  /// The same for the arena of one worker; call when no request of that worker runs any more.
+  ///
+  /// - Returns: whether there was anything to give back.
+  @discardableResult
+  func giveBack(worker: Int) async throws(ImageError) -> Bool {
+    var hasAny = false
+    while let run = takeNow(upTo: .max, worker: worker) {
+      hasAny = true
+      if run.isFresh {
+        let geometry = allocator.geometry
+        await allocator.storage.punchHole(
+          at: geometry.start(ofHostCluster: run.start),
+          length: run.count << UInt64(geometry.clusterBits))
       }
+      try await allocator.unreserve(run)
     }
+    return hasAny
   }
 }
 

@@ -7,13 +7,13 @@ extension Image {
   /// Runs a query of the mapping under a stamp, as a request: no table that it has yet to read can be
   /// freed and used anew meanwhile.
   ///
-  /// Waits while the disk is resized.
+  /// Waits while the gate is shut, for instance while the disk is resized.
   private func query<R>(_ body: () async throws(ImageError) -> R) async throws(ImageError) -> R {
-    await administration.acquire()
-    defer { administration.release() }
-    stamps.enter(worker: internalWorker, slot: 0)
-    defer { leave(worker: internalWorker, slot: 0) }
-    return try await body()
+    try await withShortSlot { (job) async throws(ImageError) in
+      await enter(worker: job.worker, slot: 0)
+      defer { leave(worker: job.worker, slot: 0) }
+      return try await body()
+    }
   }
 
   /// A guest range that is all alike.

@@ -6,7 +6,9 @@ extension Image {
   /// Makes the data file long enough; what is added to a raw one reads as zeros there, too.
   ///
   /// Durable with the next flush.
-  func growDataFile(from old: UInt64, to size: UInt64) async throws(ImageError) {
+  func growDataFile(
+    from old: UInt64, to size: UInt64, worker: Int
+  ) async throws(ImageError) {
     guard guestData.isExternal else { return }
     let file = guestData.storage
     if file.file.traits.isBlockDevice {
@@ -19,7 +21,7 @@ extension Image {
     } else if try await file.length() < size {
       try await file.setLength(size)
     }
-    if guestData.isRaw { try await mapOneToOne(old..<size) }
+    if guestData.isRaw { try await mapOneToOne(old..<size, worker: worker) }
   }
 
   /// Cuts the data file at the new end of the disk.
@@ -31,7 +33,7 @@ extension Image {
   }
 
   /// Maps guest clusters of a raw data file: with or without the tables, it reads the same.
-  private func mapOneToOne(_ range: Range<UInt64>) async throws(ImageError) {
+  private func mapOneToOne(_ range: Range<UInt64>, worker: Int) async throws(ImageError) {
     let mask = geometry.clusterMask
     var next = (range.lowerBound + mask) & ~mask
     let end = (range.upperBound + mask) & ~mask
@@ -39,7 +41,7 @@ extension Image {
       let part = slices.part(from: GuestOffset(next), length: end - next)
       await inFlight.acquire(part.clusters)
       defer { inFlight.release(part.clusters) }
-      let table = try await tables.writableTable(part.l1Index, worker: internalWorker)
+      let table = try await tables.writableTable(part.l1Index, worker: worker)
       let lookup = mapping.lookup
       try await mapping.withEntries(part, table: table) { entries in
         // Clusters of a data file have no refcounts: nothing is released.

@@ -14,15 +14,15 @@ extension Image {
   /// - Throws: ``ImageError/cannotResize(to:_:)`` with nothing changed; any other error may leave
   ///   the disk with the new size: see ``size``.
   package func resize(to size: UInt64) async throws(ImageError) {
-    try await administer { () async throws(ImageError) in
+    try await administer { (job) async throws(ImageError) in
       try self.requireResizable(to: size)
       let old = self.size
       if size == old { return }
       try await self.exclusively { () async throws(ImageError) in
         if size > old {
-          try await self.grow(from: old, to: size)
+          try await self.grow(from: old, to: size, worker: job.worker)
         } else {
-          try await self.shrink(to: size)
+          try await self.shrink(to: size, worker: job.worker)
         }
       }
     }
@@ -41,10 +41,12 @@ extension Image {
     guard !header.autoclear.contains(.bitmaps) else { throw .cannotResize(to: size, .bitmaps) }
   }
 
-  private func grow(from old: UInt64, to size: UInt64) async throws(ImageError) {
+  private func grow(
+    from old: UInt64, to size: UInt64, worker: Int
+  ) async throws(ImageError) {
     try await growL1(to: geometry.l1EntriesNeeded(forSize: size))
-    try await growDataFile(from: old, to: size)
-    if !guestData.isRaw || backing != nil { try await clear(old..<size) }
+    try await growDataFile(from: old, to: size, worker: worker)
+    if !guestData.isRaw || backing != nil { try await clear(old..<size, worker: worker) }
     try await flusher.flush()
     try await headerEditor.setSize(size)
     currentSize.store(size, ordering: .relaxed)
@@ -55,7 +57,7 @@ extension Image {
   /// They can be mapped: the disk's last cluster reaches behind its end, an earlier cut may have
   /// failed half-way, or there is VM state. Tables that do not exist are skipped as a whole, so
   /// that the work is bounded by what is mapped.
-  private func clear(_ range: Range<UInt64>) async throws(ImageError) {
+  private func clear(_ range: Range<UInt64>, worker: Int) async throws(ImageError) {
     let perTable = geometry.bytesPerL2Table
     let end = alignedUp(range.upperBound)
     var next = range.lowerBound
@@ -64,16 +66,16 @@ extension Image {
       if tables.l1.load(Int(next / perTable)) != 0 || next < backingLength {
         // The disk's last cluster separately: only part of it changes.
         let firstEnd = min(alignedUp(next), tableEnd)
-        try await zeroBehind(next..<firstEnd)
-        try await zeroBehind(firstEnd..<tableEnd)
+        try await zeroBehind(next..<firstEnd, worker: worker)
+        try await zeroBehind(firstEnd..<tableEnd, worker: worker)
       }
       next = tableEnd
     }
   }
 
-  private func zeroBehind(_ range: Range<UInt64>) async throws(ImageError) {
+  private func zeroBehind(_ range: Range<UInt64>, worker: Int) async throws(ImageError) {
     if range.isEmpty { return }
-    try await zero(range, .discard, worker: internalWorker)
+    try await zero(range, .discard, worker: worker)
   }
 
   /// Where the backing file's contents end, in guest bytes; 0 without one.
@@ -83,7 +85,7 @@ extension Image {
     geometry.clusters(covering: offset) << UInt64(geometry.clusterBits)
   }
 
-  private func shrink(to size: UInt64) async throws(ImageError) {
+  private func shrink(to size: UInt64, worker: Int) async throws(ImageError) {
     // Once this is durable, nothing behind the end can be asked for any more.
     try await headerEditor.setSize(size)
     currentSize.store(size, ordering: .relaxed)
@@ -92,7 +94,7 @@ extension Image {
     for index in Int(next / perTable)..<max(tables.l1.count, Int(next / perTable)) {
       let tableEnd = UInt64(index + 1) * perTable
       if tables.l1.load(index) != 0 {
-        _ = try await changeMapping(next..<tableEnd, .forget, worker: internalWorker)
+        _ = try await changeMapping(next..<tableEnd, .forget, worker: worker)
       }
       next = tableEnd
     }

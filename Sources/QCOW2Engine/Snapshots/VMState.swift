@@ -19,17 +19,19 @@ extension Image {
   package func readVMState(
     into buffer: DataBuffer, at offset: UInt64
   ) async throws(ImageError) {
-    await administration.acquire()
-    defer { administration.release() }
-    do {
-      try unsafe await withChunks(of: buffer, at: offset) {
-        (chunk, memory) async throws(ImageError) in
-        try await self.read(chunk)
-        unsafe memory.copyMemory(from: chunk.bytes, byteCount: chunk.count)
+    try await withShortSlot { (job) async throws(ImageError) in
+      await administration.acquire()
+      defer { administration.release() }
+      do throws(ImageError) {
+        try unsafe await withChunks(of: buffer, at: offset, worker: job.worker) {
+          (chunk, memory) async throws(ImageError) in
+          try await self.read(chunk, worker: job.worker)
+          unsafe memory.copyMemory(from: chunk.bytes, byteCount: chunk.count)
+        }
+      } catch {
+        await report(error)
+        throw error
       }
-    } catch {
-      await report(error)
-      throw error
     }
   }
 
@@ -45,13 +47,13 @@ extension Image {
     if buffer.count == 0 { return }
     // There is no such place in a data file, and QEMU takes no snapshots of these images.
     if guestData.isExternal { throw .snapshotWithDataFile }
-    try await administer { () async throws(ImageError) in
+    try await administer { (job) async throws(ImageError) in
       try await self.makeL1Reach(self.vmStateEnd(offset, buffer.count))
-      try unsafe await self.withChunks(of: buffer, at: offset) {
+      try unsafe await self.withChunks(of: buffer, at: offset, worker: job.worker) {
         (chunk, memory) async throws(ImageError) in
-        if !chunk.isWhole { try await self.read(chunk) }
+        if !chunk.isWhole { try await self.read(chunk, worker: job.worker) }
         unsafe chunk.bytes.copyMemory(from: memory, byteCount: chunk.count)
-        try await self.write(chunk)
+        try await self.write(chunk, worker: job.worker)
       }
     }
   }
@@ -75,7 +77,7 @@ extension Image {
 
   /// Calls `body` for each chunk that the range touches, with the memory that belongs to it.
   private func withChunks(
-    of buffer: DataBuffer, at offset: UInt64,
+    of buffer: DataBuffer, at offset: UInt64, worker: Int,
     _ body: (VMStateChunk, UnsafeMutableRawPointer) async throws(ImageError) -> Void
   ) async throws(ImageError) {
     if buffer.count == 0 { return }
@@ -88,14 +90,14 @@ extension Image {
     while next < end {
       let stop = min((next / UInt64(room.count) + 1) * UInt64(room.count), end)
       let chunk = VMStateChunk(bytes: next..<stop, room: room)
-      stamps.enter(worker: internalWorker, slot: 0)
-      defer { leave(worker: internalWorker, slot: 0) }
+      await enter(worker: worker, slot: 0)
+      defer { leave(worker: worker, slot: 0) }
       try unsafe await body(chunk, memory + Int(next - start))
       next = stop
     }
   }
 
-  private func read(_ chunk: VMStateChunk) async throws(ImageError) {
+  private func read(_ chunk: VMStateChunk, worker: Int) async throws(ImageError) {
     let mapped = UInt64(tables.l1.count) * geometry.bytesPerL2Table
     let end = min(chunk.sectors.upperBound, max(mapped, chunk.sectors.lowerBound))
     let inside = Int(end - chunk.sectors.lowerBound)
@@ -104,18 +106,18 @@ extension Image {
         BlockRequest(
           .read, offset: GuestOffset(chunk.sectors.lowerBound), length: UInt64(inside),
           data: chunk.data.slice(0, inside)),
-        worker: internalWorker)
+        worker: worker)
     }
     let outside = chunk.data.count - inside
     if outside > 0 { try await storage.fillWithZeroes(chunk.data.slice(inside, outside)) }
   }
 
-  private func write(_ chunk: VMStateChunk) async throws(ImageError) {
+  private func write(_ chunk: VMStateChunk, worker: Int) async throws(ImageError) {
     try await write(
       BlockRequest(
         .write, offset: GuestOffset(chunk.sectors.lowerBound), length: UInt64(chunk.data.count),
         data: chunk.data),
-      worker: internalWorker)
+      worker: worker)
   }
 }
 
