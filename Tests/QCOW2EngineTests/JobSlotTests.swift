@@ -79,7 +79,7 @@ import Testing
         for _ in 0..<50 { await bench.host.complete("tick") }
         let found = try? await image.allocation(at: GuestOffset(0), length: 4096)
         #expect(found?.isAllocated == true)
-        #expect(throws: Never.self) { try await image.resize(to: 8 << 20) }
+        await #expect(throws: Never.self) { try await image.resize(to: 8 << 20) }
         isOver.value = true
       }
       #expect(image.size == 8 << 20)

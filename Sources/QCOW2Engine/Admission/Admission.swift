@@ -33,6 +33,6 @@ extension Image {
   /// Ends a request that was admitted.
   @inline(__always) func leave(worker: Int, slot: Int) {
     stamps.exit(worker: worker, slot: slot)
-    if !gate.isOpen { gate.noteExit() }
+    if !gate.isQuiet { gate.noteExit(stamps.index(worker: worker, slot: slot)) }
   }
 }

@@ -1,7 +1,7 @@
 import BlockCore
 import Synchronization
 
-/// Keeps requests out while one task has the image to itself.
+/// Keeps requests out while one task has the image to itself, and tells when requests end.
 ///
 /// Works together with ``RequestStamps``. A request sets its stamp, then looks at the gate; whoever
 /// closes the gate shuts it, then looks at the stamps. Both are sequentially consistent, so either
@@ -9,17 +9,31 @@ import Synchronization
 /// way a request that ends clears its stamp, then looks at the gate, and wakes the closer if need
 /// be.
 ///
-/// Only one task closes the gate at a time; ``Image/administration`` sees to that.
+/// One byte says both that the gate is shut and that somebody waits for requests to end. A request
+/// looks at that byte when it enters and when it ends, whether anybody waits or not: waiting costs
+/// requests nothing while nobody does.
+///
+/// Only one task closes the gate at a time; ``Image/exclusively(_:)`` sees to that.
 final class RequestGate: @unchecked Sendable {  // why: `lock` guards the lists of waiters
-  private let isShut = Atomic<Bool>(false)
+  private static let shut: UInt8 = 1
+  /// Some task waits for requests to end, at an open gate.
+  private static let watched: UInt8 = 2
+  private let state = Atomic<UInt8>(0)
   private let lock = FutexLock(.leaf)
   /// Requests that wait for the gate to open.
   private var outside = WaitList()
   /// The closer, who waits for requests to end.
   private var inside = WaitList()
+  private var watchers = 0
+  private let gracePeriods = GracePeriods()
 
-  /// Call after setting the request's stamp, or clearing it.
-  @inline(__always) var isOpen: Bool { !isShut.load(ordering: .sequentiallyConsistent) }
+  /// Call after setting the request's stamp.
+  @inline(__always) var isOpen: Bool {
+    state.load(ordering: .sequentiallyConsistent) & Self.shut == 0
+  }
+
+  /// Nobody waits for requests to end; call after clearing the request's stamp.
+  @inline(__always) var isQuiet: Bool { state.load(ordering: .sequentiallyConsistent) == 0 }
 
   /// Waits until the gate is open; the caller's stamp must be cleared.
   func waitUntilOpen() async {
@@ -33,7 +47,7 @@ final class RequestGate: @unchecked Sendable {  // why: `lock` guards the lists 
   /// Shuts the gate, then waits until no request is in flight.
   func close(_ stamps: RequestStamps) async {
     assert(isOpen, "the gate is closed twice")
-    isShut.store(true, ordering: .sequentiallyConsistent)
+    state.bitwiseOr(Self.shut, ordering: .sequentiallyConsistent)
     while true {
       let seen = lock.withLock { inside.version }
       if stamps.oldest() == .max { return }
@@ -44,12 +58,46 @@ final class RequestGate: @unchecked Sendable {  // why: `lock` guards the lists 
   /// Lets requests in again.
   func open() {
     assert(!isOpen, "the gate is opened twice")
-    isShut.store(false, ordering: .sequentiallyConsistent)
+    state.bitwiseAnd(~Self.shut, ordering: .sequentiallyConsistent)
     wake(\.outside)
   }
 
-  /// A request has ended, or turned back, and its stamp is cleared.
-  func noteExit() { wake(\.inside) }
+  /// Waits until every request whose stamp is at most `stamp` has ended, whether the gate is open or
+  /// shut.
+  ///
+  /// - Throws: `CancellationError` if the task is cancelled first.
+  func quiesce(_ stamps: RequestStamps, after stamp: UInt64) async throws(CancellationError) {
+    watch()
+    defer { unwatch() }
+    // A slot that was seen free, or with a later request, has no request from before any more.
+    var slot = 0
+    while let busy = stamps.firstInFlight(upTo: stamp, from: slot) {
+      if Task.isCancelled { throw CancellationError() }
+      await gracePeriods.wait(for: busy) { stamps.isInFlight(busy, upTo: stamp) }
+      slot = busy
+    }
+  }
+
+  /// The request with that index among all slots has ended, or turned back, and its stamp is
+  /// cleared; call if the gate is not quiet.
+  func noteExit(_ index: Int) {
+    if !isOpen { wake(\.inside) }
+    gracePeriods.noteExit(index)
+  }
+
+  private func watch() {
+    lock.withLock {
+      watchers += 1
+      state.bitwiseOr(Self.watched, ordering: .sequentiallyConsistent)
+    }
+  }
+
+  private func unwatch() {
+    lock.withLock {
+      watchers -= 1
+      if watchers == 0 { state.bitwiseAnd(~Self.watched, ordering: .sequentiallyConsistent) }
+    }
+  }
 
   private func wait(
     _ list: ReferenceWritableKeyPath<RequestGate, WaitList>, since seen: UInt64

@@ -55,8 +55,22 @@ final class RequestStamps: @unchecked Sendable {  // why: atomics in stable stor
     }
   }
 
+  /// Whether a slot has a request in flight with a stamp of at most `stamp`; by the slot's number among
+  /// all.
+  func isInFlight(_ index: Int, upTo stamp: UInt64) -> Bool {
+    let found = unsafe stamps[index].load(ordering: .sequentiallyConsistent)
+    return found != 0 && found <= stamp
+  }
+
+  /// The first slot, from the one with the number `start` on, with such a request; nil if there is none.
+  func firstInFlight(upTo stamp: UInt64, from start: Int) -> Int? {
+    (start..<count).first { isInFlight($0, upTo: stamp) }
+  }
+
   /// Advances the clock; call after the pointers were removed.
-  func advance() -> UInt64 { clock.wrappingAdd(1, ordering: .acquiringAndReleasing).oldValue }
+  ///
+  /// Sequentially consistent: the look at the stamps that follows must not come before the removal.
+  func advance() -> UInt64 { clock.wrappingAdd(1, ordering: .sequentiallyConsistent).oldValue }
 
   /// The oldest stamp in flight; UInt64.max when all is idle.
   func oldest() -> UInt64 {

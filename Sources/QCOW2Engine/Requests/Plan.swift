@@ -80,7 +80,7 @@ extension Image {
       return finishFresh(worker: worker, slot: slot, failed: failed)
     }
     stamps.exit(index)
-    return gate.isOpen ? .done : finishAtShutGate()
+    return gate.isQuiet ? .done : finishWatched(index)
   }
 
   // What is rare lies in functions of its own, so that `finish` needs no stack.
@@ -91,8 +91,8 @@ extension Image {
     return .done
   }
 
-  @inline(never) private func finishAtShutGate() -> FinishResult {
-    gate.noteExit()
+  @inline(never) private func finishWatched(_ index: Int) -> FinishResult {
+    gate.noteExit(index)
     return .done
   }
 
