@@ -48,15 +48,13 @@ extension Image {
   /// What the image has done and holds.
   package var statistics: ImageStatistics {
     var statistics = ImageStatistics()
-    statistics.l2 = l2.statistics
-    statistics.refcounts = allocator.refcounts.cache.statistics
-    statistics.flushRounds = flusher.rounds.load(ordering: .relaxed)
-    let since = dirtySince.load(ordering: .relaxed)
-    let now = MonotonicClock.coarseMilliseconds()
-    statistics.dirtyMilliseconds = since == 0 || since > now ? 0 : now - since
-    statistics.reservedClusters = allocator.reserved.load(ordering: .relaxed)
-    statistics.returnedClusters = allocator.returned.load(ordering: .relaxed)
-    (statistics.pendingFrees, statistics.durableFrees) = frees.clusterCounts
+    statistics.l2 = mapping.cache.statistics
+    statistics.refcounts = supply.allocator.refcounts.cache.statistics
+    statistics.flushRounds = durability.flusher.rounds.load(ordering: .relaxed)
+    statistics.dirtyMilliseconds = durability.dirtyMilliseconds
+    statistics.reservedClusters = supply.allocator.reserved.load(ordering: .relaxed)
+    statistics.returnedClusters = supply.allocator.returned.load(ordering: .relaxed)
+    (statistics.pendingFrees, statistics.durableFrees) = supply.frees.clusterCounts
     statistics.bitmaps = changes?.bitmaps.count ?? 0
     return statistics
   }

@@ -67,7 +67,7 @@ import Testing
       case .syncFailed:
         bench.faulty.fault = Fault(.sync, number: 1, errno: .io, isPermanent: true)
         #expect(await self.errno(image, BlockRequest(.flush)) == .io)
-      case .corruption: await image.report(.overlapsMetadata(cluster: 1))
+      case .corruption: await image.faults.report(.overlapsMetadata(cluster: 1))
       case .noRoom:
         bench.faulty.fault = Fault(.write, number: 1, errno: .noSpace, isPermanent: true)
         #expect(await self.errno(image, BlockRequest(.flush)) == .noSpace)

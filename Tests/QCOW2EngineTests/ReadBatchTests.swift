@@ -106,7 +106,7 @@ import Testing
   }
 
   private func failure(_ image: Image, _ request: BlockRequest) async -> ImageError? {
-    do throws(ImageError) { try await image.read(request, worker: 0) } catch { return error }
+    do throws(ImageError) { try await image.reader.read(request, worker: 0) } catch { return error }
     return nil
   }
 

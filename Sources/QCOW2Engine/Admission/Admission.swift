@@ -1,7 +1,23 @@
 import BlockCore
 
 /// How requests enter and leave the image; see ``RequestGate``.
-extension Image {
+final class Admission: Sendable {
+  let stamps: RequestStamps
+  let gate = RequestGate()
+  private let mapping: Mapping
+
+  init(stamps: RequestStamps, _ mapping: Mapping) {
+    self.stamps = stamps
+    self.mapping = mapping
+  }
+
+  /// Whether the request is made of whole sectors inside the disk.
+  @inline(__always) func inBounds(_ request: BlockRequest) -> Bool {
+    let size = mapping.size
+    return (request.offset.bytes | request.length) & 511 == 0 && request.offset.bytes <= size
+      && request.length <= size &- request.offset.bytes
+  }
+
   /// Marks a request in flight, if the image takes requests now and this one lies inside the disk.
   ///
   /// The bounds are checked inside: the size changes only while nobody is in.

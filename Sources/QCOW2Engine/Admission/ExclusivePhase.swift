@@ -19,7 +19,7 @@ extension Image {
         try health.requireWrites()
         try await body(slot)
       } catch {
-        await report(error)
+        await faults.report(error)
         throw error
       }
     }
@@ -37,7 +37,7 @@ extension Image {
     defer { exclusion.release() }
     await gate.close(stamps)
     defer { gate.open() }
-    try await flusher.flush()
+    try await durability.flusher.flush()
     try await body()
   }
 }

@@ -75,7 +75,7 @@ extension Image {
   /// A failure leaves the clusters in the arena, for the next job with that number.
   private func end(_ slot: JobSlot) async {
     assert(stamps.isIdle(worker: slot.worker), "a job ends with a request in flight")
-    if (try? await arenas.giveBack(worker: slot.worker)) ?? true { noteDirty() }
+    if (try? await supply.arenas.giveBack(worker: slot.worker)) ?? true { durability.noteDirty() }
     longJobs.giveBack(slot)
   }
 

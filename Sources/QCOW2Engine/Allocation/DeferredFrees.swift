@@ -1,4 +1,5 @@
 import BlockCore
+import Synchronization
 
 /// Host clusters that lost a reference, on their way back to the allocator.
 ///
@@ -10,6 +11,9 @@ final class DeferredFrees: @unchecked Sendable {  // why: `lock` guards all muta
   private let lock = FutexLock(.leaf)
   private var pending: [ClusterRun] = []
   private var durable: [(stamp: UInt64, runs: [ClusterRun])] = []
+  /// Changes before any place that was let go of can be used anew: what is kept of such a place by its
+  /// host offset is then no longer true.
+  let generation = Atomic<UInt64>(0)
 
   /// Notes clusters whose pointer has been removed from a dirty table in memory.
   func add(_ runs: [ClusterRun]) {
@@ -48,6 +52,7 @@ final class DeferredFrees: @unchecked Sendable {  // why: `lock` guards all muta
     lock.withLock {
       let mature = durable.filter { $0.stamp < oldest }
       durable.removeAll { $0.stamp < oldest }
+      if !mature.isEmpty { generation.wrappingAdd(1, ordering: .acquiringAndReleasing) }
       return mature.flatMap(\.runs)
     }
   }

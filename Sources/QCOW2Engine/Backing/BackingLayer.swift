@@ -83,7 +83,7 @@ extension ImageLayer {
     _ offset: GuestOffset, _ length: UInt64, into plan: inout PlanBuilder
   ) -> UInt64 {
     if offset.bytes >= self.length { return plan.appendZeroes(length) ? length : 0 }
-    return image.planRead(offset, min(length, self.length - offset.bytes), &plan)
+    return image.planner.planRead(offset, min(length, self.length - offset.bytes), &plan)
   }
 }
 
@@ -102,18 +102,19 @@ package final class ImageLayer: BackingLayer {
     if available > 0 {
       let part = buffer.slice(0, available)
       do throws(ImageError) {
-        try await image.read(
+        try await image.reader.read(
           BlockRequest(.read, offset: offset, length: UInt64(available), data: part),
           worker: worker)
       } catch {
         // Its damage must not be taken for that of the image above, which would be marked corrupt.
         guard error.isDamage else { throw error }
-        await image.report(error)
+        await image.faults.report(error)
         throw .brokenBacking(error)
       }
     }
     if available < buffer.count {
-      try await image.storage.fillWithZeroes(buffer.slice(available, buffer.count - available))
+      try await image.reader.storage.fillWithZeroes(
+        buffer.slice(available, buffer.count - available))
     }
   }
 }

@@ -9,7 +9,7 @@ struct CompressedPart {
   let start: UInt64
 }
 
-extension Image {
+extension Reader {
   /// The compressed cluster that all of a READ lies in, if its slice is resident.
   ///
   /// - Returns: nil for whatever the general way has to look at, errors among it.
@@ -40,7 +40,7 @@ extension Image {
     let decompressed = context.decompressed
     while true {
       // Not before the mapping was looked at: see ``DecompressedClusters``.
-      let generation = compressedGeneration.load(ordering: .acquiring)
+      let generation = frees.generation.load(ordering: .acquiring)
       if let cluster = decompressed.find(descriptor.offset, generation: generation) {
         unsafe target.copyMemory(from: cluster.base + Int(start), byteCount: data.count)
         return

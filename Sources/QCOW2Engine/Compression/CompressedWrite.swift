@@ -2,7 +2,7 @@ import BlockCore
 import QCOW2Codec
 import QCOW2Format
 
-extension Image {
+extension Writer {
   /// Whether the first cluster of a part can be compressed: written whole, where the format allows
   /// it.
   func isCompressible(_ part: SlicePart) -> Bool {
@@ -22,7 +22,7 @@ extension Image {
     guard let packed = try compress(data, worker: worker) else { return false }
     let table = try await tables.writableTable(part.l1Index, worker: worker)
     try await tables.provideStorage(part.l1Index)
-    guard let place = try await packer.take(packed.length) else { return false }
+    guard let place = try await supply.packer.take(packed.length) else { return false }
     do {
       try await storage.write(from: packed.buffer, at: place.offset)
       try await publish(place, part, table)
@@ -39,13 +39,13 @@ extension Image {
     _ data: DataBuffer, worker: Int
   ) throws(ImageError) -> (buffer: IOBuffer, length: Int)? {
     guard let source = unsafe data.memory else { throw .needsMemory }
-    let context = contexts.context(worker)
+    let context = reader.contexts.context(worker)
     let output = context.compressedOutput
     let length = unsafe context.codec.compress(
       UnsafeRawBufferPointer(start: source, count: Int(geometry.clusterSize)),
       into: UnsafeMutableRawBufferPointer(start: output.base, count: output.count))
     guard let length else { return nil }
-    let alignment = packer.alignment
+    let alignment = supply.packer.alignment
     let buffer = IOBuffer(count: (length + alignment - 1) & ~(alignment - 1))
     guard UInt64(buffer.count) < geometry.clusterSize else { return nil }
     unsafe buffer.base.copyMemory(from: output.base, byteCount: length)
@@ -68,8 +68,8 @@ extension Image {
     }
     if let bad { throw mapping.badEntry(bad, cluster: part.clusters.lowerBound) }
     frees.add(released)
-    noteDirty()
-    noteSpaceFound(by: .allocation)
+    durability.noteDirty()
+    durability.health.noteSpaceFound(by: .allocation)
   }
 }
 

@@ -69,6 +69,16 @@ final class ImageHealth: Sendable {
 
   // MARK: Space
 
+  /// Notes that something was done for which the host lacked space before, and tells the
+  /// administrator of the end of the lack.
+  @inline(__always) func noteSpaceFound(by user: SpaceUser) {
+    if lacksSpace { endLack(of: user) }
+  }
+
+  @inline(never) private func endLack(of user: SpaceUser) {
+    if noteSpace(foundBy: user) { reporter?.note(.spaceFound) }
+  }
+
   /// Some request failed for want of space, and none like it has succeeded since.
   @inline(__always) var lacksSpace: Bool {
     flags.load(ordering: .relaxed) & SpaceUser.all != 0

@@ -35,7 +35,7 @@ final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
     let entries: UnsafeMutablePointer<Atomic<UInt64>> = try unsafe ZeroedMemory.allocate(padded)
     let words = sectors / 64 + 1
     do throws(ImageError) {
-      // One bit per sector in `dirty`, one per entry in `stored`: all in one allocation.
+      // One bit per sector in `dirty`, one per entry in `stored`: all in one supply.
       unsafe dirty = try unsafe ZeroedMemory.allocate(words + sectors + 1)
     } catch {
       unsafe free(entries)

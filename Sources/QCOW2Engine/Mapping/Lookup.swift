@@ -30,9 +30,14 @@ struct Found: Equatable, Sendable {
 ///
 /// All who read or change the mapping ask here. ``HitMap`` answers the commonest case faster; debug
 /// builds assert that both agree.
-struct Lookup: Sendable {
+final class Lookup: Sendable {
   let rules: EntryRules
   let metadata: MetadataMap
+
+  init(rules: EntryRules, metadata: MetadataMap) {
+    self.rules = rules
+    self.metadata = metadata
+  }
 
   /// What guest bytes from `guest` on are, up to the end of their cluster at most.
   ///

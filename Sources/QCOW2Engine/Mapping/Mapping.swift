@@ -1,5 +1,6 @@
 import BlockCore
 import QCOW2Format
+import Synchronization
 
 /// The mapping of an open image: what its active disk has at a guest offset, and where.
 ///
@@ -12,15 +13,19 @@ final class Mapping: Sendable {
   let slices: SliceGeometry
   let tables: L2Tables
   let lookup: Lookup
+  /// The virtual size in bytes, down to whole sectors; changes only while the gate is shut.
+  let currentSize: Atomic<UInt64>
+  let readahead = Readahead()
   /// Guest clusters whose mapping is being changed.
   let inFlight: InFlightRanges
-  private let storage: ImageStorage
+  let storage: ImageStorage
   private let flusher: FlushCoordinator
 
   init(
-    _ rules: EntryRules, tables: L2Tables, metadata: MetadataMap, storage: ImageStorage,
-    flusher: FlushCoordinator
+    _ rules: EntryRules, size: UInt64, tables: L2Tables, metadata: MetadataMap,
+    storage: ImageStorage, flusher: FlushCoordinator
   ) {
+    currentSize = Atomic(size & ~511)
     geometry = rules.geometry
     self.rules = rules
     self.tables = tables
@@ -32,6 +37,7 @@ final class Mapping: Sendable {
   }
 
   var cache: SliceCache { tables.cache }
+  var size: UInt64 { currentSize.load(ordering: .relaxed) }
 
   // MARK: Entries of one slice
 

@@ -39,7 +39,7 @@ struct ClusterFill: Sendable {
   }
 }
 
-extension Image {
+extension Writer {
   /// Writes the guest's data, and around it what must be there once the entries change.
   func write(
     _ fill: ClusterFill, _ data: DataBuffer, worker: Int
@@ -152,10 +152,10 @@ extension Image {
       }
       try await guestData.read(into: data, at: host + start, guest: guest + start)
     case (.compressed, _):
-      try await readCompressed(
+      try await reader.readCompressed(
         CompressedDescriptor(entry.descriptor, geometry), from: start, into: data, worker: worker)
     case (.unallocated, _):
-      try await readBacking(into: data, at: guest + start, worker: worker)
+      try await reader.readBacking(into: data, at: guest + start, worker: worker)
     case (.zero, _): try await storage.fillWithZeroes(data)
     default: throw mapping.badEntry(entry, cluster: geometry.cluster(of: guest))
     }

@@ -1,7 +1,25 @@
 import BlockCore
 import QCOW2Format
 
-extension Image {
+extension Writer {
+  /// Copy-on-read: extent by extent, since what is kept changes the mapping.
+  func readKeeping(_ request: BlockRequest, worker: Int) async throws(ImageError) {
+    var done: UInt64 = 0
+    while done < request.length {
+      let offset = request.offset + done
+      let extent = try await mapping.extent(at: offset, length: request.length - done)
+      let data = request.data.slice(Int(done), Int(extent.length))
+      if case .unallocated = extent,
+        let length = try await readAndKeep(into: data, at: offset, worker: worker)
+      {
+        done += length
+        continue
+      }
+      try await reader.read(extent, into: data, at: offset, worker: worker)
+      done += extent.length
+    }
+  }
+
   /// Reads the backing file's data for the start of a range and keeps it in this image: copy-on-read.
   ///
   /// Whole subclusters are copied, so that nothing of them is left to the backing file. That the copy
@@ -11,7 +29,7 @@ extension Image {
   func readAndKeep(
     into data: DataBuffer, at offset: GuestOffset, worker: Int
   ) async throws(ImageError) -> UInt64? {
-    guard let backing, !options.readOnly, health.allowsWrites,
+    guard let backing, !options.readOnly, durability.health.allowsWrites,
       offset.bytes < min(backing.length, size)
     else { return nil }
     guard let target = unsafe data.memory else { throw .needsMemory }
@@ -24,13 +42,13 @@ extension Image {
       part.start + length > offset
     else { return nil }
     let buffer = IOBuffer(count: Int(length))
-    try await readBacking(into: buffer.data, at: part.start, worker: worker)
+    try await reader.readBacking(into: buffer.data, at: part.start, worker: worker)
     let skipped = offset.bytes - part.start.bytes
     let count = min(length - skipped, UInt64(data.count))
     unsafe target.copyMemory(from: buffer.base + Int(skipped), byteCount: Int(count))
     do {
       try await keep(buffer, part, length, worker: worker)
-    } catch { await report(error) }
+    } catch { await faults.report(error) }
     withExtendedLifetime(buffer) {}
     return count
   }

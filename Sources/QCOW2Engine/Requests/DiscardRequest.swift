@@ -1,7 +1,7 @@
 import BlockCore
 import QCOW2Format
 
-extension Image {
+extension Writer {
   /// DISCARD: whole subclusters inside the range lose their data; afterwards they read as zeros.
   ///
   /// What else lies in the range is left alone: the ends, parts of compressed clusters, and in an

@@ -14,7 +14,7 @@ enum EntryChange: Sendable {
   case forget
 }
 
-extension Image {
+extension Writer {
   /// The entry after `change` of some of its subclusters; the same if the mapping cannot say it.
   func changed(_ old: ClusterEntry, _ subclusters: Range<Int>, _ change: EntryChange)
     -> ClusterEntry
@@ -117,7 +117,7 @@ extension Image {
       self.replace(&entries, part, change)
     }
     frees.add(outcome.released)
-    noteDirty()
+    durability.noteDirty()
     if let bad = outcome.bad {
       throw mapping.lookup.isUsable(bad.entry, of: bad.cluster)
         ? .overlapsMetadata(cluster: geometry.hostCluster(of: bad.host))

@@ -23,21 +23,21 @@ struct FreshWrite {
   @inline(__always) var isPending: Bool { clusters.lowerBound != clusters.upperBound }
 }
 
-extension Image {
+extension Planner {
   /// Plans a write of which no part is allocated, as one transfer into new clusters.
   ///
   /// - Returns: whether it did; if not, nothing has changed.
   func planFresh(
     _ request: BlockRequest, worker: Int, slot: Int, _ builder: inout PlanBuilder
   ) -> Bool {
-    guard planFile >= 0, !guestData.isExternal, !rules.isExtended, request.length > 0 else {
+    guard planFile >= 0, !rules.hasDataFile, !rules.isExtended, request.length > 0 else {
       return false
     }
-    let part = slices.part(from: request.offset, length: request.length)
-    guard part.length == request.length, tables.l1.isStored(part.l1Index),
-      case .at(let table, isOwn: true) = tables.place(part.l1Index)
+    let part = mapping.slices.part(from: request.offset, length: request.length)
+    guard part.length == request.length, mapping.tables.l1.isStored(part.l1Index),
+      case .at(let table, isOwn: true) = mapping.tables.place(part.l1Index)
     else { return false }
-    let claimed = inFlight.claim(part.clusters) {
+    let claimed = mapping.inFlight.claim(part.clusters) {
       newClusters(for: part, table: table, worker: worker)
     }
     guard let claimed else { return false }
@@ -58,7 +58,8 @@ extension Image {
     let end = part.start.bytes &+ part.length
     let isWhole = (part.start.bytes | end) & geometry.clusterMask == 0
     if !isWhole && !readsZero { return nil }
-    guard let run = arenas.takeNow(exactly: part.clusters.count, fresh: !isWhole, worker: worker)
+    guard
+      let run = supply.arenas.takeNow(exactly: part.clusters.count, fresh: !isWhole, worker: worker)
     else { return nil }
     // Another write may join if the clusters are right without this one's data.
     return InFlightRanges.NewClusters(
@@ -69,8 +70,9 @@ extension Image {
   /// Whether the guest reads zeros from a part without host clusters; nil if it is not such a part,
   /// or its slice is not resident.
   private func readsZeroUnallocated(_ part: SlicePart, table: HostOffset) -> Bool? {
-    let readsZeroAnyway = backing == nil
-    let found = unsafe l2.withResident(l2.key(of: table + part.sliceOffset)) { bytes -> Bool? in
+    let readsZeroAnyway = reader.backing == nil
+    let found = unsafe mapping.cache.withResident(mapping.cache.key(of: table + part.sliceOffset)) {
+      bytes -> Bool? in
       var readsZero = true
       for index in part.firstEntry..<(part.firstEntry &+ part.clusters.count) {
         let entry = unsafe L2Entry(raw: bytes.be64(index &* 8))
@@ -94,8 +96,11 @@ extension Image {
     let write = fresh[worker, slot]
     if !failed {
       let part = write.part
-      assert(inFlight.isHeld(write.clusters), "new clusters are published that nobody holds")
-      let isPublished = unsafe l2.changeResident(l2.key(of: write.table + part.sliceOffset)) {
+      assert(
+        mapping.inFlight.isHeld(write.clusters), "new clusters are published that nobody holds")
+      let isPublished = unsafe mapping.cache.changeResident(
+        mapping.cache.key(of: write.table + part.sliceOffset)
+      ) {
         bytes in
         var entries = unsafe SliceEntries(
           bytes: bytes, first: part.firstEntry, count: part.clusters.count, isExtended: false)
@@ -103,7 +108,7 @@ extension Image {
         return entries.isChanged
       }
       if !isPublished { return false }
-      noteDirty()
+      durability.noteDirty()
     }
     release(write, worker: worker, slot: slot, isPublished: !failed)
     return true
@@ -115,11 +120,11 @@ extension Image {
     var isPublished = false
     defer {
       release(write, worker: worker, slot: slot, isPublished: isPublished)
-      leave(worker: worker, slot: slot)
+      admission.leave(worker: worker, slot: slot)
     }
     try await mapping.withEntries(write.part, table: write.table) { self.publish(write, &$0) }
     isPublished = true
-    noteDirty()
+    durability.noteDirty()
   }
 
   private func publish(_ write: FreshWrite, _ entries: inout SliceEntries) {
@@ -135,8 +140,10 @@ extension Image {
 
   private func release(_ write: FreshWrite, worker: Int, slot: Int, isPublished: Bool) {
     fresh[worker, slot] = FreshWrite()
-    if let unused = inFlight.leave(write.clusters, isPublished: isPublished) {
-      frees.add([ClusterRun(start: unused, count: UInt64(write.clusters.count), isFresh: false)])
+    if let unused = mapping.inFlight.leave(write.clusters, isPublished: isPublished) {
+      supply.frees.add([
+        ClusterRun(start: unused, count: UInt64(write.clusters.count), isFresh: false)
+      ])
     }
   }
 }

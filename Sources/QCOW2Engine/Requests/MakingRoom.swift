@@ -7,7 +7,7 @@ import Synchronization
 /// A freed cluster gives its room back only after a round has made the change durable. On a full host
 /// that round may fail, as it writes tables to places that have no room yet. So a request that finds no
 /// room lets the host have the data first, in place, and then goes on.
-extension Image {
+extension Writer {
   /// Applies `change` as ``changeMapping(_:_:worker:)`` does; makes room first where the host has none.
   func changeMakingRoom(
     _ range: Range<UInt64>, _ change: EntryChange, worker: Int
@@ -15,7 +15,7 @@ extension Image {
     guard mayPunch(before: change) else {
       return try await changeMapping(range, change, worker: worker)
     }
-    if flusher.lacksRoom.load(ordering: .relaxed) { _ = try await punchOwn(range) }
+    if durability.flusher.lacksRoom.load(ordering: .relaxed) { _ = try await punchOwn(range) }
     do { return try await changeMapping(range, change, worker: worker) } catch {
       guard error.errno == .noSpace, try await punchOwn(range) else { throw error }
       return try await changeMapping(range, change, worker: worker)

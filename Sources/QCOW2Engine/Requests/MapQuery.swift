@@ -10,8 +10,8 @@ extension Image {
   /// Waits while the gate is shut, for instance while the disk is resized.
   private func query<R>(_ body: () async throws(ImageError) -> R) async throws(ImageError) -> R {
     try await withShortSlot { (job) async throws(ImageError) in
-      await enter(worker: job.worker, slot: 0)
-      defer { leave(worker: job.worker, slot: 0) }
+      await admission.enter(worker: job.worker, slot: 0)
+      defer { admission.leave(worker: job.worker, slot: 0) }
       return try await body()
     }
   }
@@ -53,7 +53,7 @@ extension Image {
         let found = try await mapping.extent(at: offset + done, length: length - done)
         switch found {
         case .zeroes: break
-        case .unallocated: if backing != nil { return false }
+        case .unallocated: if reader.backing != nil { return false }
         case .data, .compressed: return false
         }
         done += found.length

@@ -1,7 +1,7 @@
 import BlockCore
 import QCOW2Format
 
-extension Image {
+extension Writer {
   /// Points the entries of a fill at its run, and lets go of what they pointed at before.
   func publish(_ fill: ClusterFill, _ table: HostOffset) async throws(ImageError) {
     let lookup = mapping.lookup
@@ -16,8 +16,8 @@ extension Image {
       return released
     }
     frees.add(released)
-    noteDirty()
-    noteSpaceFound(by: .allocation)
+    durability.noteDirty()
+    durability.health.noteSpaceFound(by: .allocation)
   }
 
   /// The entry once `written` bytes of its cluster, and what ``rangesToCopy(_:written:keepsHost:)``

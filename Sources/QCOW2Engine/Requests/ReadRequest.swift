@@ -1,20 +1,17 @@
 import BlockCore
 import QCOW2Format
 
-extension Image {
+extension Reader {
   /// READ: finds the extents of the range, then reads those that need host I/O all at once.
   ///
   /// - Throws: ``ImageError/needsMemory`` if data must be transformed and `request.data` is no memory;
   ///   of several failures the one at the lowest guest offset.
   func read(_ request: BlockRequest, worker: Int) async throws(ImageError) {
-    if options.copyOnRead && backing != nil {
-      return try await readKeeping(request, worker: worker)
-    }
     if let part = residentCompressed(request) {
       return try await readCompressed(
         part.descriptor, from: part.start, into: request.data, worker: worker)
     }
-    try await withSlicesAhead(of: request) { () async throws(ImageError) in
+    try await mapping.withSlicesAhead(of: request) { () async throws(ImageError) in
       try await self.readExtents(request, worker: worker)
     }
   }
@@ -83,7 +80,7 @@ extension Image {
   }
 
   /// Reads one extent, which starts at `offset` and is as long as `data`.
-  private func read(
+  func read(
     _ extent: Extent, into data: DataBuffer, at offset: GuestOffset, worker: Int
   ) async throws(ImageError) {
     switch extent {
@@ -92,24 +89,6 @@ extension Image {
     case .data(let host, _): try await guestData.read(into: data, at: host, guest: offset)
     case .compressed(let descriptor, let within, _):
       try await readCompressed(descriptor, from: within, into: data, worker: worker)
-    }
-  }
-
-  /// Copy-on-read: extent by extent, since what is kept changes the mapping.
-  private func readKeeping(_ request: BlockRequest, worker: Int) async throws(ImageError) {
-    var done: UInt64 = 0
-    while done < request.length {
-      let offset = request.offset + done
-      let extent = try await mapping.extent(at: offset, length: request.length - done)
-      let data = request.data.slice(Int(done), Int(extent.length))
-      if case .unallocated = extent,
-        let length = try await readAndKeep(into: data, at: offset, worker: worker)
-      {
-        done += length
-        continue
-      }
-      try await read(extent, into: data, at: offset, worker: worker)
-      done += extent.length
     }
   }
 }

@@ -7,10 +7,10 @@ extension Image {
   package func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult {
     do throws(ImageError) {
       if fresh.isPending(stamps.index(worker: worker, slot: slot)) {
-        try await serveFresh(worker: worker, slot: slot)
+        try await planner.serveFresh(worker: worker, slot: slot)
         return .done
       }
-      if guestData.isTransformed && !request.data.isMemory { return .needsMemory }
+      if reader.guestData.isTransformed && !request.data.isMemory { return .needsMemory }
       do { try await attempt(request, worker: worker, slot: slot) } catch {
         guard error.errno == .noSpace else { throw error }
         try await attemptAgain(request, after: error, worker: worker, slot: slot)
@@ -18,7 +18,7 @@ extension Image {
       return .done
     } catch {
       if case .needsMemory = error { return .needsMemory }
-      await report(error, of: request)
+      await faults.report(error, of: request)
       return .failed(error.errno)
     }
   }
@@ -42,11 +42,11 @@ extension Image {
     _ request: BlockRequest, worker: Int, slot: Int
   ) async throws(ImageError) {
     if request.operation == .flush {
-      guard inBounds(request) else { throw .badRequest }
+      guard admission.inBounds(request) else { throw .badRequest }
       return try await flush()
     }
-    try await admit(request, worker: worker, slot: slot)
-    defer { leave(worker: worker, slot: slot) }
+    try await admission.admit(request, worker: worker, slot: slot)
+    defer { admission.leave(worker: worker, slot: slot) }
     try await carryOut(request, worker: worker)
     if request.isFUA { try await flush() }
   }
@@ -60,13 +60,18 @@ extension Image {
       }
     }
     switch request.operation {
-    case .read: try await read(request, worker: worker)
-    case .write:
-      try await withSlicesAhead(of: request) { () async throws(ImageError) in
-        try await self.write(request, worker: worker)
+    case .read:
+      if options.copyOnRead && reader.backing != nil {
+        try await writer.readKeeping(request, worker: worker)
+      } else {
+        try await reader.read(request, worker: worker)
       }
-    case .discard: try await discard(request, worker: worker)
-    case .writeZeroes: try await zero(request, worker: worker)
+    case .write:
+      try await mapping.withSlicesAhead(of: request) { () async throws(ImageError) in
+        try await self.writer.write(request, worker: worker)
+      }
+    case .discard: try await writer.discard(request, worker: worker)
+    case .writeZeroes: try await writer.zero(request, worker: worker)
     case .flush: break
     }
   }

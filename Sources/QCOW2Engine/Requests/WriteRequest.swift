@@ -1,7 +1,7 @@
 import BlockCore
 import QCOW2Format
 
-extension Image {
+extension Writer {
   /// WRITE: in place where the cluster is ours alone, else into new host clusters.
   func write(_ request: BlockRequest, worker: Int) async throws(ImageError) {
     var done: UInt64 = 0
@@ -68,7 +68,7 @@ extension Image {
     do { try await guestData.write(from: data, at: host, guest: guest) } catch {
       throw error.errno == .noSpace ? .noRoomInPlace(error) : error
     }
-    noteSpaceFound(by: .inPlace)
+    durability.health.noteSpaceFound(by: .inPlace)
   }
 
   private func allocate(
@@ -96,6 +96,6 @@ extension Image {
     if guestData.isExternal {
       return ClusterRun(start: part.clusters.lowerBound, count: wanted, isFresh: false)
     }
-    return try await arenas.take(upTo: wanted, worker: worker)
+    return try await supply.arenas.take(upTo: wanted, worker: worker)
   }
 }

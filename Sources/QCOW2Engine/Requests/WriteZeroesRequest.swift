@@ -1,7 +1,7 @@
 import BlockCore
 import QCOW2Format
 
-extension Image {
+extension Writer {
   /// WRITE_ZEROES: whole subclusters by mapping, the ends of the range by data.
   ///
   /// Version 3 sets zero flags. Version 2, which has none, lets clusters go where no backing file
@@ -21,7 +21,7 @@ extension Image {
       try await zeroRaw(all, releases: false)
       if backing == nil { return }
     }
-    let saysZero = header.version >= 3 || backing == nil && change != .zeroInPlace
+    let saysZero = version >= 3 || backing == nil && change != .zeroInPlace
     guard saysZero, let whole = wholeSubclusters(all) else {
       return try await zeroParts(all, change, worker: worker)
     }
@@ -38,7 +38,7 @@ extension Image {
   private func zeroParts(
     _ range: Range<UInt64>, _ change: EntryChange, worker: Int
   ) async throws(ImageError) {
-    if header.version < 3 { return try await zeroBytes(range, worker: worker) }
+    if version < 3 { return try await zeroBytes(range, worker: worker) }
     let mask = rules.subclusterSize - 1
     var next = range.lowerBound
     while next < range.upperBound {

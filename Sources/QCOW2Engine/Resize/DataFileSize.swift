@@ -2,7 +2,7 @@ import BlockCore
 import QCOW2Format
 
 /// The external data file when the disk's size changes; does nothing for images without one.
-extension Image {
+extension Writer {
   /// Makes the data file long enough; what is added to a raw one reads as zeros there, too.
   ///
   /// Durable with the next flush.
@@ -53,7 +53,7 @@ extension Image {
           entries.link(index, to: new, lookup, released: &released)
         }
       }
-      noteDirty()
+      durability.noteDirty()
       next += part.length
     }
   }

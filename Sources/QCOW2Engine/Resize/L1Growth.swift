@@ -14,17 +14,17 @@ extension Image {
   ///
   /// - Throws: ``ImageError/badRequest`` if `needed` is more than an L1 table may have.
   func growL1(to needed: UInt64) async throws(ImageError) {
-    let old = tables.l1.table
+    let old = mapping.tables.l1.table
     if needed <= UInt64(old.count) { return }
     guard needed <= Self.mostL1Entries else { throw .badRequest }
     let oldRun = ClusterRun(
       start: geometry.hostCluster(of: old.offset),
       count: geometry.clusters(covering: UInt64(old.count) * 8), isFresh: false)
     if oldRun.count > 0 {
-      for cluster in oldRun.start..<oldRun.end { try await allocator.requireInUse(cluster) }
+      for cluster in oldRun.start..<oldRun.end { try await supply.allocator.requireInUse(cluster) }
     }
     let bytes = try Self.bytes(of: old, entries: needed, geometry)
-    let run = try await allocator.reserveContiguous(geometry.clusters(covering: needed * 8))
+    let run = try await supply.allocator.reserveContiguous(geometry.clusters(covering: needed * 8))
     let offset = geometry.start(ofHostCluster: run.start)
     let table: DiskTable
     defer { withExtendedLifetime(bytes) {} }
@@ -32,20 +32,20 @@ extension Image {
       table = try unsafe DiskTable(
         offset: offset, bytes: UnsafeRawBufferPointer(start: bytes.base, count: bytes.count),
         count: Int(needed))
-      try await storage.write(from: bytes, at: offset)
+      try await reader.storage.write(from: bytes, at: offset)
       // Nothing is dirty in the old table: what this writes is refcounts, and its last barrier
       // covers the table, too.
-      try await flusher.flush()
+      try await durability.flusher.flush()
     } catch {
-      try? await allocator.unreserve(run)
+      try? await supply.allocator.unreserve(run)
       throw error
     }
-    try await headerEditor.setL1Table(at: offset, entries: UInt32(needed))
-    assert(!gate.isOpen, "the L1 table is replaced under requests")
-    tables.l1.replace(with: table)
-    metadata.moveL1Table(to: run.start..<run.end)
-    frees.add(oldRun.count > 0 ? [oldRun] : [])
-    noteDirty()
+    try await durability.headerEditor.setL1Table(at: offset, entries: UInt32(needed))
+    assert(!admission.gate.isOpen, "the L1 table is replaced under requests")
+    mapping.tables.l1.replace(with: table)
+    supply.metadata.moveL1Table(to: run.start..<run.end)
+    supply.frees.add(oldRun.count > 0 ? [oldRun] : [])
+    durability.noteDirty()
   }
 
   /// The table in whole clusters, zeros behind the entries there are.

@@ -45,11 +45,13 @@ extension Image {
     from old: UInt64, to size: UInt64, worker: Int
   ) async throws(ImageError) {
     try await growL1(to: geometry.l1EntriesNeeded(forSize: size))
-    try await growDataFile(from: old, to: size, worker: worker)
-    if !guestData.isRaw || backing != nil { try await clear(old..<size, worker: worker) }
-    try await flusher.flush()
-    try await headerEditor.setSize(size)
-    currentSize.store(size, ordering: .relaxed)
+    try await writer.growDataFile(from: old, to: size, worker: worker)
+    if !writer.guestData.isRaw || reader.backing != nil {
+      try await clear(old..<size, worker: worker)
+    }
+    try await durability.flusher.flush()
+    try await durability.headerEditor.setSize(size)
+    mapping.currentSize.store(size, ordering: .relaxed)
   }
 
   /// Makes clusters behind the disk read as zeros, up to the end of the last one.
@@ -63,7 +65,7 @@ extension Image {
     var next = range.lowerBound
     while next < end {
       let tableEnd = min((next / perTable + 1) * perTable, end)
-      if tables.l1.load(Int(next / perTable)) != 0 || next < backingLength {
+      if mapping.tables.l1.load(Int(next / perTable)) != 0 || next < backingLength {
         // The disk's last cluster separately: only part of it changes.
         let firstEnd = min(alignedUp(next), tableEnd)
         try await zeroBehind(next..<firstEnd, worker: worker)
@@ -75,11 +77,11 @@ extension Image {
 
   private func zeroBehind(_ range: Range<UInt64>, worker: Int) async throws(ImageError) {
     if range.isEmpty { return }
-    try await zero(range, .discard, worker: worker)
+    try await writer.zero(range, .discard, worker: worker)
   }
 
   /// Where the backing file's contents end, in guest bytes; 0 without one.
-  private var backingLength: UInt64 { backing?.length ?? 0 }
+  private var backingLength: UInt64 { reader.backing?.length ?? 0 }
 
   private func alignedUp(_ offset: UInt64) -> UInt64 {
     geometry.clusters(covering: offset) << UInt64(geometry.clusterBits)
@@ -87,33 +89,33 @@ extension Image {
 
   private func shrink(to size: UInt64, worker: Int) async throws(ImageError) {
     // Once this is durable, nothing behind the end can be asked for any more.
-    try await headerEditor.setSize(size)
-    currentSize.store(size, ordering: .relaxed)
+    try await durability.headerEditor.setSize(size)
+    mapping.currentSize.store(size, ordering: .relaxed)
     let perTable = geometry.bytesPerL2Table
     var next = alignedUp(size)
-    for index in Int(next / perTable)..<max(tables.l1.count, Int(next / perTable)) {
+    for index in Int(next / perTable)..<max(mapping.tables.l1.count, Int(next / perTable)) {
       let tableEnd = UInt64(index + 1) * perTable
-      if tables.l1.load(index) != 0 {
-        _ = try await changeMapping(next..<tableEnd, .forget, worker: worker)
+      if mapping.tables.l1.load(index) != 0 {
+        _ = try await writer.changeMapping(next..<tableEnd, .forget, worker: worker)
       }
       next = tableEnd
     }
     // Slices of tables that go away must not be written any more.
-    try await flusher.flush()
+    try await durability.flusher.flush()
     dropTables(from: Int(geometry.l1EntriesNeeded(forSize: size)))
-    try await flusher.flush()
-    try await cutDataFile(to: size)
+    try await durability.flusher.flush()
+    try await writer.cutDataFile(to: size)
   }
 
   /// Takes away L2 tables that hold no clusters any more and have no dirty slices.
   private func dropTables(from first: Int) {
-    for index in first..<max(tables.l1.count, first) {
-      guard let table = tables.place(index).table else { continue }
+    for index in first..<max(mapping.tables.l1.count, first) {
+      guard let table = mapping.tables.place(index).table else { continue }
       let cluster = geometry.hostCluster(of: table)
-      tables.l1.store(L1Entry.unallocated.raw, at: index)
-      metadata.tables.remove(cluster)
-      frees.add([ClusterRun(start: cluster, count: 1, isFresh: false)])
+      mapping.tables.l1.store(L1Entry.unallocated.raw, at: index)
+      supply.metadata.tables.remove(cluster)
+      supply.frees.add([ClusterRun(start: cluster, count: 1, isFresh: false)])
     }
-    noteDirty()
+    durability.noteDirty()
   }
 }

@@ -29,7 +29,7 @@ extension Image {
           unsafe memory.copyMemory(from: chunk.bytes, byteCount: chunk.count)
         }
       } catch {
-        await report(error)
+        await faults.report(error)
         throw error
       }
     }
@@ -46,7 +46,7 @@ extension Image {
   ) async throws(ImageError) {
     if buffer.count == 0 { return }
     // There is no such place in a data file, and QEMU takes no snapshots of these images.
-    if guestData.isExternal { throw .snapshotWithDataFile }
+    if writer.guestData.isExternal { throw .snapshotWithDataFile }
     try await administer { (job) async throws(ImageError) in
       try await self.makeL1Reach(self.vmStateEnd(offset, buffer.count))
       try unsafe await self.withChunks(of: buffer, at: offset, worker: job.worker) {
@@ -69,7 +69,7 @@ extension Image {
   private func makeL1Reach(_ end: UInt64) async throws(ImageError) {
     let needed = geometry.l1EntriesNeeded(forSize: end)
     guard needed <= Self.mostL1Entries else { throw .badRequest }
-    let count = UInt64(tables.l1.count)
+    let count = UInt64(mapping.tables.l1.count)
     if needed <= count { return }
     let wanted = min(max(needed, count + count / 2), Self.mostL1Entries)
     try await exclusively { () async throws(ImageError) in try await self.growL1(to: wanted) }
@@ -90,30 +90,30 @@ extension Image {
     while next < end {
       let stop = min((next / UInt64(room.count) + 1) * UInt64(room.count), end)
       let chunk = VMStateChunk(bytes: next..<stop, room: room)
-      await enter(worker: worker, slot: 0)
-      defer { leave(worker: worker, slot: 0) }
+      await admission.enter(worker: worker, slot: 0)
+      defer { admission.leave(worker: worker, slot: 0) }
       try unsafe await body(chunk, memory + Int(next - start))
       next = stop
     }
   }
 
   private func read(_ chunk: VMStateChunk, worker: Int) async throws(ImageError) {
-    let mapped = UInt64(tables.l1.count) * geometry.bytesPerL2Table
+    let mapped = UInt64(mapping.tables.l1.count) * geometry.bytesPerL2Table
     let end = min(chunk.sectors.upperBound, max(mapped, chunk.sectors.lowerBound))
     let inside = Int(end - chunk.sectors.lowerBound)
     if inside > 0 {
-      try await read(
+      try await reader.read(
         BlockRequest(
           .read, offset: GuestOffset(chunk.sectors.lowerBound), length: UInt64(inside),
           data: chunk.data.slice(0, inside)),
         worker: worker)
     }
     let outside = chunk.data.count - inside
-    if outside > 0 { try await storage.fillWithZeroes(chunk.data.slice(inside, outside)) }
+    if outside > 0 { try await reader.storage.fillWithZeroes(chunk.data.slice(inside, outside)) }
   }
 
   private func write(_ chunk: VMStateChunk, worker: Int) async throws(ImageError) {
-    try await write(
+    try await writer.write(
       BlockRequest(
         .write, offset: GuestOffset(chunk.sectors.lowerBound), length: UInt64(chunk.data.count),
         data: chunk.data),

@@ -1,6 +1,6 @@
 import BlockCore
 
-extension Image {
+extension Reader {
   /// Reads what the guest sees where this image has nothing of its own.
   ///
   /// The backing file is looked at below the virtual size only: what it has beyond must show

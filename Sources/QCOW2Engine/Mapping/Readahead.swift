@@ -41,7 +41,7 @@ final class Readahead: @unchecked Sendable {  // why: `lock` guards `expected` a
   }
 }
 
-extension Image {
+extension Mapping {
   /// Guest bytes that a stream should have mapped ahead of it.
   private static let aheadBytes: UInt64 = 8 << 20
   /// Tables in a row that the L1 table may lack before a stream is given up.
@@ -74,7 +74,7 @@ extension Image {
   /// small cache is left alone: it would lose more than it gains.
   func slicesAhead(of request: BlockRequest) -> [SliceAhead] {
     let window = aheadWindow
-    guard request.length > 0, l2.slotCount >= 4 * Int(window) else { return [] }
+    guard request.length > 0, cache.slotCount >= 4 * Int(window) else { return [] }
     let first = request.offset.bytes / slices.bytesPerSlice
     let last = (request.offset.bytes + (request.length - 1)) / slices.bytesPerSlice
     var wanted: [SliceAhead] = []
@@ -87,7 +87,7 @@ extension Image {
   /// misses right after the one before.
   private func isStreaming(at slice: UInt64, _ window: UInt64) -> Bool {
     guard let key = place(slice)?.key else { return false }
-    switch l2.touch(key) {
+    switch cache.touch(key) {
     case .resident: return false
     case .ahead:
       readahead.noteUse(slice, window: window)
@@ -110,7 +110,7 @@ extension Image {
         slice = (slice / perTable + 1) * perTable
         continue
       }
-      if l2.state(of: place.key) == .empty { wanted.append(place) }
+      if cache.state(of: place.key) == .empty { wanted.append(place) }
       seen += 1
       slice += 1
     }
@@ -119,14 +119,14 @@ extension Image {
   /// Where a slice lies; nil if it has no usable table.
   private func place(_ slice: UInt64) -> SliceAhead? {
     let part = slices.part(from: GuestOffset(slice * slices.bytesPerSlice), length: 1)
-    guard let table = mapping.tables.place(part.l1Index).table else { return nil }
+    guard let table = tables.place(part.l1Index).table else { return nil }
     return SliceAhead(key: table + part.sliceOffset)
   }
 
   /// Loads a slice for later; the caller's stamp keeps its table where it is.
   ///
   /// A failure is no one's: whoever needs the slice will meet it.
-  func loadAhead(_ slice: SliceAhead) async { await l2.loadAhead(slice.key, storage: storage) }
+  func loadAhead(_ slice: SliceAhead) async { await cache.loadAhead(slice.key, storage: storage) }
 }
 
 /// A slice to be loaded ahead of its use.

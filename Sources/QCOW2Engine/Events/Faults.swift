@@ -1,8 +1,28 @@
 import BlockCore
 import QCOW2Format
 
-/// What an image reports of its own requests; host I/O is reported by ``ImageStorage``.
-extension Image {
+/// What an open image does when something fails, and tells of its own requests; host I/O is reported
+/// by ``ImageStorage``.
+final class Faults: Sendable {
+  private let health: ImageHealth
+  private let headerEditor: HeaderEditor
+  private let mapping: Mapping
+  private let refcounts: RefcountStore
+  private let isReadOnly: Bool
+  private let version: UInt32
+
+  init(_ parts: ImageParts, _ mapping: Mapping) {
+    health = parts.storage.health
+    headerEditor = parts.headerEditor
+    self.mapping = mapping
+    refcounts = parts.allocator.refcounts
+    isReadOnly = parts.options.readOnly
+    version = parts.header.version
+  }
+
+  private var geometry: ClusterGeometry { mapping.geometry }
+  private var tables: L2Tables { mapping.tables }
+
   /// Acts on a failure.
   ///
   /// Corruption stops all changes and is marked in the header. The administrator hears of corruption and
@@ -10,7 +30,7 @@ extension Image {
   func report(_ error: ImageError, of request: BlockRequest? = nil) async {
     if error.errno == .noSpace { return noteSpaceLacking(error, request) }
     guard error.isDamage else { return }
-    let stops = error.isCorruption && !options.readOnly
+    let stops = error.isCorruption && !isReadOnly
     let isFirst = stops && health.noteCorruption()
     noteDamage(error, request, stops: stops)
     if isFirst { try? await headerEditor.markCorrupt() }
@@ -24,7 +44,7 @@ extension Image {
       event.offset = entry.host
       event.guest = entry.guest ?? request?.guestOffset
       event.consequence =
-        stops ? (header.version >= 3 ? .markedCorrupt : .writingStops) : .requestFails
+        stops ? (version >= 3 ? .markedCorrupt : .writingStops) : .requestFails
     }
   }
 
@@ -38,7 +58,7 @@ extension Image {
           ? GuestOffset(index &* geometry.bytesPerL2Table) : nil
       )
     case .format(.badEntry("refcount table entry", let index, _, _)):
-      return (allocator.refcounts.table.offset + index &* 8, nil)
+      return (refcounts.table.offset + index &* 8, nil)
     case .format(.badEntry(let name, let cluster, _, _)):
       guard name == "L2 entry of guest cluster" || name == "subcluster bitmap of guest cluster"
       else { return (nil, nil) }
@@ -61,7 +81,7 @@ extension Image {
   // MARK: Space
 
   private func noteSpaceLacking(_ error: ImageError, _ request: BlockRequest?) {
-    if options.readOnly { return }
+    if isReadOnly { return }
     var cause = error
     var user = request?.operation == .flush ? ImageHealth.SpaceUser.flush : .allocation
     if case .noRoomInPlace(let inner) = error { (cause, user) = (inner, .inPlace) }
@@ -76,15 +96,6 @@ extension Image {
       }
       event.guest = request?.guestOffset
     }
-  }
-
-  /// Notes that something was done for which the host lacked space before.
-  @inline(__always) func noteSpaceFound(by user: ImageHealth.SpaceUser) {
-    if health.lacksSpace { endLack(of: user) }
-  }
-
-  @inline(never) private func endLack(of user: ImageHealth.SpaceUser) {
-    if health.noteSpace(foundBy: user) { health.reporter?.note(.spaceFound) }
   }
 }
 
