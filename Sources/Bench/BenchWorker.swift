@@ -150,7 +150,9 @@ final class BenchWorker: CompletionHandler, RingSource, @unchecked Sendable {
   }
 
   func serve(_ request: BlockRequest, slot: Int) async -> Errno? {
-    await requests.target.serve(request, worker: requests.worker, slot: slot).errno
+    await requests.target.serve(
+      request, at: RequestSlot(worker: requests.worker, number: slot)
+    ).errno
   }
 
   func spawn(_ body: @escaping @Sendable () async -> Void) {

@@ -69,8 +69,7 @@ public enum ServiceResult: Sendable, Equatable {
 
 /// What a queue worker serves: the engine behind a device, as the data plane sees it.
 ///
-/// Worker numbers run from 0 to the count given when the target was made, less one. `slot` is a
-/// number below the slots per worker: the tag, so that the target can tell which requests are in
+/// Each call says in which ``RequestSlot`` the request is, so that the target can tell which are in
 /// flight.
 public protocol BlockTarget: AnyObject, Sendable {
   /// The size of the device in bytes.
@@ -79,19 +78,19 @@ public protocol BlockTarget: AnyObject, Sendable {
   /// Hit path: maps `request` without allocation, I/O or waiting.
   ///
   /// `plan` has room for one transfer at least; a request that needs more than there is room for needs
-  /// service. On `.transfers` the request counts as in flight until ``finish(worker:slot:failed:)``; the
+  /// service. On `.transfers` the request counts as in flight until ``finish(at:failed:)``; the
   /// caller carries out all transfers (in any order, whole) in between.
   func plan(
-    _ request: BlockRequest, worker: Int, slot: Int,
+    _ request: BlockRequest, at slot: RequestSlot,
     into plan: UnsafeMutableBufferPointer<HostTransfer>
   ) -> PlanResult
 
-  /// Ends a request that ``plan(_:worker:slot:into:)`` answered with transfers.
+  /// Ends a request that ``plan(_:at:into:)`` answered with transfers.
   ///
   /// `failed` says that some transfer was not carried out in full; such a request is always
   /// ``FinishResult/done``.
-  func finish(worker: Int, slot: Int, failed: Bool) -> FinishResult
+  func finish(at slot: RequestSlot, failed: Bool) -> FinishResult
 
   /// Slow path: carries out the whole request, suspending as needed.
-  func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult
+  func serve(_ request: BlockRequest, at slot: RequestSlot) async -> ServiceResult
 }

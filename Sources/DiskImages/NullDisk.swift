@@ -25,13 +25,13 @@ package final class NullDisk: OpenDisk, BlockTarget {
   package func close() async {}
 
   package func plan(
-    _ request: BlockRequest, worker: Int, slot: Int,
+    _ request: BlockRequest, at slot: RequestSlot,
     into plan: UnsafeMutableBufferPointer<HostTransfer>
   ) -> PlanResult { .transfers(count: 0) }
 
-  package func finish(worker: Int, slot: Int, failed: Bool) -> FinishResult { .done }
+  package func finish(at slot: RequestSlot, failed: Bool) -> FinishResult { .done }
 
-  package func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult {
+  package func serve(_ request: BlockRequest, at slot: RequestSlot) async -> ServiceResult {
     .done
   }
 }

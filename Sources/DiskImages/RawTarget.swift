@@ -47,7 +47,7 @@ package final class RawTarget: BlockTarget {
   // MARK: Hit path
 
   package func plan(
-    _ request: BlockRequest, worker: Int, slot: Int,
+    _ request: BlockRequest, at slot: RequestSlot,
     into plan: UnsafeMutableBufferPointer<HostTransfer>
   ) -> PlanResult {
     let isWrite = request.operation == .write
@@ -63,7 +63,7 @@ package final class RawTarget: BlockTarget {
     return .transfers(count: 1)
   }
 
-  package func finish(worker: Int, slot: Int, failed: Bool) -> FinishResult { .done }
+  package func finish(at slot: RequestSlot, failed: Bool) -> FinishResult { .done }
 
   private func inBounds(_ request: BlockRequest) -> Bool {
     let size = self.size
@@ -73,7 +73,7 @@ package final class RawTarget: BlockTarget {
 
   // MARK: Slow path
 
-  package func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult {
+  package func serve(_ request: BlockRequest, at slot: RequestSlot) async -> ServiceResult {
     do throws(Errno) {
       guard inBounds(request) else { throw .invalid }
       try await carryOut(request)

@@ -106,7 +106,9 @@ private final class CallerSource: RequestSource, @unchecked Sendable {
   }
 
   func serve(_ request: BlockRequest, slot: Int) async -> Errno? {
-    await requests.target.serve(request, worker: requests.worker, slot: slot).errno
+    await requests.target.serve(
+      request, at: RequestSlot(worker: requests.worker, number: slot)
+    ).errno
   }
 
   func ended(_ slot: Int, failure: Int32) { self.failure = failure }

@@ -49,7 +49,8 @@ extension RequestDriver {
 
   @inlinable func finishTransfers<Source: RequestSource>(_ slot: Int, _ source: Source) {
     let failure = unsafe states[slot].failure
-    let rest = target.finish(worker: worker, slot: slot, failed: failure != 0)
+    let rest = target.finish(
+      at: RequestSlot(worker: worker, number: slot), failed: failure != 0)
     if rest == .needsService || failure == Errno.noSpace.code {
       // What the hit path began is to be completed; or the host is full: the target may know how to
       // make room, or the request is held.

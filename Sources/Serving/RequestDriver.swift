@@ -97,7 +97,9 @@ public final class RequestDriver: @unchecked Sendable {  // why: confined to its
     guard plain == .read || plain == .write else { return startServing(slot, for: source) }
     let buffer = unsafe UnsafeMutableBufferPointer(
       start: plans + slot * Self.planCapacity, count: Self.planCapacity)
-    switch unsafe target.plan(request, worker: worker, slot: slot, into: buffer) {
+    switch unsafe target.plan(
+      request, at: RequestSlot(worker: worker, number: slot), into: buffer)
+    {
     case .transfers(let count): startTransfers(slot, count, source)
     case .needsService: startServing(slot, for: source)
     }

@@ -112,7 +112,7 @@ extension BadInputTests {
         let buffer = IOBuffer(count: 512)
         let request = BlockRequest(
           .read, offset: GuestOffset(offset), length: 512, data: buffer.data)
-        let errno = await image.serve(request, worker: 0, slot: 0).errno
+        let errno = await image.serve(request, at: RequestSlot(worker: 0, number: 0)).errno
         #expect(errno == nil || errno == .io)
         return errno == nil ? buffer.base.load(as: UInt8.self) : nil
       }

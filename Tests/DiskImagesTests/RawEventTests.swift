@@ -12,7 +12,7 @@ import Testing
 
   private func plans(_ target: RawTarget, _ request: BlockRequest) -> Bool {
     withUnsafeTemporaryAllocation(of: HostTransfer.self, capacity: 4) { plan in
-      if case .transfers = target.plan(request, worker: 0, slot: 0, into: plan) {
+      if case .transfers = target.plan(request, at: RequestSlot(worker: 0, number: 0), into: plan) {
         true
       } else {
         false
@@ -27,22 +27,28 @@ import Testing
     let target = RawTarget(file, length: 8192, reporter: EventReporter(events, object))
     let buffer = IOBuffer(count: 1024)
     file.failure = .io
-    #expect(await target.serve(request(.read, buffer), worker: 0, slot: 0) == .failed(.io))
-    #expect(await target.serve(request(.write, buffer), worker: 0, slot: 0) == .failed(.io))
+    #expect(
+      await target.serve(request(.read, buffer), at: RequestSlot(worker: 0, number: 0))
+        == .failed(.io))
+    #expect(
+      await target.serve(request(.write, buffer), at: RequestSlot(worker: 0, number: 0))
+        == .failed(.io))
     let read = events.summary[.readFailed]
     #expect(read.count == 1 && read.first?.object == object)
     #expect(read.first?.offset == HostOffset(512) && read.first?.length == 1024)
     #expect(events.summary[.writeFailed].count == 1)
     // A sync that fails is told once, however many flushes fail for it.
     for _ in 0..<3 {
-      #expect(await target.serve(BlockRequest(.flush), worker: 0, slot: 0) == .failed(.io))
+      #expect(
+        await target.serve(BlockRequest(.flush), at: RequestSlot(worker: 0, number: 0))
+          == .failed(.io))
     }
     #expect(events.summary[.syncFailed].count == 1)
     #expect(
       await target.serve(
         BlockRequest(
           .read, offset: GuestOffset(8192), length: 512, data: buffer.data.slice(0, 512)),
-        worker: 0, slot: 0) == .failed(.invalid))
+        at: RequestSlot(worker: 0, number: 0)) == .failed(.invalid))
     #expect(events.summary[.readFailed].count == 1, "outside of the disk: nothing of the host's")
   }
 
@@ -54,12 +60,15 @@ import Testing
     let buffer = IOBuffer(count: 512)
     #expect(plans(target, request(.write, buffer)))
     file.failure = .quota
-    #expect(await target.serve(request(.write, buffer), worker: 0, slot: 0) == .failed(.noSpace))
+    #expect(
+      await target.serve(request(.write, buffer), at: RequestSlot(worker: 0, number: 0))
+        == .failed(.noSpace))
     #expect(events.summary.lacksSpace && events.summary[.writeFailed].count == 0)
     #expect(!plans(target, request(.write, buffer)), "nobody would see the end")
     #expect(plans(target, request(.read, buffer)))
     file.failure = nil
-    #expect(await target.serve(request(.write, buffer), worker: 0, slot: 0) == .done)
+    #expect(
+      await target.serve(request(.write, buffer), at: RequestSlot(worker: 0, number: 0)) == .done)
     #expect(!events.summary.lacksSpace && events.summary[.spaceFound].count == 1)
     #expect(plans(target, request(.write, buffer)))
   }

@@ -6,7 +6,7 @@ import Testing
 @Suite struct RawTargetTests {
   private func planned(_ target: RawTarget, _ request: BlockRequest) -> [HostTransfer]? {
     withUnsafeTemporaryAllocation(of: HostTransfer.self, capacity: 4) { plan in
-      switch target.plan(request, worker: 0, slot: 0, into: plan) {
+      switch target.plan(request, at: RequestSlot(worker: 0, number: 0), into: plan) {
       case .needsService: nil
       case .transfers(let count): Array(plan[0..<count])
       }
@@ -46,10 +46,13 @@ import Testing
       request(.read, 0, 4608), request(.writeZeroes, 4096, 512), request(.discard, 1, 512),
       request(.writeZeroes, .max - 511, 512),
     ] {
-      #expect(await target.serve(one, worker: 0, slot: 0) == .failed(.invalid))
+      #expect(await target.serve(one, at: RequestSlot(worker: 0, number: 0)) == .failed(.invalid))
     }
-    #expect(await target.serve(request(.writeZeroes, 0, 512), worker: 0, slot: 0) == .done)
-    #expect(await target.serve(request(.flush, 0, 0), worker: 0, slot: 0) == .done)
+    #expect(
+      await target.serve(request(.writeZeroes, 0, 512), at: RequestSlot(worker: 0, number: 0))
+        == .done)
+    #expect(
+      await target.serve(request(.flush, 0, 0), at: RequestSlot(worker: 0, number: 0)) == .done)
     #expect(file.syncs == 1)
   }
 
@@ -61,7 +64,7 @@ import Testing
     let buffer = IOBuffer(count: 512)
     let read = BlockRequest(
       .read, offset: GuestOffset(512), length: 512, data: buffer.data)
-    #expect(await target.serve(read, worker: 0, slot: 0) == .done)
+    #expect(await target.serve(read, at: RequestSlot(worker: 0, number: 0)) == .done)
     let bytes = UnsafeRawBufferPointer(start: buffer.base, count: 512)
     #expect(bytes[..<488].allSatisfy { $0 == 0xee })
     #expect(bytes[488...].allSatisfy { $0 == 0 })
@@ -71,10 +74,12 @@ import Testing
     let target = RawTarget(ArrayFile(count: 4096, isReadOnly: true), length: 4096)
     #expect(planned(target, request(.write, 0, 512)) == nil)
     for operation in [BlockOperation.write, .discard, .writeZeroes] {
-      let outcome = await target.serve(request(operation, 0, 512), worker: 0, slot: 0)
+      let outcome = await target.serve(
+        request(operation, 0, 512), at: RequestSlot(worker: 0, number: 0))
       #expect(outcome == .failed(.readOnly))
     }
-    #expect(await target.serve(request(.flush, 0, 0), worker: 0, slot: 0) == .done)
+    #expect(
+      await target.serve(request(.flush, 0, 0), at: RequestSlot(worker: 0, number: 0)) == .done)
   }
 
   @Test func aFailedSyncFailsAllLaterOnes() async {
@@ -82,19 +87,19 @@ import Testing
     let target = RawTarget(file, length: 4096)
     file.syncFailure = .io
     let flush = request(.flush, 0, 0)
-    #expect(await target.serve(flush, worker: 0, slot: 0) == .failed(.io))
+    #expect(await target.serve(flush, at: RequestSlot(worker: 0, number: 0)) == .failed(.io))
     file.syncFailure = nil
-    #expect(await target.serve(flush, worker: 0, slot: 0) == .failed(.io))
+    #expect(await target.serve(flush, at: RequestSlot(worker: 0, number: 0)) == .failed(.io))
     var forced = request(.writeZeroes, 0, 512)
     forced.isFUA = true
-    #expect(await target.serve(forced, worker: 0, slot: 0) == .failed(.io))
+    #expect(await target.serve(forced, at: RequestSlot(worker: 0, number: 0)) == .failed(.io))
   }
 
   @Test func aQuotaOfTheHostsIsNoSpace() async {
     let file = ArrayFile(count: 4096)
     file.syncFailure = .quota
     let target = RawTarget(file, length: 4096)
-    let outcome = await target.serve(request(.flush, 0, 0), worker: 0, slot: 0)
+    let outcome = await target.serve(request(.flush, 0, 0), at: RequestSlot(worker: 0, number: 0))
     #expect(outcome == .failed(.noSpace))
   }
 

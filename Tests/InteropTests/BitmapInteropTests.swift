@@ -163,7 +163,9 @@ struct BitmapInteropTests {
       let request = BlockRequest(
         .read, offset: GuestOffset(start), length: UInt64(count),
         data: buffer.data.slice(0, count))
-      if let errno = await image.serve(request, worker: 0, slot: 0).errno { throw errno }
+      if let errno = await image.serve(request, at: RequestSlot(worker: 0, number: 0)).errno {
+        throw errno
+      }
       try backup.write(UnsafeRawBufferPointer(start: buffer.base, count: count), at: start)
     }
   }

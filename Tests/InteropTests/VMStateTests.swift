@@ -23,7 +23,8 @@ struct VMStateTests {
       }
       let size = image.size
       let request = BlockRequest(.read, offset: GuestOffset(size), length: 512)
-      guard await image.serve(request, worker: 0, slot: 0) == .failed(.invalid) else {
+      guard await image.serve(request, at: RequestSlot(worker: 0, number: 0)) == .failed(.invalid)
+      else {
         throw Mismatch(description: "the guest can read VM state")
       }
     }

@@ -16,3 +16,11 @@ extension Image {
   var inFlight: InFlightRanges { mapping.inFlight }
   var l2: SliceCache { mapping.cache }
 }
+
+extension RequestStamps {
+  func enter(worker: Int, slot: Int) { enter(at: RequestSlot(worker: worker, number: slot)) }
+  func exit(worker: Int, slot: Int) { exit(at: RequestSlot(worker: worker, number: slot)) }
+  func index(worker: Int, slot: Int) -> Int {
+    index(at: RequestSlot(worker: worker, number: slot))
+  }
+}

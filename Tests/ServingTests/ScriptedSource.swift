@@ -101,7 +101,7 @@ final class ScriptedSource: CompletionHandler, RequestSource, @unchecked Sendabl
   }
 
   func serve(_ request: BlockRequest, slot: Int) async -> Errno? {
-    await requests.target.serve(request, worker: 0, slot: slot).errno
+    await requests.target.serve(request, at: RequestSlot(worker: 0, number: slot)).errno
   }
 
   func ended(_ slot: Int, failure: Int32) {
@@ -148,7 +148,7 @@ final class ScriptedTarget: BlockTarget {
   }
 
   func plan(
-    _ request: BlockRequest, worker: Int, slot: Int,
+    _ request: BlockRequest, at slot: RequestSlot,
     into buffer: UnsafeMutableBufferPointer<HostTransfer>
   ) -> PlanResult {
     seen.withLock { $0.planned.append(request.operation) }
@@ -157,12 +157,12 @@ final class ScriptedTarget: BlockTarget {
     return .transfers(count: plan.count)
   }
 
-  func finish(worker: Int, slot: Int, failed: Bool) -> FinishResult {
+  func finish(at slot: RequestSlot, failed: Bool) -> FinishResult {
     seen.withLock { $0.finished.append(failed) }
     return failed ? .done : rest
   }
 
-  func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult {
+  func serve(_ request: BlockRequest, at slot: RequestSlot) async -> ServiceResult {
     seen.withLock { $0.served.append(request.operation) }
     await Task.yield()
     return outcome

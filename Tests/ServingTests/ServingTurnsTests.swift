@@ -74,23 +74,23 @@ private final class SlowTarget: BlockTarget {
   init(failures: Int = 0) { self.failures = failures }
 
   func plan(
-    _ request: BlockRequest, worker: Int, slot: Int,
+    _ request: BlockRequest, at slot: RequestSlot,
     into plan: UnsafeMutableBufferPointer<HostTransfer>
   ) -> PlanResult { .transfers(count: 0) }
 
-  func finish(worker: Int, slot: Int, failed: Bool) -> FinishResult { .needsService }
+  func finish(at slot: RequestSlot, failed: Bool) -> FinishResult { .needsService }
 
-  func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult {
+  func serve(_ request: BlockRequest, at slot: RequestSlot) async -> ServiceResult {
     seen.withLock {
       $0.now += 1
       $0.most = max($0.most, $0.now)
-      $0.slots.append(slot)
+      $0.slots.append(slot.number)
     }
     for _ in 0..<3 { await Task.yield() }
     return seen.withLock {
       $0.now -= 1
-      $0.failed[slot, default: 0] += 1
-      return $0.failed[slot, default: 0] > failures ? .done : .failed(.noSpace)
+      $0.failed[slot.number, default: 0] += 1
+      return $0.failed[slot.number, default: 0] > failures ? .done : .failed(.noSpace)
     }
   }
 }

@@ -244,9 +244,9 @@ private final class Outcome: Sendable {
 private final class NoTarget: BlockTarget {
   let size: UInt64 = 1 << 20
   func plan(
-    _ request: BlockRequest, worker: Int, slot: Int,
+    _ request: BlockRequest, at slot: RequestSlot,
     into plan: UnsafeMutableBufferPointer<HostTransfer>
   ) -> PlanResult { .needsService }
-  func finish(worker: Int, slot: Int, failed: Bool) -> FinishResult { .done }
-  func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult { .done }
+  func finish(at slot: RequestSlot, failed: Bool) -> FinishResult { .done }
+  func serve(_ request: BlockRequest, at slot: RequestSlot) async -> ServiceResult { .done }
 }

@@ -91,13 +91,13 @@ private final class MemoryTarget: BlockTarget {
   let written = Mutex<[UInt8]>([])
 
   func plan(
-    _ request: BlockRequest, worker: Int, slot: Int,
+    _ request: BlockRequest, at slot: RequestSlot,
     into plan: UnsafeMutableBufferPointer<HostTransfer>
   ) -> PlanResult { .needsService }
 
-  func finish(worker: Int, slot: Int, failed: Bool) -> FinishResult { .done }
+  func finish(at slot: RequestSlot, failed: Bool) -> FinishResult { .done }
 
-  func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult {
+  func serve(_ request: BlockRequest, at slot: RequestSlot) async -> ServiceResult {
     seen.withLock { $0.append(request.data.isMemory ? "memory" : "registered") }
     guard let memory = request.data.memory else { return .needsMemory }
     let bytes = UnsafeMutableRawBufferPointer(start: memory, count: request.data.count)

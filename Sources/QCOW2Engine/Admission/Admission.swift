@@ -21,34 +21,34 @@ final class Admission: Sendable {
   /// Marks a request in flight, if the image takes requests now and this one lies inside the disk.
   ///
   /// The bounds are checked inside: the size changes only while nobody is in.
-  @inline(__always) func admitNow(_ request: BlockRequest, worker: Int, slot: Int) -> Bool {
-    stamps.enter(worker: worker, slot: slot)
+  @inline(__always) func admitNow(_ request: BlockRequest, at slot: RequestSlot) -> Bool {
+    stamps.enter(at: slot)
     if gate.isOpen && inBounds(request) { return true }
-    leave(worker: worker, slot: slot)
+    leave(at: slot)
     return false
   }
 
   /// The same, waiting while the gate is shut.
-  func admit(_ request: BlockRequest, worker: Int, slot: Int) async throws(ImageError) {
-    await enter(worker: worker, slot: slot)
+  func admit(_ request: BlockRequest, at slot: RequestSlot) async throws(ImageError) {
+    await enter(at: slot)
     if inBounds(request) { return }
-    leave(worker: worker, slot: slot)
+    leave(at: slot)
     throw .badRequest
   }
 
   /// Marks something in flight that has no bounds to check, waiting while the gate is shut.
-  func enter(worker: Int, slot: Int) async {
+  func enter(at slot: RequestSlot) async {
     while true {
-      stamps.enter(worker: worker, slot: slot)
+      stamps.enter(at: slot)
       if gate.isOpen { return }
-      leave(worker: worker, slot: slot)
+      leave(at: slot)
       await gate.waitUntilOpen()
     }
   }
 
   /// Ends a request that was admitted.
-  @inline(__always) func leave(worker: Int, slot: Int) {
-    stamps.exit(worker: worker, slot: slot)
-    if !gate.isQuiet { gate.noteExit(stamps.index(worker: worker, slot: slot)) }
+  @inline(__always) func leave(at slot: RequestSlot) {
+    stamps.exit(at: slot)
+    if !gate.isQuiet { gate.noteExit(stamps.index(at: slot)) }
   }
 }

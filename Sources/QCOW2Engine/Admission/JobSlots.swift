@@ -1,9 +1,11 @@
-import BlockCore
+package import BlockCore
 
 /// A worker number that one job has to itself; see ``JobSlots``.
 package struct JobSlot: Sendable {
   /// What requests and allocations of the job are called with.
   package let worker: Int
+  /// For what has one request at a time.
+  package var slot: RequestSlot { RequestSlot(worker: worker, number: 0) }
 }
 
 /// Worker numbers for what runs beside the guest's requests.
@@ -56,7 +58,7 @@ extension Image {
   /// Runs a job beside the guest's requests, with a worker number of its own; waits while
   /// ``JobSlots/longCount`` others run.
   ///
-  /// The job's requests go to ``serve(_:worker:slot:)`` with that number. Its clusters that were
+  /// The job's requests go to ``serve(_:at:)`` with that number. Its clusters that were
   /// reserved and not used go back when it ends.
   package func withJobSlot<R, E: Error>(
     _ body: (JobSlot) async throws(E) -> R

@@ -1,3 +1,4 @@
+import BlockCore
 import Synchronization
 
 /// Which requests are in flight, and since when: what keeps a freed host cluster from being reused
@@ -27,21 +28,23 @@ final class RequestStamps: @unchecked Sendable {  // why: atomics in stable stor
   }
 
   /// The number of a worker's slot among all slots.
-  @inline(__always) func index(worker: Int, slot: Int) -> Int { worker &* slotsPerWorker &+ slot }
+  @inline(__always) func index(at slot: RequestSlot) -> Int {
+    slot.worker &* slotsPerWorker &+ slot.number
+  }
 
   /// Marks the request in flight; call before looking at any mapping.
   ///
   /// Sequentially consistent: the store must not linger in a store buffer while the mapping is
   /// read, or ``oldest()`` on another thread would miss a request that has seen the old pointer.
-  @inline(__always) func enter(worker: Int, slot: Int) {
-    unsafe stamps[index(worker: worker, slot: slot)].store(
+  @inline(__always) func enter(at slot: RequestSlot) {
+    unsafe stamps[index(at: slot)].store(
       clock.load(ordering: .relaxed), ordering: .sequentiallyConsistent)
   }
 
   /// Marks the request done; call after its last transfer.
   ///
   /// Sequentially consistent: the look at the ``RequestGate`` that follows must not come first.
-  @inline(__always) func exit(worker: Int, slot: Int) { exit(index(worker: worker, slot: slot)) }
+  @inline(__always) func exit(at slot: RequestSlot) { exit(index(at: slot)) }
 
   /// The same by the slot's number among all.
   @inline(__always) func exit(_ index: Int) {
@@ -50,8 +53,9 @@ final class RequestStamps: @unchecked Sendable {  // why: atomics in stable stor
 
   /// Whether none of a worker's slots is in flight.
   func isIdle(worker: Int) -> Bool {
-    (0..<slotsPerWorker).allSatisfy { slot in
-      unsafe stamps[index(worker: worker, slot: slot)].load(ordering: .sequentiallyConsistent) == 0
+    (0..<slotsPerWorker).allSatisfy { number in
+      let index = index(at: RequestSlot(worker: worker, number: number))
+      return unsafe stamps[index].load(ordering: .sequentiallyConsistent) == 0
     }
   }
 

@@ -28,7 +28,7 @@ extension Planner {
   ///
   /// - Returns: whether it did; if not, nothing has changed.
   func planFresh(
-    _ request: BlockRequest, worker: Int, slot: Int, _ builder: inout PlanBuilder
+    _ request: BlockRequest, at slot: RequestSlot, _ builder: inout PlanBuilder
   ) -> Bool {
     guard planFile >= 0, !rules.hasDataFile, !rules.isExtended, request.length > 0 else {
       return false
@@ -38,10 +38,10 @@ extension Planner {
       case .at(let table, isOwn: true) = mapping.tables.place(part.l1Index)
     else { return false }
     let claimed = mapping.inFlight.claim(part.clusters) {
-      newClusters(for: part, table: table, worker: worker)
+      newClusters(for: part, table: table, worker: slot.worker)
     }
     guard let claimed else { return false }
-    fresh[worker, slot] = FreshWrite(
+    fresh[slot] = FreshWrite(
       clusters: part.clusters, host: claimed, table: table, part: part)
     let inCluster = part.start.bytes & geometry.clusterMask
     builder.restart()
@@ -92,8 +92,8 @@ extension Planner {
   /// Points the entries at the new clusters, if their slice is resident, and gives the range back.
   ///
   /// - Returns: false if the slice must be loaded first: then nothing has changed.
-  func endFresh(worker: Int, slot: Int, failed: Bool) -> Bool {
-    let write = fresh[worker, slot]
+  func endFresh(at slot: RequestSlot, failed: Bool) -> Bool {
+    let write = fresh[slot]
     if !failed {
       let part = write.part
       assert(
@@ -110,17 +110,17 @@ extension Planner {
       if !isPublished { return false }
       durability.noteDirty()
     }
-    release(write, worker: worker, slot: slot, isPublished: !failed)
+    release(write, at: slot, isPublished: !failed)
     return true
   }
 
   /// The same on the slow path, for a slice that was evicted meanwhile.
-  func serveFresh(worker: Int, slot: Int) async throws(ImageError) {
-    let write = fresh[worker, slot]
+  func serveFresh(at slot: RequestSlot) async throws(ImageError) {
+    let write = fresh[slot]
     var isPublished = false
     defer {
-      release(write, worker: worker, slot: slot, isPublished: isPublished)
-      admission.leave(worker: worker, slot: slot)
+      release(write, at: slot, isPublished: isPublished)
+      admission.leave(at: slot)
     }
     try await mapping.withEntries(write.part, table: write.table) { self.publish(write, &$0) }
     isPublished = true
@@ -138,8 +138,8 @@ extension Planner {
     assert(released.isEmpty, "a write into new clusters replaces others")
   }
 
-  private func release(_ write: FreshWrite, worker: Int, slot: Int, isPublished: Bool) {
-    fresh[worker, slot] = FreshWrite()
+  private func release(_ write: FreshWrite, at slot: RequestSlot, isPublished: Bool) {
+    fresh[slot] = FreshWrite()
     if let unused = mapping.inFlight.leave(write.clusters, isPublished: isPublished) {
       supply.frees.add([
         ClusterRun(start: unused, count: UInt64(write.clusters.count), isFresh: false)
@@ -170,14 +170,14 @@ final class FreshWrites: @unchecked Sendable {  // why: each is one request's
     unsafe pending.deallocate()
   }
 
-  /// Whether there is a write for a slot, by its number among all: see ``RequestStamps/index(worker:slot:)``.
+  /// Whether there is a write for a slot, by its number among all: see ``RequestStamps/index(at:)``.
   @inline(__always) func isPending(_ index: Int) -> Bool { unsafe pending[index] }
 
-  subscript(worker: Int, slot: Int) -> FreshWrite {
-    get { unsafe writes[worker &* slotsPerWorker &+ slot] }
+  subscript(slot: RequestSlot) -> FreshWrite {
+    get { unsafe writes[slot.worker &* slotsPerWorker &+ slot.number] }
     set {
-      unsafe writes[worker &* slotsPerWorker &+ slot] = newValue
-      unsafe pending[worker &* slotsPerWorker &+ slot] = newValue.isPending
+      unsafe writes[slot.worker &* slotsPerWorker &+ slot.number] = newValue
+      unsafe pending[slot.worker &* slotsPerWorker &+ slot.number] = newValue.isPending
     }
   }
 }

@@ -3,7 +3,7 @@ import QCOW2Format
 
 /// What maps a request inside one plain cluster, gathered so that a few loads find it.
 ///
-/// Most requests are such. Whatever is not, in whatever way, is left to ``Image/plan(_:worker:slot:into:)``'s
+/// Most requests are such. Whatever is not, in whatever way, is left to ``Image/plan(_:at:into:)``'s
 /// general part, which says the same of them, only slower: it asks ``Lookup``.
 ///
 /// A class, so that each constant is loaded where it is used: as a struct they were all loaded first,

@@ -10,8 +10,8 @@ extension Image {
   /// Waits while the gate is shut, for instance while the disk is resized.
   private func query<R>(_ body: () async throws(ImageError) -> R) async throws(ImageError) -> R {
     try await withShortSlot { (job) async throws(ImageError) in
-      await admission.enter(worker: job.worker, slot: 0)
-      defer { admission.leave(worker: job.worker, slot: 0) }
+      await admission.enter(at: job.slot)
+      defer { admission.leave(at: job.slot) }
       return try await body()
     }
   }

@@ -5,23 +5,23 @@ import QCOW2Format
 
 extension Image {
   package func plan(
-    _ request: BlockRequest, worker: Int, slot: Int,
+    _ request: BlockRequest, at slot: RequestSlot,
     into plan: UnsafeMutableBufferPointer<HostTransfer>
   ) -> PlanResult {
     assert(!plan.isEmpty)
     switch request.plainOperation {
     case .read where hits.plansReads:
-      if unsafe planHit(request, worker: worker, slot: slot, isWrite: false, into: plan) {
+      if unsafe planHit(request, at: slot, isWrite: false, into: plan) {
         return .transfers(count: 1)
       }
     case .write where hits.plansWrites && health.isGoodInPlace:
-      if unsafe planHit(request, worker: worker, slot: slot, isWrite: true, into: plan) {
+      if unsafe planHit(request, at: slot, isWrite: true, into: plan) {
         return .transfers(count: 1)
       }
     default: break
     }
     // Stamps the request anew if it was stamped above: what was looked at for nothing is forgotten.
-    return unsafe planner.plan(request, worker: worker, slot: slot, into: plan)
+    return unsafe planner.plan(request, at: slot, into: plan)
   }
 
   /// Stamps a request and plans it, if it lies in one plain cluster; inlined twice, since each kind
@@ -29,10 +29,10 @@ extension Image {
   ///
   /// - Returns: whether it did; if not, the stamp stays.
   @inline(__always) private func planHit(
-    _ request: BlockRequest, worker: Int, slot: Int, isWrite: Bool,
+    _ request: BlockRequest, at slot: RequestSlot, isWrite: Bool,
     into plan: UnsafeMutableBufferPointer<HostTransfer>
   ) -> Bool {
-    stamps.enter(worker: worker, slot: slot)
+    stamps.enter(at: slot)
     guard gate.isOpen else { return false }
     let host = hits.host(request.offset.bytes, request.length, isWrite: isWrite, size: size)
     guard host != 0 else { return false }
@@ -42,10 +42,10 @@ extension Image {
     return true
   }
 
-  package func finish(worker: Int, slot: Int, failed: Bool) -> FinishResult {
-    let index = stamps.index(worker: worker, slot: slot)
+  package func finish(at slot: RequestSlot, failed: Bool) -> FinishResult {
+    let index = stamps.index(at: slot)
     if fresh.isPending(index) {
-      return finishFresh(worker: worker, slot: slot, failed: failed)
+      return finishFresh(at: slot, failed: failed)
     }
     stamps.exit(index)
     return gate.isQuiet ? .done : finishWatched(index)
@@ -53,9 +53,9 @@ extension Image {
 
   // What is rare lies in functions of its own, so that `finish` needs no stack.
 
-  @inline(never) private func finishFresh(worker: Int, slot: Int, failed: Bool) -> FinishResult {
-    guard planner.endFresh(worker: worker, slot: slot, failed: failed) else { return .needsService }
-    planner.admission.leave(worker: worker, slot: slot)
+  @inline(never) private func finishFresh(at slot: RequestSlot, failed: Bool) -> FinishResult {
+    guard planner.endFresh(at: slot, failed: failed) else { return .needsService }
+    planner.admission.leave(at: slot)
     return .done
   }
 

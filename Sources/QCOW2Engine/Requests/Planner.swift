@@ -40,7 +40,7 @@ final class Planner: Sendable {
   /// Plans a request whatever it and its clusters are like; not inlined, since it would slow down what
   /// comes before it.
   @inline(never) func plan(
-    _ request: BlockRequest, worker: Int, slot: Int,
+    _ request: BlockRequest, at slot: RequestSlot,
     into plan: UnsafeMutableBufferPointer<HostTransfer>
   ) -> PlanResult {
     let isWrite = request.operation == .write
@@ -49,23 +49,23 @@ final class Planner: Sendable {
       ? !request.isFUA && !request.compresses && !options.readOnly && !options.compressesWrites
         && durability.health.isGood
       : request.operation == .read
-    guard admission.admitNow(request, worker: worker, slot: slot) else { return .needsService }
+    guard admission.admitNow(request, at: slot) else { return .needsService }
     if !isPlannable {
-      admission.leave(worker: worker, slot: slot)
+      admission.leave(at: slot)
       return .needsService
     }
     if isWrite, let changes, !changes.covers(request.offset, request.length) {
-      admission.leave(worker: worker, slot: slot)
+      admission.leave(at: slot)
       return .needsService
     }
     var builder = unsafe PlanBuilder(plan)
     let isPlanned =
       isWrite
       ? planWrite(request, &builder)
-        || planFresh(request, worker: worker, slot: slot, &builder)
+        || planFresh(request, at: slot, &builder)
       : planRead(request.offset, request.length, &builder) == request.length
     if isPlanned { return .transfers(count: builder.count) }
-    admission.leave(worker: worker, slot: slot)
+    admission.leave(at: slot)
     return .needsService
   }
 

@@ -4,16 +4,16 @@ import QCOW2Format
 // The slow path: whole requests, suspending as needed.
 
 extension Image {
-  package func serve(_ request: BlockRequest, worker: Int, slot: Int) async -> ServiceResult {
+  package func serve(_ request: BlockRequest, at slot: RequestSlot) async -> ServiceResult {
     do throws(ImageError) {
-      if fresh.isPending(stamps.index(worker: worker, slot: slot)) {
-        try await planner.serveFresh(worker: worker, slot: slot)
+      if fresh.isPending(stamps.index(at: slot)) {
+        try await planner.serveFresh(at: slot)
         return .done
       }
       if reader.guestData.isTransformed && !request.data.isMemory { return .needsMemory }
-      do { try await attempt(request, worker: worker, slot: slot) } catch {
+      do { try await attempt(request, at: slot) } catch {
         guard error.errno == .noSpace else { throw error }
-        try await attemptAgain(request, after: error, worker: worker, slot: slot)
+        try await attemptAgain(request, after: error, at: slot)
       }
       return .done
     } catch {
@@ -28,26 +28,26 @@ extension Image {
   /// Space may have been freed that only waited for being durable. A discard needs no room to be right:
   /// it is a hint, and what cannot be let go of stays.
   private func attemptAgain(
-    _ request: BlockRequest, after failure: ImageError, worker: Int, slot: Int
+    _ request: BlockRequest, after failure: ImageError, at slot: RequestSlot
   ) async throws(ImageError) {
     do throws(ImageError) {
       guard try await reclaimSpace() else { throw failure }
-      try await attempt(request, worker: worker, slot: slot)
+      try await attempt(request, at: slot)
     } catch {
       guard request.operation == .discard, error.errno == .noSpace else { throw error }
     }
   }
 
   private func attempt(
-    _ request: BlockRequest, worker: Int, slot: Int
+    _ request: BlockRequest, at slot: RequestSlot
   ) async throws(ImageError) {
     if request.operation == .flush {
       guard admission.inBounds(request) else { throw .badRequest }
       return try await flush()
     }
-    try await admission.admit(request, worker: worker, slot: slot)
-    defer { admission.leave(worker: worker, slot: slot) }
-    try await carryOut(request, worker: worker)
+    try await admission.admit(request, at: slot)
+    defer { admission.leave(at: slot) }
+    try await carryOut(request, worker: slot.worker)
     if request.isFUA { try await flush() }
   }
 

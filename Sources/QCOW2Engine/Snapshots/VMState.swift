@@ -90,8 +90,8 @@ extension Image {
     while next < end {
       let stop = min((next / UInt64(room.count) + 1) * UInt64(room.count), end)
       let chunk = VMStateChunk(bytes: next..<stop, room: room)
-      await admission.enter(worker: worker, slot: 0)
-      defer { admission.leave(worker: worker, slot: 0) }
+      await admission.enter(at: RequestSlot(worker: worker, number: 0))
+      defer { admission.leave(at: RequestSlot(worker: worker, number: 0)) }
       try unsafe await body(chunk, memory + Int(next - start))
       next = stop
     }

@@ -28,7 +28,8 @@ extension QueueWorker: RingSource {
     if copies && (request.operation == .read || request.operation == .write) {
       return await serveThroughMemory(tag, request)
     }
-    let outcome = await requests.target.serve(request, worker: setup.queue, slot: tag)
+    let outcome = await requests.target.serve(
+      request, at: RequestSlot(worker: setup.queue, number: tag))
     if outcome == .needsMemory { return await serveThroughMemory(tag, request) }
     return outcome.errno
   }
@@ -46,7 +47,8 @@ extension QueueWorker: RingSource {
       if request.operation == .write {
         try unsafe userCopy.load(tag: tag, into: buffer, count: count)
       }
-      let outcome = await requests.target.serve(request, worker: setup.queue, slot: tag)
+      let outcome = await requests.target.serve(
+        request, at: RequestSlot(worker: setup.queue, number: tag))
       if let failure = outcome.errno { return failure }
       if request.operation == .read {
         try unsafe userCopy.store(tag: tag, from: buffer, count: count)

@@ -54,10 +54,13 @@ struct Exercise {
     // The plan is made for what it may trap on; the service does the work.
     let planned = withUnsafeMutablePointer(to: &transfer) {
       image.plan(
-        request, worker: 0, slot: 1, into: UnsafeMutableBufferPointer(start: $0, count: 1))
+        request, at: RequestSlot(worker: 0, number: 1),
+        into: UnsafeMutableBufferPointer(start: $0, count: 1))
     }
-    if case .transfers = planned { _ = image.finish(worker: 0, slot: 1, failed: true) }
-    return await image.serve(request, worker: 0, slot: 0).errno
+    if case .transfers = planned {
+      _ = image.finish(at: RequestSlot(worker: 0, number: 1), failed: true)
+    }
+    return await image.serve(request, at: RequestSlot(worker: 0, number: 0)).errno
   }
 
   /// Writes `byte` over `range`, which must lie inside the disk.

@@ -32,10 +32,13 @@ struct Guest {
   /// Whether the hit path answers a request, whose data is left alone.
   func isPlanned(_ request: BlockRequest) -> Bool {
     withUnsafeTemporaryAllocation(of: HostTransfer.self, capacity: 16) { plan in
-      guard case .transfers = disk.engine.plan(request, worker: 0, slot: 1, into: plan) else {
+      guard
+        case .transfers = disk.engine.plan(
+          request, at: RequestSlot(worker: 0, number: 1), into: plan)
+      else {
         return false
       }
-      _ = disk.engine.finish(worker: 0, slot: 1, failed: true)
+      _ = disk.engine.finish(at: RequestSlot(worker: 0, number: 1), failed: true)
       return true
     }
   }

@@ -141,7 +141,7 @@ struct CompressionTests {
           let result = await image.serve(
             BlockRequest(
               .write, offset: GuestOffset(start), length: length, data: buffer.data),
-            worker: worker, slot: 0)
+            at: RequestSlot(worker: worker, number: 0))
           if let errno = result.errno { throw errno }
           try shadow.apply(operation, zeroed: 0..<0)
         }

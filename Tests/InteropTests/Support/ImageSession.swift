@@ -58,18 +58,20 @@ final class ImageSession: @unchecked Sendable {  // why: used inside one runBloc
       request.operation != .read && request.operation != .write
       ? PlanResult.needsService
       : transfers.withUnsafeMutableBufferPointer {
-        image.plan(request, worker: worker, slot: slot, into: $0)
+        image.plan(request, at: RequestSlot(worker: worker, number: slot), into: $0)
       }
     if case .transfers(let count) = planned {
       do {
         for transfer in transfers[..<count] { try await carryOut(transfer, of: request) }
       } catch {
-        _ = image.finish(worker: worker, slot: slot, failed: true)
+        _ = image.finish(at: RequestSlot(worker: worker, number: slot), failed: true)
         throw error
       }
-      if image.finish(worker: worker, slot: slot, failed: false) == .done { return }
+      if image.finish(at: RequestSlot(worker: worker, number: slot), failed: false) == .done {
+        return
+      }
     }
-    if let errno = await image.serve(request, worker: worker, slot: slot).errno {
+    if let errno = await image.serve(request, at: RequestSlot(worker: worker, number: slot)).errno {
       throw Mismatch(description: "\(request.operation) failed with errno \(errno.code)")
     }
   }

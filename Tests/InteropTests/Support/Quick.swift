@@ -45,7 +45,7 @@ extension Image {
     buffer.base.initializeMemory(as: UInt8.self, repeating: byte, count: count)
     let request = BlockRequest(
       .write, offset: GuestOffset(offset), length: UInt64(count), data: buffer.data, isFUA: true)
-    if let errno = await serve(request, worker: 0, slot: 0).errno { throw errno }
+    if let errno = await serve(request, at: RequestSlot(worker: 0, number: 0)).errno { throw errno }
   }
 }
 

@@ -41,7 +41,8 @@ func verifySnapshot(
     }
     try await session.verify(shadow)
     guard
-      await session.image.serve(BlockRequest(.discard, length: 512), worker: 0, slot: 0)
+      await session.image.serve(
+        BlockRequest(.discard, length: 512), at: RequestSlot(worker: 0, number: 0))
         == .failed(.readOnly)
     else { throw Mismatch(description: "a snapshot was written to") }
     try await session.disk.close()
