@@ -69,9 +69,9 @@ package final class Image: BlockTarget {
       metadata: parts.metadata, storage: parts.storage, flusher: flusher)
     admission = Admission(stamps: stamps, mapping)
     gate = admission.gate
-    supply = ClusterSupply(parts, arenas: arenas, stamps: stamps)
     durability = Durability(parts, flusher)
     faults = Faults(parts, mapping)
+    supply = ClusterSupply(parts, arenas: arenas, stamps: stamps, durability, faults)
     let contexts = WorkerContexts(
       workers: workers, kind: CompressionKind(rawValue: header.compressionType) ?? .zlib,
       clusterSize: Int(geometry.clusterSize))
@@ -105,7 +105,7 @@ package final class Image: BlockTarget {
       do { try await flush() } catch { await faults.report(error, of: BlockRequest(.flush)) }
     }
     if health.isCorrupt { return }
-    do { try await supply.returnMatureIfIdle() } catch { await faults.report(error) }
+    await supply.returnMatureIfIdle()
     await changes?.maintain()
     await durability.cleanIfWorthwhile()
   }
@@ -127,15 +127,7 @@ package final class Image: BlockTarget {
     try await flush()
     if let failure { throw failure }
     try await changes?.finish()
-    // One pass makes what is pending durable, the next returns it. Bounded: what is still held
-    // after that stays leaked, which is better than a close that does not end.
-    for _ in 0..<4 where !supply.frees.isEmpty {
-      try await returnMature()
-      try await flusher.flush()
-    }
-    try await supply.packer.close()
-    try await flusher.clean()
-    await supply.allocator.cutFile()
+    try await supply.close()
   }
 
   /// Makes clusters that were freed allocatable, and looks for room that has been added.
@@ -148,14 +140,6 @@ package final class Image: BlockTarget {
     if try await supply.allocator.noteGrowth() { return true }
     guard !supply.frees.isEmpty else { return false }
     try await flush()
-    return try await returnMature()
-  }
-
-  @discardableResult
-  private func returnMature() async throws(ImageError) -> Bool {
-    do { return try await supply.returnMature() } catch {
-      await faults.report(error)
-      throw error
-    }
+    return try await supply.returnMature()
   }
 }

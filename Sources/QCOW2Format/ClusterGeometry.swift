@@ -65,12 +65,12 @@ public struct ClusterGeometry: Equatable, Sendable {
   }
 
   /// The guest cluster that holds `offset`.
-  @inlinable public func cluster(of offset: GuestOffset) -> UInt64 {
-    offset.bytes >> UInt64(clusterBits)
+  @inlinable public func cluster(of offset: GuestOffset) -> GuestCluster {
+    GuestCluster(offset.bytes >> UInt64(clusterBits))
   }
   /// The first byte of a guest cluster.
-  @inlinable public func start(ofGuestCluster cluster: UInt64) -> GuestOffset {
-    GuestOffset(cluster << UInt64(clusterBits))
+  @inlinable public func start(of cluster: GuestCluster) -> GuestOffset {
+    GuestOffset(cluster.number << UInt64(clusterBits))
   }
   /// The host cluster that holds `offset`.
   @inlinable public func hostCluster(of offset: HostOffset) -> UInt64 {

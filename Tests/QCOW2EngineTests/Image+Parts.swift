@@ -1,4 +1,4 @@
-import BlockCore
+public import BlockCore
 import QCOW2Format
 
 @testable import QCOW2Engine
@@ -23,4 +23,8 @@ extension RequestStamps {
   func index(worker: Int, slot: Int) -> Int {
     index(at: RequestSlot(worker: worker, number: slot))
   }
+}
+
+extension GuestCluster: ExpressibleByIntegerLiteral {
+  public init(integerLiteral number: UInt64) { self.init(number) }
 }

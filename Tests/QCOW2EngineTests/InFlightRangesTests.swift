@@ -1,3 +1,4 @@
+import BlockCore
 import TestSupport
 import Testing
 
@@ -9,12 +10,12 @@ import Testing
   func overlappingRangesTakeTurns(seed: UInt64) throws {
     let host = SimulatedHost(seed: seed)
     let ranges = InFlightRanges(groupBits: 6)
-    let holders = Box<[Range<UInt64>]>([])
+    let holders = Box<[Range<GuestCluster>]>([])
     let together = Box(0)
     try host.run {
       await withTaskGroup(of: Void.self) { group in
         for number in 0..<40 as Range<UInt64> {
-          let start = number % 2 * 64 + number * 7 % 50
+          let start = GuestCluster(number % 2 * 64 + number * 7 % 50)
           let range = start..<(start + 1 + number % 9)
           group.addTask {
             await ranges.acquire(range)

@@ -4,7 +4,7 @@ import BlockCore
 ///
 /// A request holds its range from before it reads the old mapping until the new one is published;
 /// one that overlaps waits, then looks at the mapping from scratch. A range never spans two groups
-/// of `2^groupBits` indexes, so one stripe decides. Release is in a scope exit: errors wake, too.
+/// of `2^groupBits` clusters, so one stripe decides. Release is in a scope exit: errors wake, too.
 ///
 /// A write into new clusters that needs no wait may hold its range together with others: see
 /// ``claim(_:_:)``.
@@ -26,7 +26,7 @@ final class InFlightRanges: @unchecked Sendable {  // why: each stripe's lock gu
   private let stripes: LockedStripes<Stripe>
   private let groupBits: UInt64
 
-  /// - Parameter groupBits: log2 of the indexes in a group: the entries of an L2 slice.
+  /// - Parameter groupBits: log2 of the clusters in a group: the entries of an L2 slice, or of a table.
   init(groupBits: Int) {
     self.groupBits = UInt64(groupBits)
     stripes = LockedStripes(count: Self.stripeCount, rank: .inFlight) { _ in Stripe() }
@@ -34,13 +34,14 @@ final class InFlightRanges: @unchecked Sendable {  // why: each stripe's lock gu
 
   deinit { stripes.deallocate() }
 
-  @inline(__always) private func stripe(_ range: Range<UInt64>) -> LockedStripe<Stripe> {
-    assert(range.lowerBound >> groupBits == (range.upperBound - 1) >> groupBits)
-    return stripes[Int((range.lowerBound >> groupBits) % UInt64(Self.stripeCount))]
+  @inline(__always) private func stripe(_ range: Range<GuestCluster>) -> LockedStripe<Stripe> {
+    let group = range.lowerBound.number >> groupBits
+    assert(group == (range.upperBound.number - 1) >> groupBits)
+    return stripes[Int(group % UInt64(Self.stripeCount))]
   }
 
   /// Takes the range, suspending while any overlapping one is held.
-  func acquire(_ range: Range<UInt64>) async {
+  func acquire(_ range: Range<GuestCluster>) async {
     let stripe = stripe(range)
     while true {
       let blockedAt = stripe.withLock { state -> UInt64? in
@@ -59,7 +60,7 @@ final class InFlightRanges: @unchecked Sendable {  // why: each stripe's lock gu
   }
 
   /// Gives the range back and wakes everyone who waits in its stripe.
-  func release(_ range: Range<UInt64>) {
+  func release(_ range: Range<GuestCluster>) {
     let stripe = stripe(range)
     let waiters = unsafe stripe.withLock { state in
       let index = state.held.find(range)
@@ -71,7 +72,7 @@ final class InFlightRanges: @unchecked Sendable {  // why: each stripe's lock gu
   }
 
   /// Whether some request holds all of the range: for assertions.
-  func isHeld(_ range: Range<UInt64>) -> Bool {
+  func isHeld(_ range: Range<GuestCluster>) -> Bool {
     stripe(range).withLock { $0.held.find(range) >= 0 }
   }
 
@@ -83,7 +84,8 @@ final class InFlightRanges: @unchecked Sendable {  // why: each stripe's lock gu
   /// when nobody else holds any of the range, which is then held if it returns clusters.
   ///
   /// - Returns: the host cluster of the first guest cluster; nil if the slow path must do it.
-  @inline(__always) func claim(_ range: Range<UInt64>, _ take: () -> NewClusters?) -> UInt64? {
+  @inline(__always) func claim(_ range: Range<GuestCluster>, _ take: () -> NewClusters?) -> UInt64?
+  {
     stripe(range).withLock { state in
       if state.held.overlaps(range) {
         let index = state.held.find(range)
@@ -96,16 +98,18 @@ final class InFlightRanges: @unchecked Sendable {  // why: each stripe's lock gu
     }
   }
 
-  private static func join(_ held: inout HeldRanges.Element, _ range: Range<UInt64>) -> UInt64? {
+  private static func join(_ held: inout HeldRanges.Element, _ range: Range<GuestCluster>)
+    -> UInt64?
+  {
     guard held.isOpen else { return nil }
     held.holders &+= 1
-    return held.host &+ range.lowerBound &- held.range.lowerBound
+    return held.host &+ (range.lowerBound.number &- held.range.lowerBound.number)
   }
 
   /// Ends a claim; the last to leave gives the range back and wakes everyone who waits.
   ///
   /// - Returns: the first of the host clusters, for the last to leave, if nobody has published them.
-  @inline(__always) func leave(_ range: Range<UInt64>, isPublished: Bool) -> UInt64? {
+  @inline(__always) func leave(_ range: Range<GuestCluster>, isPublished: Bool) -> UInt64? {
     let stripe = stripe(range)
     var unused: UInt64?
     let waiters = unsafe stripe.withLock { state -> [UnsafeContinuation<Void, Never>] in
@@ -129,7 +133,7 @@ final class InFlightRanges: @unchecked Sendable {  // why: each stripe's lock gu
 @safe
 private struct HeldRanges: ~Copyable {
   struct Element {
-    var range: Range<UInt64>
+    var range: Range<GuestCluster>
     /// The first host cluster of a claimed range; 0 for others.
     var host: UInt64 = 0
     var holders: UInt32 = 1
@@ -152,7 +156,7 @@ private struct HeldRanges: ~Copyable {
   }
 
   /// The index of the range that has all of `clusters` in it; -1 if there is none.
-  @inline(__always) func find(_ clusters: Range<UInt64>) -> Int {
+  @inline(__always) func find(_ clusters: Range<GuestCluster>) -> Int {
     var index = 0
     while index < count {
       let range = unsafe elements[index].range
@@ -164,7 +168,7 @@ private struct HeldRanges: ~Copyable {
     return -1
   }
 
-  @inline(__always) func overlaps(_ clusters: Range<UInt64>) -> Bool {
+  @inline(__always) func overlaps(_ clusters: Range<GuestCluster>) -> Bool {
     var index = 0
     while index < count {
       let range = unsafe elements[index].range

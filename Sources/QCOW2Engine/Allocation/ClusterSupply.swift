@@ -9,11 +9,18 @@ final class ClusterSupply: Sendable {
   let frees: DeferredFrees
   let packer: CompressedPacker
   private let stamps: RequestStamps
+  private let durability: Durability
+  private let faults: Faults
   /// Held by the one who returns clusters.
   private let maturing = AsyncMutex()
   private let punches: Bool
 
-  init(_ parts: ImageParts, arenas: WorkerArenas, stamps: RequestStamps) {
+  init(
+    _ parts: ImageParts, arenas: WorkerArenas, stamps: RequestStamps, _ durability: Durability,
+    _ faults: Faults
+  ) {
+    self.faults = faults
+    self.durability = durability
     allocator = parts.allocator
     self.arenas = arenas
     metadata = parts.metadata
@@ -27,18 +34,34 @@ final class ClusterSupply: Sendable {
   /// Gives clusters back whose pointers are gone for good and that no request can still be at.
   ///
   /// - Returns: whether there were any.
-  @discardableResult
   func returnMature() async throws(ImageError) -> Bool {
     await maturing.acquire()
     defer { maturing.release() }
     return try await returnHeld()
   }
 
-  /// The same, unless somebody is at it already.
-  func returnMatureIfIdle() async throws(ImageError) {
+  /// The same, unless somebody is at it already; a failure has been reported.
+  func returnMatureIfIdle() async {
     guard maturing.tryAcquire() else { return }
     defer { maturing.release() }
-    _ = try await returnHeld()
+    _ = try? await returnHeld()
+  }
+
+  /// Gives back what was let go of, and cuts the file behind what is in use; no request is running, and
+  /// nobody returns clusters beside this.
+  func close() async throws(ImageError) {
+    let flusher = durability.flusher
+    await maturing.acquire()
+    defer { maturing.release() }
+    // One pass makes what is pending durable, the next returns it. Bounded: what is still held
+    // after that stays leaked, which is better than a close that does not end.
+    for _ in 0..<4 where !frees.isEmpty {
+      _ = try await returnHeld()
+      try await flusher.flush()
+    }
+    try await packer.close()
+    try await flusher.clean()
+    await allocator.cutFile()
   }
 
   private func returnHeld() async throws(ImageError) -> Bool {
@@ -53,8 +76,11 @@ final class ClusterSupply: Sendable {
     } catch {
       // What was half released stays leaked: counting it down twice would be worse.
       frees.restoreMature(Array(mature[min(done + 1, mature.count)...]))
+      await faults.report(error)
       throw error
     }
-    return !mature.isEmpty
+    if mature.isEmpty { return false }
+    durability.noteDirty()
+    return true
   }
 }

@@ -62,7 +62,7 @@ final class Faults: Sendable {
     case .format(.badEntry(let name, let cluster, _, _)):
       guard name == "L2 entry of guest cluster" || name == "subcluster bitmap of guest cluster"
       else { return (nil, nil) }
-      return placeOfEntry(geometry.start(ofGuestCluster: cluster))
+      return placeOfEntry(geometry.start(of: GuestCluster(cluster)))
     case .badCompressedData(let host): return (host, nil)
     case .refcountRange(let cluster), .overlapsMetadata(let cluster):
       return (geometry.start(ofHostCluster: cluster), nil)

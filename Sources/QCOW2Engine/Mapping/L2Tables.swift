@@ -11,7 +11,8 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
   private let arenas: WorkerArenas
   private let metadata: MetadataMap
   private let frees: DeferredFrees
-  private let inFlight = InFlightRanges(groupBits: 0)
+  /// Tables that are being made writable; the first guest cluster of each stands for it.
+  private let inFlight: InFlightRanges
 
   init(
     l1: ActiveL1, cache: SliceCache, geometry: ClusterGeometry, storage: ImageStorage,
@@ -24,6 +25,7 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
     self.arenas = arenas
     self.metadata = metadata
     self.frees = frees
+    inFlight = InFlightRanges(groupBits: geometry.l2Bits)
   }
 
   /// Where the L1 entry at `index` leads: no table is found in any other way.
@@ -57,7 +59,8 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
   /// that leaks the new cluster.
   func writableTable(_ index: Int, worker: Int) async throws(ImageError) -> HostOffset {
     if let table = try writableNow(index) { return table }
-    let range = UInt64(index)..<(UInt64(index) + 1)
+    let first = GuestCluster(UInt64(index) << UInt64(geometry.l2Bits))
+    let range = first..<(first + 1)
     await inFlight.acquire(range)
     defer { inFlight.release(range) }
     if let table = try writableNow(index) { return table }

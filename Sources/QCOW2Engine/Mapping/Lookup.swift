@@ -122,7 +122,7 @@ final class Lookup: Sendable {
   }
 
   /// Whether the entry of a guest cluster keeps to the format, all of its subclusters included.
-  func isUsable(_ entry: ClusterEntry, of cluster: UInt64) -> Bool {
-    rules.problem(entry, at: rules.geometry.start(ofGuestCluster: cluster)) == nil
+  func isUsable(_ entry: ClusterEntry, of cluster: GuestCluster) -> Bool {
+    rules.problem(entry, at: rules.geometry.start(of: cluster)) == nil
   }
 }

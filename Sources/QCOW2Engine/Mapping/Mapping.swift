@@ -94,14 +94,14 @@ final class Mapping: Sendable {
   // MARK: Errors
 
   /// What is wrong with an entry that cannot be used.
-  func badEntry(_ entry: ClusterEntry, cluster: UInt64) -> ImageError {
+  func badEntry(_ entry: ClusterEntry, cluster: GuestCluster) -> ImageError {
     let problem =
-      rules.problem(entry, at: geometry.start(ofGuestCluster: cluster)) ?? .notAtGuestOffset
+      rules.problem(entry, at: geometry.start(of: cluster)) ?? .notAtGuestOffset
     let isBitmap = problem == .allocatedAndZero
     return .format(
       .badEntry(
         name: isBitmap ? "subcluster bitmap of guest cluster" : "L2 entry of guest cluster",
-        index: cluster, value: isBitmap ? entry.bitmap.raw : entry.descriptor.raw,
+        index: cluster.number, value: isBitmap ? entry.bitmap.raw : entry.descriptor.raw,
         problem: problem))
   }
 }

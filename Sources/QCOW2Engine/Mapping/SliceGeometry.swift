@@ -4,7 +4,7 @@ import QCOW2Format
 /// The part of a guest range that one L2 slice maps.
 struct SlicePart: Sendable {
   /// The guest clusters, first to last; all in one slice.
-  let clusters: Range<UInt64>
+  let clusters: Range<GuestCluster>
   /// The bytes of the part; may start and end inside a cluster.
   let start: GuestOffset
   let length: UInt64
@@ -18,7 +18,8 @@ struct SlicePart: Sendable {
 extension SlicePart {
   /// No part of anything.
   static let none = SlicePart(
-    clusters: 0..<0, start: GuestOffset(0), length: 0, l1Index: 0, firstEntry: 0, sliceOffset: 0)
+    clusters: GuestCluster(0)..<GuestCluster(0), start: GuestOffset(0), length: 0, l1Index: 0,
+    firstEntry: 0, sliceOffset: 0)
 }
 
 /// How guest ranges fall onto L2 slices.
@@ -39,7 +40,7 @@ struct SliceGeometry: Sendable {
   /// The first part of the range that starts at `start` and has `length` bytes, at least 1.
   func part(from start: GuestOffset, length: UInt64) -> SlicePart {
     let first = cluster.cluster(of: start)
-    let sliceEnd = (first | (entriesPerSlice - 1)) + 1
+    let sliceEnd = (first.number | (entriesPerSlice - 1)) + 1
     let room = (sliceEnd << UInt64(cluster.clusterBits)) &- start.bytes
     let count = min(length, room)
     let last = cluster.cluster(of: start + (count - 1))

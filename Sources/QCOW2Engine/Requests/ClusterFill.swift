@@ -97,10 +97,10 @@ extension Writer {
 
   /// Gives a range of the new cluster at `target` what the old entry reads as there.
   private func copy(
-    _ range: Range<UInt64>, of old: ClusterEntry, guestCluster: UInt64, to target: HostOffset,
+    _ range: Range<UInt64>, of old: ClusterEntry, guestCluster: GuestCluster, to target: HostOffset,
     isFresh: Bool, worker: Int
   ) async throws(ImageError) {
-    let guest = geometry.start(ofGuestCluster: guestCluster)
+    let guest = geometry.start(of: guestCluster)
     var next = range.lowerBound
     while next < range.upperBound {
       let index = Int(next >> UInt64(rules.subclusterBits))

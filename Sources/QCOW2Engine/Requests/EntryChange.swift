@@ -171,7 +171,7 @@ extension Writer {
     var left: [Range<UInt64>] = []
     /// Clusters of the external data file that nothing maps any more.
     var unmapped: [HostOffset] = []
-    var bad: (entry: ClusterEntry, cluster: UInt64, host: HostOffset)?
+    var bad: (entry: ClusterEntry, cluster: GuestCluster, host: HostOffset)?
   }
 
   /// Replaces entries up to the first one that breaks the format.
@@ -191,7 +191,7 @@ extension Writer {
       }
       let subclusters = subclusters(of: part, index)
       if isPartlyCompressed(old, part, index) {
-        let start = geometry.start(ofGuestCluster: cluster).bytes
+        let start = geometry.start(of: cluster).bytes
         let bits = UInt64(rules.subclusterBits)
         outcome.left.append(
           (start + UInt64(subclusters.lowerBound) << bits)..<(start + UInt64(

@@ -13,7 +13,7 @@ import QCOW2Format
 /// A write whose data is on its way into new host clusters.
 struct FreshWrite {
   /// The guest clusters; none while there is no such write.
-  var clusters: Range<UInt64> = 0..<0
+  var clusters = GuestCluster(0)..<GuestCluster(0)
   /// The host cluster of the first.
   var host: UInt64 = 0
   /// The L2 table and the slice in it that are to be changed.

@@ -94,7 +94,7 @@ extension Writer {
     _ part: SlicePart, upTo wanted: UInt64, worker: Int
   ) async throws(ImageError) -> ClusterRun {
     if guestData.isExternal {
-      return ClusterRun(start: part.clusters.lowerBound, count: wanted, isFresh: false)
+      return ClusterRun(start: part.clusters.lowerBound.number, count: wanted, isFresh: false)
     }
     return try await supply.arenas.take(upTo: wanted, worker: worker)
   }
