@@ -34,10 +34,10 @@ extension Planner {
       return false
     }
     let part = mapping.slices.part(from: request.offset, length: request.length)
-    guard part.length == request.length, mapping.tables.l1.isStored(part.l1Index),
-      case .at(let table, isOwn: true) = mapping.tables.place(part.l1Index)
+    guard part.length == request.length, tables.l1.isStored(part.l1Index),
+      case .at(let table, isOwn: true) = tables.place(part.l1Index)
     else { return false }
-    let claimed = mapping.inFlight.claim(part.clusters) {
+    let claimed = inFlight.claim(part.clusters) {
       newClusters(for: part, table: table, worker: slot.worker)
     }
     guard let claimed else { return false }
@@ -59,7 +59,7 @@ extension Planner {
     let isWhole = (part.start.bytes | end) & geometry.clusterMask == 0
     if !isWhole && !readsZero { return nil }
     guard
-      let run = supply.arenas.takeNow(exactly: part.clusters.count, fresh: !isWhole, worker: worker)
+      let run = arenas.takeNow(exactly: part.clusters.count, fresh: !isWhole, worker: worker)
     else { return nil }
     // Another write may join if the clusters are right without this one's data.
     return InFlightRanges.NewClusters(
@@ -71,7 +71,7 @@ extension Planner {
   /// or its slice is not resident.
   private func readsZeroUnallocated(_ part: SlicePart, table: HostOffset) -> Bool? {
     let readsZeroAnyway = reader.backing == nil
-    let found = unsafe mapping.cache.withResident(mapping.cache.key(of: table + part.sliceOffset)) {
+    let found = unsafe cache.withResident(cache.key(of: table + part.sliceOffset)) {
       bytes -> Bool? in
       var readsZero = true
       for index in part.firstEntry..<(part.firstEntry &+ part.clusters.count) {
@@ -97,9 +97,9 @@ extension Planner {
     if !failed {
       let part = write.part
       assert(
-        mapping.inFlight.isHeld(write.clusters), "new clusters are published that nobody holds")
-      let isPublished = unsafe mapping.cache.changeResident(
-        mapping.cache.key(of: write.table + part.sliceOffset)
+        inFlight.isHeld(write.clusters), "new clusters are published that nobody holds")
+      let isPublished = unsafe cache.changeResident(
+        cache.key(of: write.table + part.sliceOffset)
       ) {
         bytes in
         var entries = unsafe SliceEntries(
@@ -112,6 +112,13 @@ extension Planner {
     }
     release(write, at: slot, isPublished: !failed)
     return true
+  }
+
+  /// Ends a write of the hit path as ``endFresh(at:failed:)`` does, and its request with it.
+  @inline(never) func finishFresh(at slot: RequestSlot, failed: Bool) -> FinishResult {
+    guard endFresh(at: slot, failed: failed) else { return .needsService }
+    admission.leave(at: slot)
+    return .done
   }
 
   /// The same on the slow path, for a slice that was evicted meanwhile.
@@ -133,15 +140,15 @@ extension Planner {
       let host = geometry.start(ofHostCluster: write.host &+ UInt64(index))
       let new = rules.entry(host: host, allocated: 0, zero: 0)
       // A write that joined may have done it already; then nothing changes.
-      entries.link(index, to: new, mapping.lookup, released: &released)
+      entries.link(index, to: new, lookup, released: &released)
     }
     assert(released.isEmpty, "a write into new clusters replaces others")
   }
 
   private func release(_ write: FreshWrite, at slot: RequestSlot, isPublished: Bool) {
     fresh[slot] = FreshWrite()
-    if let unused = mapping.inFlight.leave(write.clusters, isPublished: isPublished) {
-      supply.frees.add([
+    if let unused = inFlight.leave(write.clusters, isPublished: isPublished) {
+      frees.add([
         ClusterRun(start: unused, count: UInt64(write.clusters.count), isFresh: false)
       ])
     }

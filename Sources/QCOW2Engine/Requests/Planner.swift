@@ -7,9 +7,15 @@ import QCOW2Format
 final class Planner: Sendable {
   let mapping: Mapping
   let admission: Admission
-  let supply: ClusterSupply
   let durability: Durability
   let reader: Reader
+  // Of the parts above: each step from one object to the next could cost a retain.
+  let tables: L2Tables
+  let cache: SliceCache
+  let lookup: Lookup
+  let inFlight: InFlightRanges
+  let arenas: WorkerArenas
+  let frees: DeferredFrees
   /// Keeps the persistent bitmaps; nil if there are none to keep.
   let changes: ChangeTracker?
   /// Writes of the hit path into new clusters.
@@ -24,7 +30,12 @@ final class Planner: Sendable {
   ) {
     mapping = reader.mapping
     self.admission = admission
-    self.supply = supply
+    tables = mapping.tables
+    cache = mapping.cache
+    lookup = mapping.lookup
+    inFlight = mapping.inFlight
+    arenas = supply.arenas
+    frees = supply.frees
     self.durability = durability
     self.reader = reader
     self.changes = changes
@@ -126,7 +137,7 @@ final class Planner: Sendable {
   @inline(__always) private func planStep(
     _ offset: GuestOffset, _ remaining: UInt64, isWrite: Bool, _ builder: inout PlanBuilder
   ) -> PlanStep {
-    let place = mapping.tables.place(Int(geometry.l1Index(of: offset)))
+    let place = tables.place(Int(geometry.l1Index(of: offset)))
     guard case .at(let table, let isOwn) = place, isOwn || !isWrite else {
       if isWrite || place != .missing { return PlanStep() }
       let length = min(
@@ -134,9 +145,9 @@ final class Planner: Sendable {
       return PlanStep(unallocated: length)
     }
     let index = geometry.l2Index(of: offset) << UInt64(geometry.l2EntryBits)
-    let key = mapping.cache.key(of: table + index)
-    let position = Int(index) & (mapping.cache.sliceSize - 1)
-    return unsafe mapping.cache.withResident(key) { bytes in
+    let key = cache.key(of: table + index)
+    let position = Int(index) & (cache.sliceSize - 1)
+    return unsafe cache.withResident(key) { bytes in
       rules.isExtended
         ? unsafe planEntries(bytes, position, offset, remaining, isWrite, true, &builder)
         : unsafe planEntries(bytes, position, offset, remaining, isWrite, false, &builder)
@@ -152,12 +163,12 @@ final class Planner: Sendable {
   ) -> PlanStep {
     var position = position
     var step = PlanStep()
-    while step.length < remaining && position < mapping.cache.sliceSize {
+    while step.length < remaining && position < cache.sliceSize {
       let entry = unsafe ClusterEntry(
         L2Entry(raw: bytes.be64(position)),
         SubclusterBitmap(raw: isExtended ? bytes.be64(position &+ 8) : 0))
       let guest = offset + step.length
-      let found = mapping.lookup.inCluster(
+      let found = lookup.inCluster(
         entry, at: guest, upTo: remaining &- step.length, isExtended: isExtended,
         forWriting: isWrite)
       // What lies behind bytes that are not here is for the next step.
