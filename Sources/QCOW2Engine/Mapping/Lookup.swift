@@ -47,6 +47,7 @@ final class Lookup: Sendable {
   ///   - limit: the bytes of the range, at least 1.
   ///   - isExtended: the rules' `isExtended`, as a constant where the caller can give one.
   ///   - forWriting: whether to tell ``Found/Kind/inPlace`` from ``Found/Kind/data``.
+  /// - Returns: what lies at `guest`, with a length of at most `limit`.
   @inline(__always) func inCluster(
     _ entry: ClusterEntry, at guest: GuestOffset, upTo limit: UInt64, isExtended: Bool,
     forWriting: Bool

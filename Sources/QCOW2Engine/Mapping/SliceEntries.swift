@@ -44,8 +44,11 @@ struct SliceEntries {
   /// refcount and its data already; what only the old one led to must be given to ``DeferredFrees``
   /// afterwards.
   ///
-  /// - Parameter released: gets one run for each reference that the old entry counted and the new one
-  ///   does not.
+  /// - Parameters:
+  ///   - index: of the entry in the part.
+  ///   - new: what it says from now on.
+  ///   - lookup: the image's.
+  ///   - released: gets one run for each reference that the old entry counted and the new one does not.
   mutating func link(
     _ index: Int, to new: ClusterEntry, _ lookup: Lookup, released: inout [ClusterRun]
   ) {
