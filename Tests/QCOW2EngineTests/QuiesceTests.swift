@@ -149,17 +149,17 @@ import Testing
       let ends = Box<[Int]>([])
       let isCancelled = Box(false)
       #expect(Self.begin(image, worker: 0, slot: 0, buffer))
-      let first = Task {
+      let first = Task(executorPreference: bench.host) {
         await #expect(throws: Never.self) { try await image.quiesce() }
         ends.value.append(1)
       }
       await settle(bench)
       #expect(Self.begin(image, worker: 1, slot: 1, buffer))
-      let second = Task {
+      let second = Task(executorPreference: bench.host) {
         await #expect(throws: Never.self) { try await image.quiesce() }
         ends.value.append(2)
       }
-      let third = Task {
+      let third = Task(executorPreference: bench.host) {
         await #expect(throws: CancellationError.self) { try await image.quiesce() }
         isCancelled.value = true
       }
