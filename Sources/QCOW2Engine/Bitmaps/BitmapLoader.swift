@@ -180,7 +180,7 @@ struct BitmapLoader {
     var entries: [UInt64] = []
     entries.reserveCapacity(Int(entry.tableSize))
     for index in 0..<Int(entry.tableSize) {
-      let raw = unsafe buffer.base.be64(index * 8)
+      let raw = buffer.withBytes { $0.be64(index * 8) }
       let found = BitmapTableEntry(raw: raw)
       if let problem = found.faults(geometry, fileLength: fileLength).first {
         return .failure(bad(raw, index, problem == .beyondEnd ? .beyondLimit : problem))

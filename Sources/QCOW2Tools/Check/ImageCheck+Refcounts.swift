@@ -70,8 +70,7 @@ extension ImageCheck {
     let geometry = geometry
     for cluster in clusters {
       let index = geometry.indexInRefcountBlock(of: cluster)
-      let refcount = unsafe RefcountWidth.get(
-        block.base, order: geometry.refcountOrder, index: index)
+      let refcount = block.refcount(index, order: geometry.refcountOrder)
       compare(cluster, refcount: refcount, &highest)
     }
   }

@@ -61,7 +61,7 @@ final class RefcountReader {
     case .at(let offset):
       let entry = geometry.indexInRefcountBlock(of: cluster)
       let block = try contents(index, at: offset)
-      return unsafe RefcountWidth.get(block.base, order: geometry.refcountOrder, index: entry)
+      return block.refcount(entry, order: geometry.refcountOrder)
     }
   }
 }

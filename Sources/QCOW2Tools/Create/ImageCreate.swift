@@ -226,7 +226,7 @@ private struct ImageWriter {
       let count = min(padded - done, UInt64(buffer.count))
       for index in 0..<(count / 8) {
         let number = done / 8 + index
-        unsafe buffer.base.storeBE64(number < entries ? entry(number) : 0, Int(index) * 8)
+        buffer.storeBE64(number < entries ? entry(number) : 0, Int(index) * 8)
       }
       try unsafe file.write(buffer.bytes(count: Int(count)), at: start + done)
       done += count

@@ -1,5 +1,4 @@
 package import BlockCore
-import QCOW2Format
 
 /// What the tools read: the bytes of an image, in a file or in memory.
 ///
@@ -27,15 +26,6 @@ extension ImageBytes {
     let block = IOBuffer(count: count)
     try read(into: block, count: count, at: offset)
     return block
-  }
-}
-
-/// Reads from a block; a position outside of it is a bug of ours.
-extension IOBuffer {
-  /// The big-endian number at `offset`.
-  func be64(_ offset: Int) -> UInt64 {
-    precondition(offset >= 0 && offset &+ 8 <= count)
-    return withExtendedLifetime(self) { unsafe base.be64(offset) }
   }
 }
 

@@ -128,7 +128,7 @@ struct EntryFixes {
       guard raw != 0 else { continue }
       let new = wanted(raw, step > 8 ? buffer.be64(index * step + 8) : 0, &count)
       guard new != raw else { continue }
-      unsafe buffer.base.storeBE64(new, index * step)
+      buffer.storeBE64(new, index * step)
       changed = (changed?.lowerBound ?? index * step)..<(index * step + 8)
     }
     guard writes, let changed else { return }

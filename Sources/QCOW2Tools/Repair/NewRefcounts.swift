@@ -54,9 +54,9 @@ struct NewRefcounts {
     let block = IOBuffer(count: Int(geometry.clusterSize))
     let own = plan.clusters
     for (index, cluster) in geometry.clusters(ofRefcountBlock: number).enumerated() {
-      unsafe RefcountWidth.set(
-        block.base, order: geometry.refcountOrder, index: index,
-        value: own.contains(cluster) ? 1 : scan.referencesWithoutStructures(cluster))
+      block.setRefcount(
+        index, order: geometry.refcountOrder,
+        to: own.contains(cluster) ? 1 : scan.referencesWithoutStructures(cluster))
     }
     try unsafe file.write(block.bytes, at: offset)
     withExtendedLifetime(block) {}

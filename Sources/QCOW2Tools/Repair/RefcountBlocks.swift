@@ -79,8 +79,7 @@ struct RefcountBlocks {
         let stored = get(block, index)
         let new = value(cluster, stored, scan.references(cluster))
         guard new != stored else { continue }
-        unsafe RefcountWidth.set(
-          block.base, order: geometry.refcountOrder, index: index, value: new)
+        block.setRefcount(index, order: geometry.refcountOrder, to: new)
         changed = (changed?.lowerBound ?? index)..<(index + 1)
         if cluster < fileClusters && !scan.isOwn(cluster) { count += 1 }
       }
@@ -102,7 +101,7 @@ struct RefcountBlocks {
   }
 
   private func get(_ block: IOBuffer, _ index: Int) -> UInt64 {
-    unsafe RefcountWidth.get(block.base, order: geometry.refcountOrder, index: index)
+    block.refcount(index, order: geometry.refcountOrder)
   }
 
   /// Calls `body` with the clusters that a block describes, where it lies, and its bytes.
