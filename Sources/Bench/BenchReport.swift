@@ -18,7 +18,7 @@ package struct BenchReport {
   /// The engine's own, before the image was closed; nil where there is no engine.
   let statistics: ImageStatistics?
 
-  /// What was opened and how, what was asked of it, and what came of that.
+  /// A report of the image and how it was opened, the load, and the results.
   package init(
     image: String, format: String, cache: String, options: BenchOptions, result: BenchResult,
     locks: BenchLocks?, statistics: ImageStatistics?

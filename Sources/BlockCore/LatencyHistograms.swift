@@ -13,7 +13,7 @@ public struct LatencyHistograms: ~Copyable, @unchecked Sendable {
 
   /// 2^bits buckets for each power of two.
   ///
-  /// These are computed, not stored: nothing to be set up by the first who counts.
+  /// These are computed, not stored, so the first count has nothing to set up.
   @inlinable static var bits: UInt64 { 8 }
   /// Durations from here on are not told apart: 2^40 ns, 18 minutes.
   @inlinable public static var limit: UInt64 { 1 << 40 }
@@ -145,8 +145,8 @@ public struct LatencySnapshot: Sendable, Equatable {
     maximum = max(maximum, other.maximum)
   }
 
-  /// What was counted since `earlier`, a snapshot of the same histogram; the maximum remains that
-  /// of all time where its bucket has grown, else it is the end of the highest one that has.
+  /// The counts since `earlier`, a snapshot of the same histogram. The maximum is that of all time if its
+  /// bucket has grown since, else the end of the highest bucket that has grown.
   public func since(_ earlier: LatencySnapshot) -> LatencySnapshot {
     var difference = LatencySnapshot()
     for bucket in counts.indices {

@@ -31,7 +31,7 @@
       shard.waits.recordShared(nanoseconds, in: Int(rank.rawValue))
     }
 
-    /// The times that locks of a rank were held, and those that were waited for them.
+    /// For how long locks of a rank were held, and for how long threads waited for them.
     public static func snapshot(
       _ rank: LockRank
     ) -> (holds: LatencySnapshot, waits: LatencySnapshot) {

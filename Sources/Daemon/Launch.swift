@@ -6,11 +6,11 @@ import Logging
 
 /// Starts a daemon in a child process and hears from it when it is ready, or why it is not.
 ///
-/// The child tells through a pipe, first byte R (ready) or E (error), then what the parent is to
-/// print; a pipe that ends without either is a child that died [UBLK-14, UBLK-29]. Through another
-/// pipe the parent tells that it has printed it: one that ends without that is a parent that died, and
-/// nobody knows of the device. The fork comes before any other thread and before the ublk nodes are
-/// opened, which one process must own [UBLK-15].
+/// The child reports through a pipe: first byte R (ready) or E (error), then the text that the parent
+/// prints. If the pipe closes without a report, the child has died [UBLK-14, UBLK-29]. The parent confirms
+/// through a second pipe that it printed the text. If that pipe closes without a confirmation, the parent
+/// has died and nobody knows the device, so the child removes it. The fork comes before any other thread,
+/// and before the ublk nodes are opened, which one process must own [UBLK-15].
 package enum Launch {
   /// Runs `daemon` in a child, with a ``ReadySignal`` that it gives when it serves.
   ///

@@ -130,8 +130,8 @@ struct Chain {
 
   /// Where the data file is.
   ///
-  /// Relative names count from the current directory, whoever says them: so qemu-img makes and so
-  /// QEMU opens data files, wherever the image is. A daemon has the directory it was started in.
+  /// A relative name counts from the current directory, whether the image or the user gives it: QEMU
+  /// makes and opens data files so, wherever the image is. A daemon has the directory it was started in.
   private func dataPath(
     _ name: String, isOverride: Bool
   ) throws(DiskImageError.Reason) -> String {

@@ -31,8 +31,8 @@ package struct DiskImageOptions: Sendable {
   package var locks = Locks.qemu
   /// Where failures of the engines and their files are reported; nil if nobody wants to know.
   package var events: ImageEvents?
-  /// The format of the backing file, of that one's backing file, and so on, in place of what the
-  /// images say; from where the list ends the images are asked.
+  /// The formats of the backing file, of its backing file, and so on, in place of what the images say;
+  /// below the end of the list, the images decide.
   package var backingFormats: [BackingFormat] = []
   package var backingPolicy = BackingPolicy.any
   /// The path of the external data file of the image, in place of the one that the image names.
@@ -44,12 +44,12 @@ package struct DiskImageOptions: Sendable {
   package var currentDirectory: Result<String, Errno>?
   /// What the engines are given in place of a file of the chain: for tests and fault injection.
   package var engineFile: @Sendable (RingHostFile) -> any HostFile = { $0 }
-  /// The passphrases; whoever opens the image takes them, whether or not that works.
+  /// The passphrases; an attempt to open the image uses them up, also if it fails.
   package var secrets = LayerSecrets()
   /// How the image must be encrypted; nil if it may say so itself.
   package var encryption: Encryption?
 
-  /// Nothing is written; so it is when an internal snapshot is served.
+  /// Nothing is written; also set where an internal snapshot is served.
   package var readOnly: Bool {
     get { engine.readOnly || engine.snapshot != nil }
     set { engine.readOnly = newValue }

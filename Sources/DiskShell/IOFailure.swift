@@ -37,7 +37,7 @@ package enum IOFailure: Error {
   case optionText(OptionTextError)
   case missing(IOMissing)
   case queryFailed(Errno)
-  /// What was read is not what was expected; it has been told already.
+  /// A read found other bytes than the pattern; the message has been printed already.
   case told
 
   /// What is wrong with the file that `-s` names.

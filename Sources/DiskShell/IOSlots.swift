@@ -1,4 +1,4 @@
-/// The slot numbers of requests in flight; who finds none free waits for one.
+/// The slot numbers of requests in flight; a request that finds no slot free waits for one.
 ///
 /// Used by one thread.
 @safe

@@ -48,10 +48,10 @@ package enum ImageLockError: Error, Sendable {
 /// The image locks of QEMU's `file-posix.c`, byte for byte, so that QEMU's tools and qublk keep out
 /// of each other's way [SEC-6].
 ///
-/// Each permission has two bytes in the file's lock space: at 100 + bit, shared-locked by whoever
-/// does it; at 200 + bit, shared-locked by whoever wants nobody else to do it. First everything is
-/// locked (shared locks never collide), then the opposite bytes are tested: two processes that start
-/// at once may both give up, but never both go on. The bytes are fixed, whatever the file's length
+/// Each permission has two bytes in the file's lock space. A process that uses the permission has a
+/// shared lock at 100 + bit; a process that denies it to others has one at 200 + bit. A process first
+/// takes all its locks (shared locks never collide), then tests the opposite bytes. Two processes that
+/// start at once may both give up, but never both go on. The bytes are fixed, whatever the file's length
 /// [SEC-7], and exist only in lock space: nothing is written.
 ///
 /// A lock belongs to the open file description: it ends when the last copy of the descriptor is

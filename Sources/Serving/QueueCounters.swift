@@ -16,13 +16,13 @@ public final class QueueCounters: @unchecked Sendable {
   public let failures = Counter()
   /// Requests refused as malformed.
   public let refusals = Counter()
-  /// Commands that the driver refused, those that were sent again with success too.
+  /// Commands that the driver refused, also if a later attempt succeeded.
   public let driverErrors = Counter()
   /// Transfers with host files that the hit path started.
   public let transfers = Counter()
   /// Requests whose pages were not registered, under zero copy.
   public let unregisteredRequests = Counter()
-  /// Requests whose data went through memory of ours, under zero copy.
+  /// Requests whose data went through the daemon's memory, under zero copy.
   public let userCopies = Counter()
   /// The worker's loop.
   public let loop = LoopCounters()

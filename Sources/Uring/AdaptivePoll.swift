@@ -1,10 +1,9 @@
 /// For how long a loop looks for completions before it sleeps.
 ///
-/// A sleep and the way out of it take microseconds, and a look is worth it only if it ends with a
-/// completion. So the window follows what has happened: it opens, in steps, while waits are short enough
-/// to be spent looking, and closes at the first that is longer than the limit, as on an idle device. Looks
-/// that end with nothing are rarer each time: on a processor that the loop shares with those whose requests
-/// it waits for, it keeps them from making any.
+/// A sleep and the wake-up after it take microseconds. A poll pays off only if it finds a completion, so
+/// the window follows the last waits: it opens in steps while waits are shorter than the limit, and closes
+/// at the first longer one, as on an idle device. Polls that find nothing back off. On a shared processor,
+/// polling would starve the very processes whose requests the loop waits for.
 struct AdaptivePoll {
   /// The first window.
   private static let firstWindow: UInt64 = 4000
@@ -14,9 +13,9 @@ struct AdaptivePoll {
   let limit: UInt64
   /// The nanoseconds to look for before the next sleep; 0 for none.
   private(set) var window: UInt64 = 0
-  /// Short waits to be slept through before the window opens again.
+  /// The number of short waits to sleep through before the window opens again.
   private var rest = 0
-  /// The last rest: the next one is twice as long.
+  /// The last value that `rest` began with; it doubles each time.
   private var lastRest = 0
 
   init(limit: UInt64) { self.limit = limit }

@@ -99,9 +99,9 @@ public struct Ring: ~Copyable {
     return Int(count)
   }
 
-  /// Whether there are completions, or an enter that does not wait would bring some: a look at memory.
+  /// Whether there are completions, or an enter without a wait would bring some; reads memory only.
   ///
-  /// Knows of what the kernel would have to do in an enter only on a ring that was made to be polled.
+  /// Only a ring made with `isPolled` tells of work that the kernel leaves for the next enter.
   var hasNews: Bool { unsafe qublk_ring_has_news(raw) != 0 }
 
   /// Whether there are completions to ``drain(_:)``.

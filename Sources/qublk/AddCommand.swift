@@ -21,8 +21,8 @@ struct AddCommand: ParsableCommand {
   @Option(
     name: [.customShort("f"), .long],
     help: """
-      What the image is: qcow2, raw (the file as it is), or null (nothing at all: to measure the \
-      driver; writes are forgotten and reads return nothing defined).
+      What the image is: qcow2, raw (the file as it is), or null (no storage, to measure the driver: \
+      writes are dropped, and reads return undefined data).
       """)
   var format = DiskFormat.qcow2
 
@@ -56,8 +56,8 @@ struct AddCommand: ParsableCommand {
 
   @Option(
     help: """
-      Requests per queue that zero copy has room for in the kernel's table of buffers, by their tags: \
-      the data of the others is copied. (default: the depth)
+      A queue's buffers in the kernel's table, for zero copy. Requests that have no buffer there are \
+      copied. (default: the depth)
       """)
   var zeroCopySlots: Int?
 
@@ -66,8 +66,8 @@ struct AddCommand: ParsableCommand {
 
   @Option(
     help: """
-      The most microseconds for which a queue's thread looks for work before it sleeps, which costs \
-      processor time and can save latency; 0 never looks.
+      The most microseconds that a queue's thread looks for work before it sleeps. This costs processor \
+      time and can lower latency; with 0 it sleeps at once.
       """)
   var pollMaxUs = 0
 

@@ -14,7 +14,7 @@ struct BenchCommand: ParsableCommand {
     commandName: "bench", abstract: "Run an I/O benchmark on an image, without a device.",
     discussion: """
       The short options, --flush-interval, --no-drain, --pattern and --image-opts are those of qemu-img \
-      bench. The time is that from the first request to the last completion. I/O goes through io_uring \
+      bench. The time counts from the first request to the last completion. I/O goes through io_uring \
       whatever -i and -n say.
 
       -w and --mix overwrite the data of the image. A block device that is mounted or has another use is \

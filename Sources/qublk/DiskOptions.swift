@@ -7,8 +7,8 @@ import QCOW2Engine
 struct DiskOptions: ParsableArguments {
   @Option(
     help: """
-      The format of the backing file, raw or qcow2, in place of what the image says; given again, that \
-      of the next one down.
+      The format of the backing file, raw or qcow2, in place of what the image says; may be given again, \
+      for the next backing file down the chain.
       """)
   var backingFormat: [BackingFormat] = []
 
@@ -24,8 +24,8 @@ struct DiskOptions: ParsableArguments {
 
   @Option(
     help: """
-      Memory for the mapping of the image, taken as it is used; all backing files together get as much \
-      again; with suffix k, M or G. (default: what the disk needs, at most 32M)
+      The most memory for the mapping of the image; all backing files together get as much again; with \
+      suffix k, M or G. (default: what the disk needs, at most 32M)
       """)
   var cacheSize: ByteSize?
 

@@ -24,7 +24,7 @@ struct IOCommand: ParsableCommand {
   var copyOnRead = false
   @Flag(name: [.customShort("U"), .long], help: "Take no locks; needs -r.")
   var forceShare = false
-  @Flag(name: .shortAndLong, help: "Use memory off every alignment.") var misalign = false
+  @Flag(name: .shortAndLong, help: "Use memory that is not aligned.") var misalign = false
   @Option(
     name: [.customShort("t"), .long],
     help: "The cache mode: none, writeback, writethrough, directsync or unsafe.")

@@ -11,14 +11,14 @@ struct ListCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "list", abstract: "List devices.",
     discussion: """
-      States: live; io-errors (the host could not read or write something), no-space (the host is \
-      full), damaged (the image breaks the format and is no longer changed) or sync-failed (what was \
-      written may be lost, nothing more is written) in place of live: "qublk stats" and the log say \
-      more; stopped (a signal has stopped the daemon: kill -CONT lets it go on); dead or fail-io (the \
-      daemon is gone, requests fail); quiesced (it is gone, \
-      requests wait); stale (only files in /run/qublk are left). "qublk del" removes each of \
-      them. A device of another program has no image; nor has one of qublk whose files in /run/qublk \
-      are lost, which "qublk del" ends all the same.
+      States: live. In place of live, if something went wrong: io-errors (the host could not read or \
+      write something), no-space (the host is full), damaged (the image breaks the format and is no \
+      longer changed), sync-failed (written data may be lost, and nothing more is written); "qublk \
+      stats" and the log say more. stopped (a signal has stopped the daemon; kill -CONT lets it go on). \
+      dead or fail-io (the daemon is gone, requests fail). quiesced (the daemon is gone, requests \
+      wait). stale (only files in /run/qublk are left). "qublk del" removes devices in each of these \
+      states. A device of another program has no image, nor has a device of qublk whose files in \
+      /run/qublk are lost; "qublk del" removes the latter all the same.
       """,
     aliases: ["ls"])
 

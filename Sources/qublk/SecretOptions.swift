@@ -8,14 +8,15 @@ struct SecretOptions: ParsableArguments {
   @Option(
     help: """
       A file with the passphrase of an encrypted image; every byte counts, a newline at the end too. \
-      Given again, that of the next encrypted image down the backing chain.
+      May be given again, for the next encrypted image down the backing chain.
       """)
   var secretFile: [String] = []
 
-  @Option(help: "The same from an open file descriptor.")
+  @Option(help: "As --secret-file, from an open file descriptor.")
   var secretFd: [Int32] = []
 
-  @Option(help: "The same from a \"user\" key of this description in the kernel's keyrings.")
+  @Option(
+    help: "As --secret-file, from the \"user\" key of this description in the kernel's keyrings.")
   var secretKeyring: [String] = []
 
   func validate() throws {

@@ -3,8 +3,7 @@ import Synchronization
 
 /// The passphrases for one opening of an image.
 ///
-/// Each is handed out once, and what opens an image takes all: nothing keeps a passphrase once the
-/// image is open or cannot be opened.
+/// Each is handed out once, and all are dropped when the image is open or cannot be opened.
 package final class LayerSecrets: Sendable {
   private struct Entry {
     let layer: Int?
@@ -37,7 +36,7 @@ package final class LayerSecrets: Sendable {
     }
   }
 
-  /// Lets go of those that nobody took.
+  /// Drops the secrets that no layer took.
   ///
   /// - Returns: How many they were.
   func dropRest() -> Int {

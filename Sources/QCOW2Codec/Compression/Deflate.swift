@@ -37,8 +37,8 @@ import CZlib
 
 /// Reads raw deflate streams of any window size.
 ///
-/// What is a stream, and what is not, is zlib's to say: libdeflate is asked first, for it is twice as
-/// fast, and whatever it does not call a whole stream of exactly a cluster goes to zlib.
+/// zlib decides whether bytes are a stream. libdeflate is tried first, since it is twice as fast; if it
+/// does not find a whole stream of exactly a cluster, zlib inflates the bytes again.
 @safe final class Inflater {
   private let stream = ZlibStream()
   private var isReady = false

@@ -27,7 +27,7 @@ struct EncryptWords: Equatable, Sendable {
   /// Keeps an option if it is one of these.
   ///
   /// - Returns: Whether it is.
-  /// - Throws: ``OptionError`` for one that does not exist, or a value that is none.
+  /// - Throws: ``OptionError`` for an option that does not exist, or a value that it does not take.
   mutating func take(_ name: String, _ value: String) throws(OptionError) -> Bool {
     if name == "encryption" {
       old = try CreateOptions.flag(name, value)

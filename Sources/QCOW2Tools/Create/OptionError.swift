@@ -14,7 +14,7 @@ package enum OptionError: Error, Equatable, Sendable {
   case sizeGivenTwice
   /// The option needs `compat=1.1`.
   case needsVersion3(String)
-  /// An option without the one that it belongs to.
+  /// An option that needs another option, which is missing.
   case needs(option: String, other: String)
   /// An image is to be encrypted, and there is no passphrase.
   case passphraseMissing

@@ -7,8 +7,8 @@ struct HeaderSector {
 
   init(_ file: any WritableImageBytes) { self.file = file }
 
-  /// What must be durable before anything else is written: no autoclear bit but those that are
-  /// `kept`, and the dirty bit where the refcounts are about to change.
+  /// Makes durable what comes before any other write: all autoclear bits but `kept` are cleared, and the
+  /// dirty bit is set if the refcounts are about to change.
   func prepareForWriting(
     keeping kept: AutoclearFeatures, marksDirty: Bool
   ) throws(ToolError) {

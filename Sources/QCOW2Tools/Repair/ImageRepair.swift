@@ -34,8 +34,8 @@ struct ImageRepair {
     return changes
   }
 
-  /// Before the first change: what a writer must not leave, and the mark that has whoever finds the
-  /// image after a crash start over.
+  /// Before the first change: clears what a writer must not leave, and sets the mark by which the next
+  /// repair starts over after a crash.
   private mutating func prepare(marksDirty: Bool) throws(ToolError) {
     let head = scan.check.head
     let kept = header.autoclearToKeep(keepsBitmaps: head.last(.bitmaps) != nil)

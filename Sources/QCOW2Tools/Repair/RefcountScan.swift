@@ -90,7 +90,7 @@ final class RefcountScan {
 
   /// Whether something refers to a cluster behind the end of the file, or may.
   ///
-  /// Its refcount is not lowered: handed out again, the cluster would be shared with who refers to it.
+  /// Its refcount is not lowered: if the cluster were handed out again, two entries would share it.
   func isLost(_ cluster: UInt64) -> Bool {
     cluster >= fileClusters && (check.lost[cluster] != nil || cluster >= check.endOfLost)
   }

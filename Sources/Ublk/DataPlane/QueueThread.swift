@@ -108,7 +108,7 @@ final class QueueThread: @unchecked Sendable {
     if let error = Self.becomeIOFlusher() { warn(.ioFlusher(queue: queue, error)) }
   }
 
-  /// Marks the thread as one that memory reclaim must not wait for, and looks whether it worked.
+  /// Marks the thread so that memory reclaim does not wait for it, and checks that the kernel took it.
   private static func becomeIOFlusher() -> Errno? {
     let result = qublk_set_io_flusher(1)
     if result < 0 { return Errno(-result) }

@@ -4,17 +4,17 @@ import Uring
 
 /// Commands that the driver refuses.
 ///
-/// A result that the driver does not take leaves its request in the driver: whoever waits for it waits
-/// until the character device is closed. So what may pass is tried again, and if it does not pass the
-/// queue is lost: the control thread is told, which ends the device, and the driver fails what is left.
+/// If the driver refuses a result, the request stays in the driver, and its sender waits until the
+/// character device is closed. So errors that may pass are tried again. If they do not pass, the queue is
+/// lost: the control thread is told and ends the device, and the driver fails the requests that are left.
 extension QueueWorker {
   /// For how long commands are tried again while none succeeds.
   private static let patience: UInt64 = 5_000_000_000
   private static let pause = 10
 
-  /// Lets `command` send again, after a pause, what the driver has refused with `error`.
+  /// Calls `command`, after a pause, to send again what the driver has refused with `error`.
   ///
-  /// Before the queue serves, at its end, and when nothing has succeeded for too long, it is lost instead.
+  /// The queue is lost instead before it serves, at its end, and when no command has succeeded for too long.
   func retry(_ error: Errno, _ command: @escaping @Sendable (QueueWorker) -> Void) {
     setup.counters.driverErrors.add()
     loop.readClock()
@@ -28,7 +28,7 @@ extension QueueWorker {
     }
   }
 
-  /// The queue cannot go on; while it does not serve yet, that is for ``QueueThread`` to see.
+  /// The queue cannot go on. Before it serves, ``QueueThread`` handles that.
   func lose(_ error: Errno) {
     guard fetchFailure == nil else { return }
     fetchFailure = error
@@ -50,7 +50,7 @@ extension QueueWorker {
     }
   }
 
-  /// Whether nothing is left to do for any request: those that the driver has, or hands over from now on,
-  /// are its own to fail.
+  /// Whether the worker has no request left. The driver fails the requests that it still has, or hands
+  /// over from now on.
   var isDrained: Bool { requests.inFlight == 0 }
 }

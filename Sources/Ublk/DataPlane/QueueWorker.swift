@@ -37,11 +37,11 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
   var isEnding = false
   /// Leave, whatever the driver still holds; requests that the worker has are finished first.
   let abandoned: AbandonFlag
-  /// What the driver has refused for good: the queue is lost, or was never there.
+  /// The error with which the driver refused the queue for good, or could not make it.
   var fetchFailure: Errno?
   /// The driver had all tags once.
   private(set) var isServing = false
-  /// Requests that come are left to the driver: the worker leaves once those that it has are done.
+  /// The worker finishes the requests that it has, then leaves; new requests stay in the driver.
   private(set) var isDraining = false
   /// When the driver began to refuse every command, by the loop's clock; 0 if the last one succeeded.
   var refusedSince: UInt64 = 0

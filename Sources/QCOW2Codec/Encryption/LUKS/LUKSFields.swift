@@ -2,7 +2,7 @@ import BlockCore
 
 /// The fields of a LUKS version 1 header as they stand, none of them judged.
 ///
-/// `info` shows them, whatever they say. ``LUKSPartitionHeader`` checks them for whoever unlocks.
+/// `info` shows them as they are. ``LUKSPartitionHeader`` checks them before an unlock.
 ///
 /// Source: LUKS On-Disk Format Specification 1.2.3, "The partition header".
 package struct LUKSFields: Equatable, Sendable {
