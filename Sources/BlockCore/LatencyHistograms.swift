@@ -145,8 +145,10 @@ public struct LatencySnapshot: Sendable, Equatable {
     maximum = max(maximum, other.maximum)
   }
 
-  /// The counts since `earlier`, a snapshot of the same histogram. The maximum is that of all time if its
-  /// bucket has grown since, else the end of the highest bucket that has grown.
+  /// The counts since `earlier`, a snapshot of the same histogram.
+  ///
+  /// The maximum is that of all time if its bucket has grown since, else the end of the highest bucket
+  /// that has grown.
   public func since(_ earlier: LatencySnapshot) -> LatencySnapshot {
     var difference = LatencySnapshot()
     for bucket in counts.indices {

@@ -28,7 +28,7 @@ extension QueueWorker {
     }
   }
 
-  /// The queue cannot go on. Before it serves, ``QueueThread`` handles that.
+  /// The queue cannot go on; before it serves, ``QueueThread`` handles that.
   func lose(_ error: Errno) {
     guard fetchFailure == nil else { return }
     fetchFailure = error
@@ -50,7 +50,8 @@ extension QueueWorker {
     }
   }
 
-  /// Whether the worker has no request left. The driver fails the requests that it still has, or hands
-  /// over from now on.
+  /// Whether the worker has no request left.
+  ///
+  /// The driver fails the requests that it still has, or hands over from now on.
   var isDrained: Bool { requests.inFlight == 0 }
 }
