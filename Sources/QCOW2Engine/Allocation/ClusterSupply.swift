@@ -66,6 +66,8 @@ final class ClusterSupply: Sendable {
 
   private func returnHeld() async throws(ImageError) -> Bool {
     maturing.assertHeld()
+    // Looking at all stamps takes longer than this, and most times there is nothing to give back.
+    guard frees.hasDurable else { return false }
     let mature = frees.takeMature(before: stamps.oldest())
     var done = 0
     do {

@@ -115,7 +115,7 @@ extension Planner {
   }
 
   /// Ends a write of the hit path as ``endFresh(at:failed:)`` does, and its request with it.
-  @inline(never) func finishFresh(at slot: RequestSlot, failed: Bool) -> FinishResult {
+  func finishFresh(at slot: RequestSlot, failed: Bool) -> FinishResult {
     guard endFresh(at: slot, failed: failed) else { return .needsService }
     admission.leave(at: slot)
     return .done

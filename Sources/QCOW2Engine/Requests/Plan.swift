@@ -45,13 +45,17 @@ extension Image {
   package func finish(at slot: RequestSlot, failed: Bool) -> FinishResult {
     let index = stamps.index(at: slot)
     if fresh.isPending(index) {
-      return planner.finishFresh(at: slot, failed: failed)
+      return finishFresh(at: slot, failed: failed)
     }
     stamps.exit(index)
     return gate.isQuiet ? .done : finishWatched(index)
   }
 
   // What is rare lies in functions of its own, so that `finish` needs no stack.
+
+  @inline(never) private func finishFresh(at slot: RequestSlot, failed: Bool) -> FinishResult {
+    planner.finishFresh(at: slot, failed: failed)
+  }
 
   @inline(never) private func finishWatched(_ index: Int) -> FinishResult {
     gate.noteExit(index)
