@@ -43,12 +43,12 @@ extension Image {
   ) async throws(ImageError) {
     if request.operation == .flush {
       guard admission.inBounds(request) else { throw .badRequest }
-      return try await flush()
+      return try await durability.flush()
     }
     try await admission.admit(request, at: slot)
     defer { admission.leave(at: slot) }
     try await carryOut(request, worker: slot.worker)
-    if request.isFUA { try await flush() }
+    if request.isFUA { try await durability.flush() }
   }
 
   private func carryOut(_ request: BlockRequest, worker: Int) async throws(ImageError) {
