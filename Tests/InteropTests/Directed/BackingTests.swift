@@ -58,8 +58,8 @@ struct BackingTests {
       for operation in [BlockOperation.write, .read] {
         let result = await session.image.serve(
           BlockRequest(
-            operation, offset: GuestOffset(70_144), length: 1024, data: buffer.data), worker: 0,
-          slot: 0)
+            operation, offset: GuestOffset(70_144), length: 1024, data: buffer.data),
+          at: RequestSlot(worker: 0, number: 0))
         #expect(result.errno == .io)
       }
       withExtendedLifetime(buffer) {}

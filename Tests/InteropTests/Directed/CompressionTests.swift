@@ -56,8 +56,8 @@ struct CompressionTests {
       let disk = try await DiskImage.open(options)
       let buffer = IOBuffer(count: 512)
       let result = await disk.engine.serve(
-        BlockRequest(.read, offset: GuestOffset(1024), length: 512, data: buffer.data), worker: 0,
-        slot: 0)
+        BlockRequest(.read, offset: GuestOffset(1024), length: 512, data: buffer.data),
+        at: RequestSlot(worker: 0, number: 0))
       #expect(result.errno == .io)
       withExtendedLifetime(buffer) {}
       try await disk.close()
