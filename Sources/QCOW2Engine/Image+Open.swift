@@ -7,6 +7,8 @@ struct ImageParts {
   let options: ImageOptions
   let sources: ImageSources
   let storage: ImageStorage
+  let memory: MetadataMemory
+  let arenaRecords: ArenaRecords
   let guestData: GuestData
   let l1: DiskTable
   let l2: SliceCache
@@ -52,11 +54,13 @@ extension Image {
     let snapshots = try await SnapshotTable.read(head.header, storage, options)
     head.header = try snapshots.select(options.snapshot, in: head.header)
     let header = head.header
+    let memory = try MetadataMemory()
     let l1 = try await readTable(
-      storage, at: header.l1TableOffset, count: Int(header.l1Size), fileLength: length)
+      .l1Table, memory, storage, at: header.l1TableOffset, count: Int(header.l1Size),
+      fileLength: length)
     // A reader needs no refcounts, so it does not matter whether they are there.
     let refcountTable = try await readTable(
-      storage, at: header.refcountTableOffset,
+      .refcountTable, memory, storage, at: header.refcountTableOffset,
       count: options.readOnly
         ? 0 : Int(header.refcountTableClusters) << Int(header.clusterBits) / 8,
       fileLength: length)
@@ -124,7 +128,8 @@ extension Image {
   }
 
   private static func readTable(
-    _ storage: ImageStorage, at offset: UInt64, count: Int, fileLength: UInt64
+    _ kind: MetadataKind, _ memory: MetadataMemory, _ storage: ImageStorage, at offset: UInt64,
+    count: Int, fileLength: UInt64
   ) async throws(ImageError) -> DiskTable {
     let buffer = try IOBuffer.ofTable((count * 8 + 511) & ~511)
     defer { withExtendedLifetime(buffer) {} }
@@ -133,7 +138,8 @@ extension Image {
     }
     return try unsafe DiskTable(
       offset: HostOffset(offset),
-      bytes: UnsafeRawBufferPointer(start: buffer.base, count: buffer.count), count: count)
+      bytes: UnsafeRawBufferPointer(start: buffer.base, count: buffer.count), count: count,
+      in: memory, kind)
   }
 
   private static func assemble(
@@ -142,9 +148,11 @@ extension Image {
   ) throws(ImageError) -> ImageParts {
     let geometry = header.geometry
     let sliceSize = Int(min(geometry.clusterSize, 4096))
+    let memory = l1.memory
     let refcounts = try RefcountStore(
       geometry: geometry, table: refcountTable,
-      cache: SliceCache(sliceSize: sliceSize, slots: refcountSlots(options, sliceSize)))
+      cache: SliceCache(
+        .refcounts, sliceSize: sliceSize, slots: refcountSlots(options, sliceSize), in: memory))
     let frees = DeferredFrees()
     let editor = HeaderEditor(storage: storage, header: header)
     let allocator = ClusterAllocator(
@@ -152,10 +160,12 @@ extension Image {
       frees: frees, tables: tablesInPlace(header), fileLength: fileLength,
       clears: options.discardsToHost)
     return try ImageParts(
-      header: header, options: options, sources: sources, storage: storage,
+      header: header, options: options, sources: sources, storage: storage, memory: memory,
+      arenaRecords: ArenaRecords(
+        workers: options.workers + JobSlots.count, in: memory),
       guestData: guestData(header, sources, storage), l1: l1,
       l2: SliceCache(
-        sliceSize: sliceSize, slots: l2Slots(header, options, sliceSize)),
+        .l2, sliceSize: sliceSize, slots: l2Slots(header, options, sliceSize), in: memory),
       allocator: allocator, metadata: metadata, frees: frees, headerEditor: editor)
   }
 

@@ -13,6 +13,8 @@ package final class Image: BlockTarget {
   package let header: Header
   package let options: ImageOptions
   package let geometry: ClusterGeometry
+  /// Where all metadata lies that is ahead of the host file.
+  let metadataMemory: MetadataMemory
   // What the hit path asks itself; the rest is behind the parts below.
   let hits: HitMap
   let stamps: RequestStamps
@@ -43,6 +45,7 @@ package final class Image: BlockTarget {
     header = parts.header
     options = parts.options
     geometry = parts.header.geometry
+    metadataMemory = parts.memory
     health = parts.storage.health
     bitmaps = parts.bitmapReport
     let rules = EntryRules(header)
@@ -53,7 +56,8 @@ package final class Image: BlockTarget {
     stamps = RequestStamps(workers: workers, slotsPerWorker: options.slotsPerWorker)
     fresh = FreshWrites(workers: workers, slotsPerWorker: options.slotsPerWorker)
     let arenas = WorkerArenas(
-      workers: workers, clusterSize: geometry.clusterSize, allocator: parts.allocator)
+      workers: workers, clusterSize: geometry.clusterSize, allocator: parts.allocator,
+      records: parts.arenaRecords)
     let l1 = ActiveL1(parts.l1)
     let flusher = FlushCoordinator(
       storage: parts.storage,

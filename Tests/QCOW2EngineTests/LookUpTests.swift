@@ -99,9 +99,8 @@ import Testing
     @Sendable func change(_ slice: Int) async throws {
       try await cache.withSlice(
         HostOffset(UInt64(slice * 512)), storage: storage, makeRoom: {}
-      ) { bytes in
-        bytes.storeBE64(bytes.be64(0) + 1000, 0)
-        return ((), true)
+      ) { slice in
+        slice.storeBE64(slice.bytes.be64(0) + 1000, 0)
       }
     }
     @Sendable func writeBack() async throws {

@@ -22,9 +22,9 @@ import Testing
   ) async throws -> UInt64 {
     try await cache.withSlice(
       HostOffset(UInt64(slice * 512)), storage: storage, makeRoom: {}
-    ) { bytes in
-      bytes.storeBE64(bytes.be64(0) + 1000, 0)
-      return (bytes.be64(0), true)
+    ) { slice in
+      slice.storeBE64(slice.bytes.be64(0) + 1000, 0)
+      return slice.bytes.be64(0)
     }
   }
 
@@ -71,7 +71,7 @@ import Testing
       for slice in 10..<30 {
         let value = try await cache.withSlice(
           HostOffset(UInt64(slice * 512)), storage: storage, makeRoom: {}
-        ) { ($0.be64(0), false) }
+        ) { $0.bytes.be64(0) }
         #expect(value == UInt64(slice))
       }
       for slice in [1, 2] {
@@ -88,7 +88,7 @@ import Testing
       }
       let value = try await cache.withSlice(
         HostOffset(40 * 512), storage: storage, makeRoom: makeRoom
-      ) { ($0.be64(0), false) }
+      ) { $0.bytes.be64(0) }
       #expect(value == 40)
       #expect(madeRoom.value == 1)
       #expect(cache.dirtyCount == 0)
@@ -115,9 +115,12 @@ import Testing
     var random = SeededGenerator(seed: testSeed("index"))
     // Few home positions, so that probe sequences overlap.
     let hashOf = { (key: UInt64) -> UInt64 in key / 512 % 3 }
-    let memory = IOBuffer(count: 8 * 512)
+    let memory = try MetadataMemory()
     defer { withExtendedLifetime(memory) {} }
-    var stripe = try CacheStripe(memory: memory.base, sliceSize: 512, slotCount: 8)
+    let slots = try memory.region(
+      .l2Slots, elementSize: MemoryLayout<CacheSlot>.stride, count: 8)
+    let slices = try memory.region(.l2Slices, elementSize: 512, count: 8)
+    var stripe = try CacheStripe(slots, slices, sliceSize: 512, first: 0, count: 8)
     var model: [UInt64: Int] = [:]
     for _ in 0..<5000 {
       let key = UInt64(random.below(20)) * 512
@@ -164,13 +167,13 @@ import Testing
         while gated.held.isEmpty { await host.complete("tick") }
         #expect(cache.withResident(key) { $0.be64(0) } == nil)
         #expect(cache.residentWord(key.bytes) == 0)
-        #expect(!cache.changeResident(key) { _ in true })
+        #expect(!cache.changeResident(key) { $0.mark() })
         gated.gate = nil
         try await group.waitForAll()
       }
       #expect(cache.withResident(key) { $0.be64(0) } == 7)
       #expect(cache.residentWord(key.bytes) == 7)
-      #expect(cache.changeResident(key) { _ in false } && cache.dirtyCount == 0)
+      #expect(cache.changeResident(key) { _ in } && cache.dirtyCount == 0)
     }
   }
 
@@ -208,7 +211,7 @@ extension SliceCache {
   /// The first word of a slice of 512 bytes.
   fileprivate func read(_ slice: Int, _ storage: ImageStorage) async throws -> UInt64 {
     try await withSlice(HostOffset(UInt64(slice * 512)), storage: storage, makeRoom: {}) {
-      ($0.be64(0), false)
+      $0.bytes.be64(0)
     }
   }
 }

@@ -8,11 +8,12 @@ import Testing
 /// The bits of a bitmap in memory, bit by bit and on several threads.
 @Suite struct TrackedBitsTests {
   @Test("Ranges become the same bits as in a set", arguments: 1...20 as ClosedRange<UInt64>)
-  func rangesBecomeBits(seed: UInt64) {
+  func rangesBecomeBits(seed: UInt64) throws {
     var random = SeededGenerator(seed: seed)
     let count = UInt64(1 + random.below(300))
-    let bits = TrackedBits(count: count, granularityBits: 9)
-    defer { bits.deallocate() }
+    let own = try OwnBits(count: count, granularityBits: 9)
+    defer { withExtendedLifetime(own) {} }
+    let bits = own.bits
     var exact = Set<UInt64>()
     var durable = Set<UInt64>()
     for _ in 0..<60 {
@@ -48,9 +49,10 @@ import Testing
   }
 
   @Test("Bytes map to the bits that cover them")
-  func bytesMapToBits() {
-    let bits = TrackedBits(count: 3, granularityBits: 12)
-    defer { bits.deallocate() }
+  func bytesMapToBits() throws {
+    let own = try OwnBits(count: 3, granularityBits: 12)
+    defer { withExtendedLifetime(own) {} }
+    let bits = own.bits
     #expect(bits.bits(0..<1) == 0..<1)
     #expect(bits.bits(4095..<4097) == 0..<2)
     #expect(bits.bits(4096..<8192) == 1..<2)
@@ -60,12 +62,13 @@ import Testing
 
   /// What two threads share in one round.
   private final class Race: @unchecked Sendable {  // why: each thread has its own variable
-    let bits = TrackedBits(count: 4096, granularityBits: 9)
+    private let own: OwnBits
+    var bits: TrackedBits { own.bits }
     let ready = Atomic<Int>(0)
     var relied: [UInt64] = []
     var written = [UInt8](repeating: 0, count: 512)
 
-    deinit { bits.deallocate() }
+    init() throws { own = try OwnBits(count: 4096, granularityBits: 9) }
 
     func meet() {
       ready.wrappingAdd(1, ordering: .sequentiallyConsistent)
@@ -91,10 +94,10 @@ import Testing
   }
 
   @Test("A bit that a request relied on is in what is written when bits are cleared")
-  func noBitIsLostBetweenThreads() async {
+  func noBitIsLostBetweenThreads() async throws {
     let executors = (ThreadExecutor(), ThreadExecutor())
     for round in 0..<300 {
-      let race = Race()
+      let race = try Race()
       race.bits.becameDurable(0..<4096)
       let writer = Task(executorPreference: executors.0) { race.note() }
       let clearer = Task(executorPreference: executors.1) { race.clear(after: round % 7 * 200) }

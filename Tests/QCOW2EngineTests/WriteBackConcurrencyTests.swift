@@ -18,9 +18,8 @@ import Testing
     for number in 0..<Self.slices {
       try await cache.withSlice(
         HostOffset(UInt64(number) * 1024), storage: storage, makeRoom: {}
-      ) { bytes in
-        bytes.storeBE64(UInt64(number + 1), 0)
-        return ((), true)
+      ) { slice in
+        slice.storeBE64(UInt64(number + 1), 0)
       }
     }
     return cache

@@ -37,10 +37,8 @@ extension ClusterAllocator {
     // The block counts itself before the table points at it: a round that falls in between must
     // not find an entry for a block that is not there, or that looks free.
     let order = geometry.refcountOrder
-    try unsafe await refcounts.cache.withSlice(offset, storage: storage, makeRoom: makeRoom) {
-      bytes in
-      unsafe RefcountWidth.set(bytes, order: order, index: 0, value: 1)
-      return ((), true)
+    try await refcounts.cache.withSlice(offset, storage: storage, makeRoom: makeRoom) {
+      $0.setRefcount(0, order: order, to: 1)
     }
     metadata.tables.insert(block)
     table.store(RefcountTableEntry(block: offset).raw, at: Int(index))

@@ -131,11 +131,9 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     var end = refcounts.sliceRange(of: first).upperBound
     if let limit { end = min(end, limit) }
     let (fresh, order) = (freshFrom, geometry.refcountOrder)
-    return try unsafe await withSlice(of: first) { [refcounts] bytes in
-      unsafe (
-        Self.firstFree(
-          bytes, order: order, from: first, to: end, upTo: wanted, fresh: fresh, refcounts), false
-      )
+    return try await withSlice(of: first) { [refcounts] slice in
+      unsafe Self.firstFree(
+        slice.bytes, order: order, from: first, to: end, upTo: wanted, fresh: fresh, refcounts)
     }
   }
 
@@ -160,7 +158,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
 
   /// The first run of zero refcounts; a run never mixes fresh and used clusters.
   private static func firstFree(
-    _ bytes: UnsafeMutableRawPointer, order: Int, from first: UInt64, to end: UInt64,
+    _ bytes: UnsafeRawPointer, order: Int, from first: UInt64, to end: UInt64,
     upTo wanted: UInt64, fresh: UInt64, _ refcounts: RefcountStore
   ) -> Range<UInt64> {
     func isFree(_ cluster: UInt64) -> Bool {
@@ -196,12 +194,12 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     defer { mutex.release() }
     let order = geometry.refcountOrder
     let most = geometry.maxRefcount
-    let before = try unsafe await withSlice(of: cluster) { [refcounts] bytes in
+    let before = try await withSlice(of: cluster) { [refcounts] slice in
       let index = refcounts.indexInSlice(cluster)
-      let value = unsafe RefcountWidth.get(bytes, order: order, index: index)
-      if value == 0 || value == most { return (value, false) }
-      unsafe RefcountWidth.set(bytes, order: order, index: index, value: value + 1)
-      return (value, true)
+      let value = unsafe RefcountWidth.get(slice.bytes, order: order, index: index)
+      if value == 0 || value == most { return value }
+      slice.setRefcount(index, order: order, to: value + 1)
+      return value
     }
     if before == 0 { throw .refcountRange(cluster: cluster) }
     return before < most
@@ -290,14 +288,14 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     var next = clusters.lowerBound
     while next < clusters.upperBound {
       let part = next..<min(refcounts.sliceRange(of: next).upperBound, clusters.upperBound)
-      let bad = try unsafe await withSlice(of: next) { [refcounts] bytes in
+      let bad = try await withSlice(of: next) { [refcounts] slice -> UInt64? in
         for cluster in part {
           let index = refcounts.indexInSlice(cluster)
-          let value = unsafe RefcountWidth.get(bytes, order: order, index: index)
-          if value == 0 { return (cluster as UInt64?, true) }
-          unsafe RefcountWidth.set(bytes, order: order, index: index, value: value - 1)
+          let value = unsafe RefcountWidth.get(slice.bytes, order: order, index: index)
+          if value == 0 { return cluster }
+          slice.setRefcount(index, order: order, to: value - 1)
         }
-        return (nil, true)
+        return nil
       }
       if let bad { throw .refcountRange(cluster: bad) }
       cursor = min(cursor, part.lowerBound)
@@ -322,7 +320,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
 
   /// Looks at refcounts without writing anything: see ``SliceCache/lookAt(_:storage:_:)``.
   private func lookAtSlice<R>(
-    of cluster: UInt64, _ body: (UnsafeMutableRawPointer) -> R
+    of cluster: UInt64, _ body: (UnsafeRawPointer) -> R
   ) async throws(ImageError) -> R {
     guard let key = try refcounts.sliceKey(of: cluster) else {
       throw .refcountRange(cluster: cluster)
@@ -332,13 +330,13 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
 
   /// Looks at, or changes, the slice of refcounts that has `cluster`; call with `mutex` held.
   func withSlice<R>(
-    of cluster: UInt64, _ body: (UnsafeMutableRawPointer) -> (R, changed: Bool)
+    of cluster: UInt64, _ body: (inout CachedSlice) -> R
   ) async throws(ImageError) -> R {
     mutex.assertHeld()
     guard let key = try refcounts.sliceKey(of: cluster) else {
       throw .refcountRange(cluster: cluster)
     }
-    return try unsafe await refcounts.cache.withSlice(
+    return try await refcounts.cache.withSlice(
       key, storage: storage, makeRoom: makeRoom, body)
   }
 }

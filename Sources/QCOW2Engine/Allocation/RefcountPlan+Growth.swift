@@ -18,7 +18,7 @@ extension RefcountPlan {
     return try unsafe DiskTable(
       offset: tableOffset,
       bytes: UnsafeRawBufferPointer(start: bytes.base, count: bytes.count),
-      count: bytes.count / 8)
+      count: bytes.count / 8, in: old.memory, .refcountTable)
   }
 
   /// Writes blocks and table, whole, to the host file.

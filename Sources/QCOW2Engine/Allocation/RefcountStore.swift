@@ -21,7 +21,15 @@ final class RefcountStore: @unchecked Sendable {  // why: `tableBox` is swapped 
   var table: DiskTable { lock.withLock { tableBox } }
 
   /// Replaces the table after growth.
-  func replaceTable(_ table: DiskTable) { lock.withLock { tableBox = table } }
+  func replaceTable(_ table: DiskTable) {
+    let old = lock.withLock { () -> DiskTable in
+      let old = tableBox
+      tableBox = table
+      return old
+    }
+    // Freed here, with no lock held.
+    withExtendedLifetime(old) {}
+  }
 
   /// The refcounts in one cached slice.
   var entriesPerSlice: UInt64 {

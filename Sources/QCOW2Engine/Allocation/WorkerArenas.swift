@@ -17,13 +17,24 @@ final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guar
     case underWay
   }
 
+  /// Both runs are recorded at each change, by one store each: see ``ArenaRecords``.
   private struct Arena: ~Copyable {
-    var run = ClusterRun(start: 0, count: 0, isFresh: false)
+    private(set) var run = ClusterRun(start: 0, count: 0, isFresh: false) {
+      didSet { record.setRun(run) }
+    }
     /// The run that follows, reserved before the present one is used up.
-    var next = ClusterRun(start: 0, count: 0, isFresh: false)
+    private(set) var next = ClusterRun(start: 0, count: 0, isFresh: false) {
+      didSet { record.setNext(next) }
+    }
+    private let record: ArenaRecord
     /// Clusters to reserve at the next refill; grows while the worker keeps allocating.
     var refill: UInt64
     var fetch = Fetch.idle
+
+    init(refill: UInt64, record: ArenaRecord) {
+      self.refill = refill
+      self.record = record
+    }
 
     /// Less than half of a run is left, and no other.
     @inline(__always) var isLow: Bool {
@@ -43,11 +54,25 @@ final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guar
     }
 
     @inline(__always) mutating func takeRun(upTo wanted: UInt64) -> ClusterRun? {
-      if run.count == 0 {
-        if next.count == 0 { return nil }
-        run = next.take(.max)
-      }
-      return run.take(wanted)
+      advance()
+      return run.count == 0 ? nil : run.take(wanted)
+    }
+
+    /// Takes exactly `count` clusters of the run in use; nil if it has not so many, or not fresh ones
+    /// where `fresh` is wanted.
+    @inline(__always) mutating func takeRun(exactly count: UInt64, fresh: Bool) -> ClusterRun? {
+      advance()
+      if run.count < count || fresh && !run.isFresh { return nil }
+      return run.take(count)
+    }
+
+    /// Goes over to the run that follows, once the one in use is used up.
+    ///
+    /// For a moment it is recorded twice, and counts once.
+    @inline(__always) private mutating func advance() {
+      if run.count != 0 || next.count == 0 { return }
+      run = next
+      next.count = 0
     }
 
     /// Keeps a newly reserved run; false if there is no place for it.
@@ -66,6 +91,7 @@ final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guar
   }
 
   private let arenas: LockedStripes<Arena>
+  private let records: ArenaRecords
   private let refillMutexes: [AsyncMutex]
   let allocator: ClusterAllocator
   private let largestRefill: UInt64
@@ -77,12 +103,18 @@ final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guar
   ///   - clusterSize: in bytes; a refill is 64 clusters at first, grows to 16 MiB, and is never more than
   ///     1024 clusters or less than 4.
   ///   - allocator: where refills come from.
-  init(workers: Int, clusterSize: UInt64, allocator: ClusterAllocator) {
+  ///   - records: as many as workers.
+  init(
+    workers: Int, clusterSize: UInt64, allocator: ClusterAllocator, records: ArenaRecords
+  ) {
     self.allocator = allocator
+    self.records = records
     let largest = min(max((16 << 20) / clusterSize, 4), 1024)
     largestRefill = largest
     mostShown = min(max((1 << 20) / clusterSize, 8), 256)
-    arenas = LockedStripes(count: workers, rank: .leaf) { _ in Arena(refill: min(64, largest)) }
+    arenas = LockedStripes(count: workers, rank: .leaf) { worker in
+      Arena(refill: min(64, largest), record: records.record(of: worker))
+    }
     refillMutexes = (0..<workers).map { _ in AsyncMutex() }
   }
 
@@ -125,9 +157,7 @@ final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guar
   @inline(__always) func takeNow(exactly count: Int, fresh: Bool, worker: Int) -> ClusterRun? {
     arenas[worker].withLock { arena in
       if arena.asks() { return nil }
-      if arena.run.count == 0 { arena.run = arena.next.take(.max) }
-      if arena.run.count < UInt64(count) || fresh && !arena.run.isFresh { return nil }
-      return arena.run.take(UInt64(count))
+      return arena.takeRun(exactly: UInt64(count), fresh: fresh)
     }
   }
 

@@ -24,7 +24,10 @@ struct BitmapLoader {
   private let fileLength: UInt64
   /// What the header says of the directory.
   private let location: Result<BitmapsExtension, BitmapProblem>
+  /// What the bits of all bitmaps so far take, in bytes.
   private var memory: UInt64 = 0
+  private let metadataMemory: MetadataMemory
+  private var words: BitmapWords
   private var tableEntries: UInt64 = 0
 
   /// What a writer is to do about the bitmaps.
@@ -43,6 +46,8 @@ struct BitmapLoader {
     storage = parts.storage
     allocator = parts.allocator
     metadata = parts.metadata
+    metadataMemory = parts.memory
+    words = BitmapWords(parts.memory)
     self.fileLength = fileLength
   }
 
@@ -141,10 +146,15 @@ struct BitmapLoader {
     guard needed <= Self.mostMemory - memory else {
       return .failure(.tooLarge(bytes: memory + needed))
     }
+    let bits: TrackedBits
+    do throws(ImageError) {
+      bits = try words.bits(
+        count: count, granularityBits: entry.granularityBits, table: entry.table)
+    } catch { return .failure(.tooLarge(bytes: memory + needed)) }
     memory += needed
     let bitmap = TrackedBitmap(
-      name: item.name, bits: TrackedBits(count: count, granularityBits: entry.granularityBits),
-      table: entry.table, entries: entries, geometry: geometry)
+      name: item.name, bits: bits, in: metadataMemory, table: entry.table, entries: entries,
+      geometry: geometry)
     try await loadBits(bitmap, entries)
     return .success(bitmap)
   }

@@ -15,6 +15,8 @@ final class TrackedBitmap: @unchecked Sendable {  // why: atomics, and state gua
   let name: String
   let bits: TrackedBits
   let geometry: ClusterGeometry
+  /// Where the bits lie.
+  private let memory: MetadataMemory
   private let table: HostOffset
   /// The table as it should be on the host file.
   private var entries: [UInt64]
@@ -27,22 +29,22 @@ final class TrackedBitmap: @unchecked Sendable {  // why: atomics, and state gua
 
   /// - Parameters:
   ///   - name: the bitmap's name, for reports.
-  ///   - bits: as loaded; this object ends their life.
+  ///   - bits: as loaded.
+  ///   - memory: where the bits lie.
   ///   - table: where the table starts.
   ///   - entries: the table, checked.
   ///   - geometry: the image's.
   init(
-    name: String, bits: TrackedBits, table: HostOffset, entries: [UInt64],
-    geometry: ClusterGeometry
+    name: String, bits: TrackedBits, in memory: MetadataMemory, table: HostOffset,
+    entries: [UInt64], geometry: ClusterGeometry
   ) {
+    self.memory = memory
     self.name = name
     self.bits = bits
     self.table = table
     self.entries = entries
     self.geometry = geometry
   }
-
-  deinit { bits.deallocate() }
 
   // MARK: Geometry
 

@@ -22,28 +22,26 @@ struct TrackedBits: @unchecked Sendable {  // why: atomics in stable storage
   let words: Int
 
   /// All bits are zero.
-  init(count: UInt64, granularityBits: UInt8) {
+  ///
+  /// - Parameters:
+  ///   - count: the bits of the bitmap.
+  ///   - granularityBits: log2 of the guest bytes that one bit is for.
+  ///   - region: outlives the bits; see ``BitmapWords``.
+  ///   - offset: where twice ``words(_:)`` words of zeros lie in it.
+  init(count: UInt64, granularityBits: UInt8, in region: MetadataRegion, at offset: Int) {
     self.count = count
     self.granularityBits = UInt64(granularityBits)
-    words = Int(count / 64 + (count % 64 == 0 ? 0 : 1))
-    unsafe exact = Self.zeroes(words)
-    unsafe durable = Self.zeroes(words)
+    words = Self.words(count)
+    let all = unsafe region.values(Atomic<UInt64>.self, at: offset, count: 2 * words)
+    unsafe exact = unsafe all
+    unsafe durable = unsafe all + words
   }
+
+  /// The words that `count` bits take.
+  static func words(_ count: UInt64) -> Int { Int(count / 64 + (count % 64 == 0 ? 0 : 1)) }
 
   /// The memory that a bitmap of `count` bits takes, in bytes.
   static func memory(count: UInt64) -> UInt64 { (count / 64 + 1) * 16 }
-
-  private static func zeroes(_ count: Int) -> UnsafeMutablePointer<Atomic<UInt64>> {
-    let words = UnsafeMutablePointer<Atomic<UInt64>>.allocate(capacity: max(count, 1))
-    for index in 0..<count { unsafe (words + index).initialize(to: Atomic(0)) }
-    return unsafe words
-  }
-
-  /// Ends the life of the bits; the owner calls this once, in its deinit.
-  func deallocate() {
-    unsafe exact.deallocate()
-    unsafe durable.deallocate()
-  }
 
   /// The bits that cover a range of guest bytes, as far as the bitmap reaches.
   @inline(__always) func bits(_ bytes: Range<UInt64>) -> Range<UInt64> {

@@ -1,56 +1,71 @@
 import BlockCore
-import Glibc
 
 /// The memory of a slice cache, as much of it as can be had: what a size asks for that no host has is
 /// halved until there is enough.
 @safe
 struct CacheMemory {
-  /// The bytes of all slots, to be unmapped.
-  let arena: UnsafeMutableRawPointer
+  /// What the slices are of.
+  enum Contents {
+    case l2, refcounts
+
+    var kinds: (slots: MetadataKind, slices: MetadataKind) {
+      switch self {
+      case .l2: (.l2Slots, .l2Slices)
+      case .refcounts: (.refcountSlots, .refcountSlices)
+      }
+    }
+  }
+
+  /// The bytes of all slots.
+  let slices: MetadataRegion
   /// The bookkeeping of all slots, to be deallocated.
   let stripes: LockedStripes<CacheStripe>
   let perStripe: Int
 
+  /// - Parameters:
+  ///   - contents: what the slices are of.
+  ///   - stripes: the number of stripes.
+  ///   - wanted: slots in each of them.
+  ///   - sliceSize: the bytes of a slice.
+  ///   - memory: where slots and slices lie.
+  /// - Returns: one with as many slots as could be had, at most as many as wanted.
   /// - Throws: ``ImageError/noMemory(bytes:)`` if there is none for a slot in each stripe.
   static func allocate(
-    stripes: Int, perStripe wanted: Int, sliceSize: Int
+    _ contents: Contents, stripes: Int, perStripe wanted: Int, sliceSize: Int,
+    in memory: MetadataMemory
   ) throws(ImageError) -> CacheMemory {
     var slots = wanted
-    while slots > 1 {
-      if let memory = try? CacheMemory(exactly: slots, stripes: stripes, sliceSize: sliceSize) {
-        return memory
+    while true {
+      do throws(ImageError) {
+        return try CacheMemory(contents, slots, stripes: stripes, sliceSize: sliceSize, memory)
+      } catch {
+        if slots == 1 { throw error }
+        slots /= 2
       }
-      slots /= 2
     }
-    return try CacheMemory(exactly: 1, stripes: stripes, sliceSize: sliceSize)
   }
 
-  private init(exactly perStripe: Int, stripes count: Int, sliceSize: Int) throws(ImageError) {
-    let (bytes, isTooLarge) = (count * sliceSize).multipliedReportingOverflow(by: perStripe)
+  private init(
+    _ contents: Contents, _ perStripe: Int, stripes count: Int, sliceSize: Int,
+    _ memory: MetadataMemory
+  ) throws(ImageError) {
+    let (total, isTooLarge) = count.multipliedReportingOverflow(by: perStripe)
     if isTooLarge { throw .noMemory(bytes: .max) }
-    let arena = try unsafe Self.map(bytes)
+    let slices = try memory.region(contents.kinds.slices, elementSize: sliceSize, count: total)
+    var made = [slices]
     do throws(ImageError) {
+      let slots = try memory.region(
+        contents.kinds.slots, elementSize: MemoryLayout<CacheSlot>.stride, count: total)
+      made.append(slots)
       stripes = try LockedStripes(count: count, rank: .slice) { (number) throws(ImageError) in
-        try unsafe CacheStripe(
-          memory: arena + number * perStripe * sliceSize, sliceSize: sliceSize,
-          slotCount: perStripe)
+        try CacheStripe(
+          slots, slices, sliceSize: sliceSize, first: number * perStripe, count: perStripe)
       }
     } catch {
-      unsafe munmap(arena, bytes)
+      for region in made { memory.giveBack(region) }
       throw error
     }
-    unsafe self.arena = unsafe arena
+    self.slices = slices
     self.perStripe = perStripe
-  }
-
-  /// Reserves addresses, in small pages: what is never used never takes memory.
-  private static func map(_ bytes: Int) throws(ImageError) -> UnsafeMutableRawPointer {
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
-    let memory = unsafe mmap(nil, bytes, PROT_READ | PROT_WRITE, flags, -1, 0)
-    guard let memory = unsafe memory, unsafe memory != MAP_FAILED else {
-      throw .noMemory(bytes: bytes)
-    }
-    unsafe madvise(memory, bytes, 15)  // MADV_NOHUGEPAGE; a kernel without huge pages says EINVAL
-    return unsafe memory
   }
 }

@@ -11,9 +11,18 @@ enum SlotState: UInt8, BitwiseCopyable {
   case ahead
 }
 
-/// The bookkeeping of one cached slice; its bytes lie in the cache's arena at the slot's number.
+/// The bookkeeping of one cached slice; its bytes lie in another region of ``MetadataMemory``, at the
+/// slot's number.
 ///
-/// All zero bytes are an empty slot.
+/// All zero bytes are an empty slot. A process that finds the slots after another one has died writes the
+/// slices that are *ahead* to the host file, each at its ``key``. Slices that are resident and not ahead
+/// have the host file's bytes. Both hold at any instruction:
+/// - ``dirtyGeneration`` and ``isHeld`` are single stores, and a slot is ahead while either says so. It
+///   becomes ahead before its bytes change, and is no more after the host file has them. A slice is
+///   dirty while it comes to be held, and while it is let go.
+/// - The key changes while the slot is empty or loading: such a slot is not ahead, and nobody takes its
+///   bytes for a slice. A slot becomes empty before its key goes, and loading after it came, by single
+///   stores; it becomes resident once it has its bytes.
 struct CacheSlot: BitwiseCopyable {
   /// The host offset of the slice; valid unless empty.
   var key: UInt64 = 0
@@ -27,6 +36,9 @@ struct CacheSlot: BitwiseCopyable {
   var isHeld = false
   /// 0 when clean; else the number of the change that dirtied it last.
   var dirtyGeneration: UInt64 = 0
+
+  /// The host file may have less than the slice.
+  var isAhead: Bool { dirtyGeneration != 0 || isHeld }
 }
 
 /// The slots and index that one lock guards.
@@ -36,7 +48,7 @@ struct CacheSlot: BitwiseCopyable {
 @safe
 struct CacheStripe: ~Copyable {
   /// The bytes of the stripe's slots.
-  private let memory: UnsafeMutableRawPointer
+  private let slices: UnsafeMutableRawPointer
   private let sliceSize: Int
   let slotCount: Int
   let slots: UnsafeMutablePointer<CacheSlot>
@@ -51,37 +63,49 @@ struct CacheStripe: ~Copyable {
   private(set) var claimCount: UInt64 = 0
   private var heldCount = 0
   var waiters = WaitList()
+  #if DEBUG
+    private let region: MetadataRegion
+  #endif
 
   /// - Parameters:
-  ///   - memory: `slotCount` times `sliceSize` bytes, which outlive the stripe.
+  ///   - slots: the cache's ``CacheSlot``s; outlives the stripe, as `slices` does.
+  ///   - slices: the cache's slices.
   ///   - sliceSize: the bytes of a slice.
-  ///   - slotCount: the number of slots.
+  ///   - first: the stripe's first slot among the cache's.
+  ///   - slotCount: the number of the stripe's slots.
   /// - Throws: ``ImageError/noMemory(bytes:)``.
-  init(memory: UnsafeMutableRawPointer, sliceSize: Int, slotCount: Int) throws(ImageError) {
+  init(
+    _ slots: MetadataRegion, _ slices: MetadataRegion, sliceSize: Int, first: Int,
+    count slotCount: Int
+  ) throws(ImageError) {
     var size = 4
     while size < slotCount * 2 { size *= 2 }
-    let slots: UnsafeMutablePointer<CacheSlot> = try unsafe ZeroedMemory.allocate(slotCount)
-    do throws(ImageError) {
-      unsafe index = try unsafe ZeroedMemory.allocate(size)
-    } catch {
-      unsafe free(slots)
-      throw error
-    }
-    unsafe self.slots = unsafe slots
-    unsafe self.memory = unsafe memory
+    unsafe index = try unsafe ZeroedMemory.allocate(size)
+    unsafe self.slots = unsafe slots.values(
+      CacheSlot.self, at: first * MemoryLayout<CacheSlot>.stride, count: slotCount)
+    assert((first + slotCount) * sliceSize <= slices.byteCount)
+    unsafe self.slices = unsafe slices.base + first * sliceSize
     self.sliceSize = sliceSize
     self.slotCount = slotCount
     indexMask = size - 1
+    #if DEBUG
+      region = slots
+    #endif
   }
 
-  deinit {
-    unsafe free(slots)
-    unsafe free(index)
-  }
+  deinit { unsafe free(index) }
 
   /// The slice in a slot, valid while the slot keeps its key.
   @inline(__always) func bytes(_ slot: Int) -> UnsafeMutableRawPointer {
-    unsafe memory + slot &* sliceSize
+    assert(slot >= 0 && slot < slotCount)
+    return unsafe slices + slot &* sliceSize
+  }
+
+  /// See ``MetadataRegion/noteStore()``.
+  @inline(__always) func noteStore() {
+    #if DEBUG
+      region.noteStore()
+    #endif
   }
 
   /// The slot that holds `key`, loading or resident; -1 if there is none.
@@ -115,7 +139,7 @@ struct CacheStripe: ~Copyable {
         }
         remove(slot, hashOf: hashOf)
       }
-      unsafe slots[slot] = CacheSlot(key: key, state: .loading)
+      setKey(slot, key)
       insert(slot, hash: hash)
       usedCount &+= 1
       claimCount &+= 1
@@ -124,12 +148,26 @@ struct CacheStripe: ~Copyable {
     return -1
   }
 
+  /// Gives an empty slot its key, and lets it load.
+  private func setKey(_ slot: Int, _ key: UInt64) {
+    unsafe assert(slots[slot].state == .empty && !slots[slot].isAhead)
+    unsafe slots[slot].key = key
+    MetadataMemory.orderStores()
+    noteStore()
+    unsafe slots[slot].state = .loading
+    noteStore()
+  }
+
   /// Forgets the slot's slice, which must not be dirty.
   mutating func remove(_ slot: Int, hashOf: (UInt64) -> UInt64) {
-    unsafe assert(slots[slot].dirtyGeneration == 0 && !slots[slot].isHeld)
+    unsafe assert(!slots[slot].isAhead)
     var hole = unsafe Int(truncatingIfNeeded: hashOf(slots[slot].key)) & indexMask
     while unsafe Int(index[hole]) != slot + 1 { hole = (hole + 1) & indexMask }
+    unsafe slots[slot].state = .empty
+    MetadataMemory.orderStores()
+    noteStore()
     unsafe slots[slot] = CacheSlot()
+    noteStore()
     usedCount &-= 1
     var next = (hole + 1) & indexMask
     while unsafe index[next] != 0 {
@@ -149,16 +187,21 @@ struct CacheStripe: ~Copyable {
   mutating func hold(_ slot: Int, _ wanted: Bool) -> Bool {
     if unsafe slots[slot].isHeld == wanted { return wanted }
     if wanted && (heldCount + 1) * 2 > slotCount { return false }
+    unsafe assert(slots[slot].dirtyGeneration != 0)
     unsafe slots[slot].isHeld = wanted
+    noteStore()
     heldCount += wanted ? 1 : -1
     return wanted
   }
 
-  /// Notes a change to the slot; call under the same lock hold as the change itself.
+  /// Notes a change to the slot; call before the change, under the same lock hold.
   @inline(__always) mutating func markDirty(_ slot: Int) {
+    unsafe assert(slots[slot].state != .empty && slots[slot].state != .loading)
     if unsafe slots[slot].dirtyGeneration == 0 { dirtyCount &+= 1 }
     generation &+= 1
     unsafe slots[slot].dirtyGeneration = generation
+    MetadataMemory.orderStores()
+    noteStore()
   }
 
   /// Ends a write-back: clean, unless the slice changed after the copy of `generation` was taken.
@@ -167,6 +210,7 @@ struct CacheStripe: ~Copyable {
       generation != 0
     else { return }
     unsafe slots[slot].dirtyGeneration = 0
+    noteStore()
     dirtyCount -= 1
   }
 

@@ -12,15 +12,15 @@ extension SliceCache {
   ///
   /// - Throws: what `storage` throws while reading.
   func lookAt<R>(
-    _ key: HostOffset, storage: ImageStorage, _ body: (UnsafeMutableRawPointer) -> R
+    _ key: HostOffset, storage: ImageStorage, _ body: (UnsafeRawPointer) -> R
   ) async throws(ImageError) -> R {
     while true {
       let claims = claimCount(key)
-      switch unsafe lookUp(key, { bytes in unsafe (body(bytes), changed: false) }) {
+      switch lookUp(key, { slice in unsafe body(slice.bytes) }) {
       case .done(let result): return result
       case .load(let slot, let memory):
-        return unsafe try await load(key, slot, memory, storage) { bytes in
-          unsafe (body(bytes), changed: false)
+        return unsafe try await load(key, slot, memory, storage) { slice in
+          unsafe body(slice.bytes)
         }
       case .wait(let version): await waitForChange(key, since: version)
       case .full:
@@ -28,7 +28,7 @@ extension SliceCache {
         defer { withExtendedLifetime(copy) {} }
         try await storage.read(into: copy, at: key)
         // Where no slot was claimed meanwhile, nobody can have loaded the slice and changed it.
-        if claimCount(key) == claims { return unsafe body(copy.base) }
+        if claimCount(key) == claims { return unsafe body(UnsafeRawPointer(copy.base)) }
       }
     }
   }

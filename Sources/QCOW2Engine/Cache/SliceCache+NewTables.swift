@@ -14,6 +14,7 @@ extension SliceCache {
       if slot < 0 { return }
       unsafe counters.noteInsertion(hasEvicted: stripe.state.pointee.usedCount == used)
       unsafe bytes(stripe, slot).initializeMemory(as: UInt8.self, repeating: 0, count: sliceSize)
+      MetadataMemory.orderStores()
       unsafe stripe.state.pointee.slots[slot].state = .resident
     }
   }

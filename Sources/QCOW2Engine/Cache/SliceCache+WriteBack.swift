@@ -54,7 +54,7 @@ extension SliceCache {
 
   /// Marks a slice dirty that is held.
   func markDirty(_ key: HostOffset) {
-    let isThere = unsafe changeResident(key) { _ in true }
+    let isThere = changeResident(key) { $0.mark() }
     assert(isThere, "a held slice was evicted")
   }
 

@@ -1,6 +1,5 @@
 import BlockCore
 import QCOW2Format
-import Glibc
 import Synchronization
 
 /// The cached parts ("slices") of L2 tables, or of refcount blocks, shared by all workers.
@@ -21,8 +20,10 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
   typealias Stripe = LockedStripe<CacheStripe>
   let stripes: LockedStripes<CacheStripe>
   private let stripeMask: UInt64
+  /// Where slots and slices lie.
+  private let memory: MetadataMemory
   /// The bytes of all slots; memory only where a slot has been used.
-  let arena: UnsafeMutableRawPointer
+  let slices: MetadataRegion
   /// Slices that are dirty now; read without a lock to see whether a round is due.
   let dirtySlices = Atomic<Int>(0)
   /// For statistics: touched by the slow path only.
@@ -30,32 +31,34 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
   let slotCount: Int
 
   /// - Parameters:
+  ///   - contents: what the slices are of.
   ///   - sliceSize: a power of two, 512 or more.
   ///   - slots: the number of slices wanted, at least 1.
+  ///   - memory: where they lie, until it ends.
   /// - Throws: ``ImageError/noMemory(bytes:)`` if there is none for the smallest cache: one is only as
   ///   large as it can be.
-  init(sliceSize: Int, slots: Int) throws(ImageError) {
+  init(
+    _ contents: CacheMemory.Contents, sliceSize: Int, slots: Int, in memory: MetadataMemory
+  ) throws(ImageError) {
     self.sliceSize = sliceSize
+    self.memory = memory
     positionMask = UInt64(sliceSize - 1)
     sliceBits = UInt64(sliceSize.trailingZeroBitCount)
     var count = 1
     while count < 64 && slots / (count * 2) >= 8 { count *= 2 }
     stripeMask = UInt64(count - 1)
     let wanted = min(max(slots / count, 1), Self.mostPerStripe)
-    let memory = try CacheMemory.allocate(
-      stripes: count, perStripe: wanted, sliceSize: sliceSize)
-    unsafe arena = unsafe memory.arena
-    stripes = memory.stripes
-    slotCount = memory.perStripe * count
+    let cache = try CacheMemory.allocate(
+      contents, stripes: count, perStripe: wanted, sliceSize: sliceSize, in: memory)
+    slices = cache.slices
+    stripes = cache.stripes
+    slotCount = cache.perStripe * count
   }
 
   /// Slots are numbered by 31 bits.
   private static let mostPerStripe = 1 << 30
 
-  deinit {
-    stripes.deallocate()
-    unsafe munmap(arena, slotCount * sliceSize)
-  }
+  deinit { stripes.deallocate() }
 
   /// The slice that holds the byte at `offset`.
   @inline(__always) func key(of offset: HostOffset) -> HostOffset {
@@ -110,13 +113,13 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     return unsafe bytes(stripe, slot).be64(Int(truncatingIfNeeded: position))
   }
 
-  /// Changes a resident slice under its lock; `body` returns whether it did.
+  /// Changes a resident slice under its lock.
   ///
   /// Never waits.
   ///
   /// - Returns: false if the slice is not there.
   @inline(__always) func changeResident(
-    _ key: HostOffset, _ body: (UnsafeMutableRawPointer) -> Bool
+    _ key: HostOffset, _ body: (inout CachedSlice) -> Void
   ) -> Bool {
     let hash = hash(key.bytes)
     let stripe = stripe(hash)
@@ -126,23 +129,22 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     guard slot >= 0, unsafe stripe.state.pointee.slots[slot].state == .resident else {
       return false
     }
-    unsafe run({ bytes in unsafe ((), body(bytes)) }, stripe, slot)
+    run(body, stripe, slot)
     return true
   }
 
   /// Runs `body` on the slice under its stripe's lock, loading it first if need be.
   ///
-  /// `body` changes entries through the pointer and returns whether it did: the slice becomes dirty
-  /// in the same lock hold, so no write-back can fall between a change and its mark [ORD-4].
+  /// See ``CachedSlice`` for how `body` changes it.
   ///
   /// - Throws: what `storage` throws while loading, or `makeRoom` while writing back.
   func withSlice<R>(
     _ key: HostOffset, storage: ImageStorage,
     makeRoom: () async throws(ImageError) -> Void,
-    _ body: (UnsafeMutableRawPointer) -> (R, changed: Bool)
+    _ body: (inout CachedSlice) -> R
   ) async throws(ImageError) -> R {
     while true {
-      switch unsafe lookUp(key, body) {
+      switch lookUp(key, body) {
       case .done(let result): return result
       case .load(let slot, let memory):
         return unsafe try await load(key, slot, memory, storage, body)
@@ -155,7 +157,7 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
   /// Reads the slice into the slot that ``lookUp(_:_:)`` has claimed for it, and runs `body` on it.
   func load<R>(
     _ key: HostOffset, _ slot: Int, _ memory: UnsafeMutableRawPointer, _ storage: ImageStorage,
-    _ body: (UnsafeMutableRawPointer) -> (R, changed: Bool)
+    _ body: (inout CachedSlice) -> R
   ) async throws(ImageError) -> R {
     // Only this task may touch the memory while the slot is `loading`.
     let target = unsafe DataBuffer(memory: memory, count: sliceSize)
@@ -163,7 +165,7 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
       abandon(key, slot)
       throw error
     }
-    return unsafe finishLoading(key, slot, body)
+    return finishLoading(key, slot, body)
   }
 
   @safe
@@ -175,9 +177,7 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
     case full
   }
 
-  func lookUp<R>(
-    _ key: HostOffset, _ body: (UnsafeMutableRawPointer) -> (R, changed: Bool)
-  ) -> LookUp<R> {
+  func lookUp<R>(_ key: HostOffset, _ body: (inout CachedSlice) -> R) -> LookUp<R> {
     let hash = hash(key.bytes)
     let stripe = stripe(hash)
     unsafe stripe.lock.pointee.lock()
@@ -189,7 +189,7 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
         return unsafe .wait(version: stripe.state.pointee.waiters.version)
       }
       unsafe stripe.state.pointee.slots[found].isReferenced = true
-      return unsafe .done(run(body, stripe, found))
+      return .done(run(body, stripe, found))
     }
     let used = unsafe stripe.state.pointee.usedCount
     let slot = unsafe stripe.state.pointee.claim(key.bytes, hash: hash, hashOf: self.hash)
@@ -202,23 +202,22 @@ final class SliceCache: @unchecked Sendable {  // why: stripes guard all mutable
   }
 
   /// Runs `body` on a slot that has its bytes; call under the lock.
-  private func run<R>(
-    _ body: (UnsafeMutableRawPointer) -> (R, changed: Bool),
-    _ stripe: Stripe, _ slot: Int
+  @inline(__always) private func run<R>(
+    _ body: (inout CachedSlice) -> R, _ stripe: Stripe, _ slot: Int
   ) -> R {
-    let (result, changed) = unsafe body(bytes(stripe, slot))
-    unsafe stripe.state.pointee.slots[slot].state = .resident
-    if changed {
-      if unsafe stripe.state.pointee.slots[slot].dirtyGeneration == 0 {
-        dirtySlices.wrappingAdd(1, ordering: .relaxed)
-      }
-      unsafe stripe.state.pointee.markDirty(slot)
+    let slots = unsafe stripe.state.pointee.slots
+    unsafe slots[slot].state = .resident
+    let wasDirty = unsafe slots[slot].dirtyGeneration != 0
+    var slice = unsafe CachedSlice(stripe.state, slot)
+    let result = body(&slice)
+    if unsafe !wasDirty && slots[slot].dirtyGeneration != 0 {
+      dirtySlices.wrappingAdd(1, ordering: .relaxed)
     }
     return result
   }
 
   func finishLoading<R>(
-    _ key: HostOffset, _ slot: Int, _ body: (UnsafeMutableRawPointer) -> (R, changed: Bool)
+    _ key: HostOffset, _ slot: Int, _ body: (inout CachedSlice) -> R
   ) -> R {
     let stripe = stripe(hash(key.bytes))
     let (result, waiters) = unsafe stripe.lock.pointee.withLock {

@@ -162,6 +162,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
       if asked { wantsRefcounts.store(true, ordering: .releasing) }
       throw error
     }
+    l1.wereWritten(l1Sectors)
     lacksRoom.store(false, ordering: .relaxed)
     frees.becameDurable(freed, stamp: stamps.advance())
     rounds.wrappingAdd(1, ordering: .relaxed)
@@ -218,6 +219,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
       if !tableSectors.isEmpty {
         try await barrier()
         try await write(tableSectors)
+        table.wereWritten(tableSectors)
       }
       if more { try await barrier() }
     } catch {

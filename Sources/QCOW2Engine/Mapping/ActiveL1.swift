@@ -48,7 +48,7 @@ final class ActiveL1: @unchecked Sendable {  // why: an atomic pointer; `lock` g
     unsafe DiskTable.isStored(index, at: stored.load(ordering: .acquiring))
   }
 
-  /// Changes an entry and marks its sector dirty, in that order.
+  /// Marks the sector of an entry dirty and changes the entry, in that order.
   func store(_ value: UInt64, at index: Int) { table.store(value, at: index) }
 
   /// The number of entries; only ever grows.

@@ -46,7 +46,10 @@ final class Mapping: Sendable {
     _ part: SlicePart, table: HostOffset, _ body: (SliceEntries) -> R
   ) async throws(ImageError) -> R {
     try unsafe await cache.lookAt(table + part.sliceOffset, storage: storage) { bytes in
-      unsafe body(entries(of: part, bytes))
+      unsafe body(
+        SliceEntries(
+          bytes: bytes, first: part.firstEntry, count: part.clusters.count,
+          isExtended: rules.isExtended))
     }
   }
 
@@ -60,19 +63,14 @@ final class Mapping: Sendable {
     assert(inFlight.isHeld(part.clusters), "entries are changed that nobody holds")
     let flusher = self.flusher
     let makeRoom = { () async throws(ImageError) in try await flusher.flush() }
-    return try unsafe await cache.withSlice(
+    return try await cache.withSlice(
       table + part.sliceOffset, storage: storage, makeRoom: makeRoom
-    ) { bytes in
-      var entries = unsafe entries(of: part, bytes)
-      let result = body(&entries)
-      return (result, entries.isChanged)
+    ) { slice in
+      var entries = SliceEntries(
+        of: slice, first: part.firstEntry, count: part.clusters.count,
+        isExtended: rules.isExtended)
+      return body(&entries)
     }
-  }
-
-  private func entries(of part: SlicePart, _ bytes: UnsafeMutableRawPointer) -> SliceEntries {
-    unsafe SliceEntries(
-      bytes: bytes, first: part.firstEntry, count: part.clusters.count,
-      isExtended: rules.isExtended)
   }
 
   /// The entry of the guest cluster that `offset` lies in, if its slice is resident.

@@ -2,21 +2,30 @@ import BlockCore
 import QCOW2Format
 
 /// The entries of one ``SlicePart``, in the cache, under the stripe's lock.
+///
+/// An entry changes by one store, or by several that each leave an entry in which every subcluster reads
+/// as before or as after: the process may die between any two of them.
 @safe
 struct SliceEntries {
-  private let bytes: UnsafeMutableRawPointer
+  private let bytes: UnsafeRawPointer
+  /// Nil for entries that are only looked at.
+  private var slice: CachedSlice?
   private let first: Int
   private let isExtended: Bool
   let count: Int
-  private(set) var isChanged = false
 
-  @inline(__always) init(
-    bytes: UnsafeMutableRawPointer, first: Int, count: Int, isExtended: Bool
-  ) {
+  /// Entries to look at.
+  @inline(__always) init(bytes: UnsafeRawPointer, first: Int, count: Int, isExtended: Bool) {
     unsafe self.bytes = unsafe bytes
     self.first = first
     self.count = count
     self.isExtended = isExtended
+  }
+
+  /// Entries that can be changed.
+  @inline(__always) init(of slice: CachedSlice, first: Int, count: Int, isExtended: Bool) {
+    unsafe self.init(bytes: slice.bytes, first: first, count: count, isExtended: isExtended)
+    self.slice = slice
   }
 
   @inline(__always) subscript(index: Int) -> ClusterEntry {
@@ -29,13 +38,26 @@ struct SliceEntries {
   private mutating func store(_ entry: ClusterEntry, at index: Int) {
     assert(index >= 0 && index < count, "an entry outside of the held part is changed")
     if isExtended {
-      let position = (first &+ index) &* 16
-      unsafe bytes.storeBE64(entry.descriptor.raw, position)
-      unsafe bytes.storeBE64(entry.bitmap.raw, position &+ 8)
+      storeExtended(entry, at: index)
     } else {
-      unsafe bytes.storeBE64(entry.descriptor.raw, (first &+ index) &* 8)
+      store(entry.descriptor.raw, (first &+ index) &* 8)
     }
-    isChanged = true
+  }
+
+  @inline(__always) private mutating func store(_ word: UInt64, _ position: Int) {
+    assert(slice != nil, "an entry is changed that is only to be looked at")
+    slice?.storeBE64(word, position)
+  }
+
+  /// Stores the halves that differ; if both do, by way of a bitmap that is right for both descriptors.
+  private mutating func storeExtended(_ new: ClusterEntry, at index: Int) {
+    let position = (first &+ index) &* 16
+    let old = self[index]
+    if old.descriptor == new.descriptor { return store(new.bitmap.raw, position &+ 8) }
+    let between = SplitEntries.bitmap(from: old, to: new)
+    if between != old.bitmap { store(between.raw, position &+ 8) }
+    store(new.descriptor.raw, position)
+    if between != new.bitmap { store(new.bitmap.raw, position &+ 8) }
   }
 
   /// Makes the entry at `index` say `new`: the only way that the mapping of a cluster changes.

@@ -98,14 +98,11 @@ extension Planner {
       let part = write.part
       assert(
         inFlight.isHeld(write.clusters), "new clusters are published that nobody holds")
-      let isPublished = unsafe cache.changeResident(
-        cache.key(of: write.table + part.sliceOffset)
-      ) {
-        bytes in
-        var entries = unsafe SliceEntries(
-          bytes: bytes, first: part.firstEntry, count: part.clusters.count, isExtended: false)
+      let isPublished = cache.changeResident(cache.key(of: write.table + part.sliceOffset)) {
+        slice in
+        var entries = SliceEntries(
+          of: slice, first: part.firstEntry, count: part.clusters.count, isExtended: false)
         publish(write, &entries)
-        return entries.isChanged
       }
       if !isPublished { return false }
       durability.noteDirty()

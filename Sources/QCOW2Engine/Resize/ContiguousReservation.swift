@@ -54,11 +54,10 @@ extension ClusterAllocator {
   /// The last cluster of `part`, which one slice counts, that has a refcount.
   func lastUsed(_ part: Range<UInt64>) async throws(ImageError) -> UInt64? {
     let order = geometry.refcountOrder
-    return try unsafe await withSlice(of: part.lowerBound) { [refcounts] bytes in
-      let used = part.last {
-        unsafe RefcountWidth.get(bytes, order: order, index: refcounts.indexInSlice($0)) != 0
+    return try await withSlice(of: part.lowerBound) { [refcounts] slice in
+      part.last {
+        unsafe RefcountWidth.get(slice.bytes, order: order, index: refcounts.indexInSlice($0)) != 0
       }
-      return (used, false)
     }
   }
 
@@ -76,12 +75,9 @@ extension ClusterAllocator {
     do {
       while next < run.upperBound {
         let part = next..<min(refcounts.sliceRange(of: next).upperBound, run.upperBound)
-        try unsafe await withSlice(of: next) { [refcounts] bytes in
-          for cluster in part {
-            unsafe RefcountWidth.set(
-              bytes, order: order, index: refcounts.indexInSlice(cluster), value: 1)
-          }
-          return ((), true)
+        try await withSlice(of: next) { [refcounts] slice in
+          let first = refcounts.indexInSlice(part.lowerBound)
+          slice.setRefcounts(first..<(first + part.count), order: order, to: 1)
         }
         next = part.upperBound
       }

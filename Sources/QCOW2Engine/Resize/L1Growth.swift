@@ -31,7 +31,7 @@ extension Image {
     do {
       table = try unsafe DiskTable(
         offset: offset, bytes: UnsafeRawBufferPointer(start: bytes.base, count: bytes.count),
-        count: Int(needed))
+        count: Int(needed), in: old.memory, .l1Table)
       try await reader.storage.write(from: bytes, at: offset)
       // Nothing is dirty in the old table: what this writes is refcounts, and its last barrier
       // covers the table, too.
