@@ -37,7 +37,7 @@ let engineTargets = [
   "CPlatform", "CLiburing", "CUring", "CZlib", "CLibdeflate", "CZstd", "CCrypto", "BlockCore",
   "Uring",
   "Serving", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "QCOW2Tools", "TestTools", "TestSupport",
-  "QCOW2EngineTests",
+  "CSteps", "QCOW2EngineTests",
 ]
 
 let package = Package(
@@ -131,6 +131,7 @@ let package = Package(
     .target(
       name: "TestTools", dependencies: ["CPlatform"], path: "Tests/TestTools",
       swiftSettings: testSettings + fastSettings),
+    .target(name: "CSteps", path: "Tests/CSteps", cSettings: cSettings),
     .target(
       name: "TestSupport",
       dependencies: [
@@ -181,7 +182,7 @@ let package = Package(
       name: "QCOW2EngineTests",
       dependencies: [
         "BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Tools", "QCOW2Engine", "TestSupport",
-        "TestTools",
+        "TestTools", "CSteps",
       ],
       swiftSettings: testSettings),
     .testTarget(
