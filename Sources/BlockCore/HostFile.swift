@@ -2,7 +2,8 @@
 public struct HostFileTraits: Sendable {
   /// A block device: no growth, no holes, and bytes beyond what was written are not known zero.
   public var isBlockDevice: Bool
-  /// Transfers must start and end on multiples of this many bytes; a power of two, 1 for buffered.
+  /// Writes must start and end on multiples of this many bytes, and reads that do not are copied; a
+  /// power of two, 1 for buffered.
   public var offsetAlignment: Int
   /// Opened for reading only.
   public var isReadOnly: Bool

@@ -9,6 +9,7 @@ extension RingHostFile {
   private static let bounceBytes = 1 << 20
 
   package func read(into buffer: DataBuffer, at offset: HostOffset) async throws(Errno) {
+    assertOpen()
     if needsBounce(buffer, offset) {
       try await readThroughBounce(buffer, offset.bytes)
     } else {
@@ -17,6 +18,7 @@ extension RingHostFile {
   }
 
   package func write(from buffer: DataBuffer, at offset: HostOffset) async throws(Errno) {
+    assertOpen()
     if isDirect, let memory = unsafe buffer.memory, !isAligned(UInt(bitPattern: memory)) {
       try unsafe await writeThroughBounce(memory, buffer.count, offset.bytes)
     } else {

@@ -49,6 +49,11 @@ package final class RingHostFile: HostFile {
     close(descriptor)
   }
 
+  /// Traps in debug builds once the descriptor is closed: its number may be another file's by then.
+  func assertOpen() {
+    assert(isOpen.load(ordering: .relaxed), "a file is used after it was closed")
+  }
+
   package func sync() async throws(Errno) {
     var attempts = Attempts()
     while true {

@@ -66,6 +66,7 @@ struct OperationSlots: ~Copyable {
   mutating func release(_ index: Int) -> UnsafeContinuation<Int32, Never>? {
     let slot = unsafe self[index]
     let continuation = unsafe slot.pointee.continuation
+    assert(unsafe continuation != nil, "an operation completes that nobody waits for")
     unsafe slot.pointee.continuation = nil
     unsafe slot.pointee.nextFree = firstFree
     firstFree = Int32(index)

@@ -22,6 +22,7 @@ extension SubmissionEntry {
   @inlinable static func transfer(
     _ opcode: Opcode, _ file: RingFile, _ data: DataBuffer, _ offset: UInt64
   ) -> SubmissionEntry {
+    assert(data.count <= Int32.max, "a transfer is longer than the kernel makes")
     var entry = SubmissionEntry(opcode, file: file)
     entry.offset = offset
     entry.address = UInt64(data.address)

@@ -30,12 +30,55 @@ struct EngineAssertionTests {
 
   @Test func refcountsChangeUnderTheAllocatorsMutex() async {
     await #expect(processExitsWith: .failure) {
-      let bench = Bench(ImageBuilder(), schedule: nil, isImmediate: true)
-      try bench.host.run {
-        let image = try await bench.open()
-        try await image.allocator.decrement(0..<1)
+      try Self.withImage { image in try await image.allocator.decrement(0..<1) }
+    }
+  }
+
+  @Test func refcountStructuresGrowUnderTheAllocatorsMutex() async {
+    await #expect(processExitsWith: .failure) {
+      try Self.withImage { image in try await image.allocator.ensureBlock(for: 0) }
+    }
+    await #expect(processExitsWith: .failure) {
+      try Self.withImage { image in
+        try await image.allocator.growTable(
+          toCover: UInt64(image.allocator.refcounts.table.count))
       }
     }
+    await #expect(processExitsWith: .failure) {
+      try Self.withImage { image in try await image.allocator.provideStorage(ofBlockFor: 0) }
+    }
+  }
+
+  @Test func bitmapsChangeUnderTheTrackersMutex() async {
+    await #expect(processExitsWith: .failure) {
+      try Self.withImage(BitmapShape.small.bench(schedule: nil)) { image in
+        try await image.changes?.setDurably([])
+      }
+    }
+    await #expect(processExitsWith: .failure) {
+      try Self.withImage(BitmapShape.small.bench(schedule: nil)) { image in
+        _ = try await image.changes?.writeExact(atMost: 1)
+      }
+    }
+  }
+
+  @Test func writesKeepToTheAlignmentOfTheFile() async {
+    await #expect(processExitsWith: .failure) {
+      let bench = Bench(
+        ImageBuilder(), schedule: nil, traits: HostFileTraits(offsetAlignment: 512),
+        isImmediate: true)
+      try Self.withImage(bench) { image in
+        let sector = IOBuffer(count: 100)
+        try await image.allocator.storage.write(from: sector, at: HostOffset(4))
+      }
+    }
+  }
+
+  private static func withImage(
+    _ bench: Bench = Bench(ImageBuilder(), schedule: nil, isImmediate: true),
+    _ body: @escaping @Sendable (Image) async throws -> Void
+  ) throws {
+    try bench.host.run { try await body(bench.open()) }
   }
 
   @Test func entriesAreChangedByTheHolderOfTheirClustersOnly() async {

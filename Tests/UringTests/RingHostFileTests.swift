@@ -28,6 +28,16 @@ import Testing
     }
   }
 
+  @Test func `a file that was closed is not read in debug builds`() async {
+    await #expect(processExitsWith: .failure) {
+      let temporary = try TemporaryFile()
+      let file = try RingHostFile.open(temporary.path, readOnly: false, mode: .buffered)
+      file.closeDescriptor()
+      let buffer = IOBuffer(count: 512)
+      try? await file.read(into: buffer.data, at: HostOffset(0))
+    }
+  }
+
   @Test(arguments: cases)
   func `what is written is read back`(_ place: Place, _ mode: HostFileMode) async throws {
     let temporary = try TemporaryFile()

@@ -255,6 +255,21 @@ private final class Box<T>: @unchecked Sendable { var value: T? }
 
 /// A loop belongs to the thread that made it: others trap in debug builds.
 struct WorkerLoopAssertionTests {
+  @Test func anOperationCompletesOnce() async {
+    await #expect(processExitsWith: .failure) {
+      var slots = OperationSlots()
+      _ = slots.hasRoom()
+      _ = slots.release(0)
+    }
+  }
+
+  @Test func aTransferFitsIn31Bits() async {
+    await #expect(processExitsWith: .failure) {
+      let data = DataBuffer(registered: 0, offset: 0, count: 1 << 31)
+      _ = SubmissionEntry.read(.descriptor(0), into: data, at: 0)
+    }
+  }
+
   @Test func aLoopIsForItsOwnThread() async {
     await #expect(processExitsWith: .failure) {
       let loop = try WorkerLoop(entries: 8, completions: 16)

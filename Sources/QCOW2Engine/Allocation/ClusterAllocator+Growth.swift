@@ -10,6 +10,7 @@ extension ClusterAllocator {
   /// free. The table entry is written after the block, by the flush order. A table that does not reach
   /// there grows first, once: clusters from `cluster` on may be taken then, for the table itself.
   func ensureBlock(for cluster: UInt64) async throws(ImageError) {
+    mutex.assertHeld()
     let index = refcounts.tableIndex(of: cluster)
     if index >= UInt64(refcounts.table.count) { try await growTable(toCover: index) }
     if try refcounts.sliceKey(of: cluster) == nil { try await addBlock(index) }
@@ -50,6 +51,7 @@ extension ClusterAllocator {
   /// is touched. They are durable before the header points at them; the old table is released once
   /// the header is durable. A crash before that leaves the old table in force.
   func growTable(toCover index: UInt64) async throws(ImageError) {
+    mutex.assertHeld()
     // Entries dirty in the old table must not be lost with it.
     try await makeRoom()
     let old = refcounts.table

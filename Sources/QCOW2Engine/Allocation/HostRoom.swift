@@ -97,6 +97,7 @@ extension ClusterAllocator {
 
   /// Makes sure that the refcount block that counts `cluster` needs no room when it is written back.
   func provideStorage(ofBlockFor cluster: UInt64) async throws(ImageError) {
+    mutex.assertHeld()
     let index = refcounts.tableIndex(of: cluster)
     if room.storedBlocks.contains(index) { return }
     let entry = RefcountTableEntry(raw: refcounts.table.load(Int(index)))

@@ -31,6 +31,7 @@ extension ChangeTracker {
   ///
   /// At each `|`, and in between, a crash leaves bitmaps that have all bits they had before.
   func setDurably(_ ranges: [Range<UInt64>]) async throws(ImageError) {
+    mutex.assertHeld()
     let rounds = bitmaps.map { plan($0, ranges) }
     var settings = rounds.flatMap(\.settings)
     settings += try await provideClusters(rounds.flatMap(\.missing))
@@ -151,6 +152,7 @@ extension ChangeTracker {
   ///
   /// - Returns: whether any block was written, and there may be more.
   func writeExact(atMost limit: Int) async throws(ImageError) -> Bool {
+    mutex.assertHeld()
     var done = 0
     for bitmap in bitmaps {
       for entry in bitmap.flattened.sorted() { try await unflatten(bitmap, entry) }

@@ -42,6 +42,9 @@ struct ImageStorage: Sendable {
   }
 
   func write(from buffer: DataBuffer, at offset: HostOffset) async throws(ImageError) {
+    assert(
+      (offset.bytes | UInt64(buffer.count)) & UInt64(file.traits.offsetAlignment - 1) == 0,
+      "a write does not keep to the file's alignment")
     do { try await file.write(from: buffer, at: offset) } catch {
       throw failed(.write, at: offset, length: UInt64(buffer.count), error)
     }
