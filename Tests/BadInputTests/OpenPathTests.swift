@@ -3,6 +3,7 @@ import Glibc
 import HostFiles
 import QCOW2Engine
 import QCOW2Format
+import TestTools
 import Testing
 import Uring
 
@@ -10,14 +11,8 @@ extension BadInputTests {
   /// Paths that lead to no image.
   struct OpenPathTests {
     private func withDirectory(_ body: (String) throws -> Void) throws {
-      var template = Array("/tmp/qublk-bad-XXXXXX".utf8CString)
-      try #require(mkdtemp(&template) != nil)
-      let path = String(decoding: template.dropLast().map(UInt8.init(bitPattern:)), as: UTF8.self)
-      defer {
-        for name in ["file", "fifo"] { unlink(path + "/" + name) }
-        rmdir(path)
-      }
-      try body(path)
+      let directory = try TemporaryDirectory(in: "/tmp")
+      try withExtendedLifetime(directory) { try body(directory.path) }
     }
 
     private func failure(_ path: String, readOnly: Bool) -> HostFileError? {

@@ -1,5 +1,4 @@
 import BlockCore
-import Foundation
 import QCOW2Engine
 import QCOW2Format
 import QCOW2Tools
@@ -120,9 +119,7 @@ extension BadInputTests {
     }
 
     @Test func checkInfoAndOpenAgree() {
-      let text = ProcessInfo.processInfo.environment["QUBLK_SEED"]
-      let seed = text.flatMap { UInt64($0) } ?? UInt64.random(in: 0...UInt64.max)
-      print("verdicts: seed \(seed)")
+      let seed = testSeed("verdicts", fallback: .random(in: 0...UInt64.max))
       let base = Self.base()
       judge(base.bytes, "untouched")
       #expect(check(base.bytes).isSound)

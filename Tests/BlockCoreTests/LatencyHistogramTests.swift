@@ -43,9 +43,7 @@ import Testing
   }
 
   @Test func percentilesAreWithinAFifthOfAPercent() {
-    let given = getenv("QUBLK_SEED").flatMap { UInt64(String(cString: $0)) }
-    let seed = given ?? .random(in: 0...UInt64.max)
-    print("seed \(seed)")
+    let seed = testSeed("histogram", fallback: .random(in: 0...UInt64.max))
     var generator = SeededGenerator(seed: seed)
     let durations = (0..<10_000).map { _ in generator.next() >> (24 + generator.next() % 36) }
     let all = histogram(durations)

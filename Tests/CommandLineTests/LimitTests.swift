@@ -1,6 +1,7 @@
 import HostFiles
 import CPlatform
 import Glibc
+import TestTools
 import Testing
 
 @testable import Daemon
@@ -8,20 +9,13 @@ import Testing
 /// What `add` compares with the limits of the system.
 @Suite struct LimitTests {
   @Test func `the least memory limit of a cgroup and of those above it counts`() throws {
-    let root = "/tmp/qublk-limits.\(getpid())"
-    let groups = [root, "\(root)/a", "\(root)/a/b", "\(root)/a/b/c"]
-    defer {
-      for group in groups.reversed() {
-        unlink("\(group)/memory.max")
-        rmdir(group)
-      }
-    }
-    for (group, text) in zip(groups, ["", "1048576\n", "max\n", "4194304\n"]) {
-      try #require(mkdir(group, 0o700) == 0)
-      guard !text.isEmpty else { continue }  // the root has none
-      let file = qublk_open_file("\(group)/memory.max", O_WRONLY, 1)
-      try #require(writeAll(file, text))
-      close(file)
+    let directory = try TemporaryDirectory()
+    defer { withExtendedLifetime(directory) {} }
+    let root = directory.path
+    // The root has none.
+    for (name, text) in [("a", "1048576\n"), ("a/b", "max\n"), ("a/b/c", "4194304\n")] {
+      try #require(mkdir(directory.file(name), 0o700) == 0)
+      try write(Array(text.utf8), to: directory.file("\(name)/memory.max"))
     }
     let limit = MemoryLimit(bytes: 1 << 20, file: "\(root)/a/memory.max")
     #expect(MemoryLimit.least(of: "/a/b/c", root: root) == limit)

@@ -1,6 +1,7 @@
 import BlockCore
 import Glibc
 import HostFiles
+import TestTools
 import Testing
 
 @testable import DiskImages

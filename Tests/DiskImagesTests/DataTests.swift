@@ -2,6 +2,7 @@ import BlockCore
 import DiskImages
 import HostFiles
 import QCOW2Engine
+import TestTools
 import Testing
 
 /// What a guest reads and writes through chains, against QEMU's tools [COW-11].

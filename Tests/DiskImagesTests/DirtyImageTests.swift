@@ -1,4 +1,5 @@
 import DiskImages
+import TestTools
 import Testing
 
 /// What becomes of images that are marked dirty [ORD-24, CHK-5].

@@ -1,5 +1,6 @@
 import BlockCore
 import Testing
+import TestTools
 
 @testable import DiskImages
 

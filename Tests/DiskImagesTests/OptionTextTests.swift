@@ -1,5 +1,6 @@
 import HostFiles
 import QCOW2Codec
+import TestTools
 import Testing
 
 @testable import DiskImages

@@ -1,6 +1,7 @@
 import BlockCore
 import Glibc
 import QCOW2Codec
+import TestTools
 import Testing
 
 @testable import DiskImages

@@ -6,7 +6,7 @@ import Testing
 import Uring
 
 /// qemu-img makes bitmaps, our engine keeps them, QEMU goes on with them.
-@Suite(.enabled(if: Qemu.isInstalled, Qemu.reason))
+@Suite(.enabled(if: hasQEMU, Qemu.reason))
 struct BitmapInteropTests {
   private static let size = 40 << 20
   /// Name and granularity.

@@ -3,7 +3,7 @@ import TestTools
 import Testing
 
 /// qemu-img makes images of every kind, our engine writes them, qemu-img judges.
-@Suite(.enabled(if: Qemu.isInstalled, Qemu.reason))
+@Suite(.enabled(if: hasQEMU, Qemu.reason))
 struct EngineWritesTests {
   @Test func whatWeWriteQemuReadsAndFindsInOrder() throws {
     var random = SeededGenerator(seed: runSeed)

@@ -1,9 +1,10 @@
 import QCOW2Engine
 import QCOW2Format
+import TestTools
 import Testing
 
 /// What the feature bits of a version 3 header say, known and unknown, for readers and writers.
-@Suite(.enabled(if: Qemu.isInstalled, Qemu.reason))
+@Suite(.enabled(if: hasQEMU, Qemu.reason))
 struct FeatureBitTests {
   /// Sets a bit of one of the three masks, at its byte in the header.
   private func setBit(_ bit: Int, of field: Int, _ path: String) throws {

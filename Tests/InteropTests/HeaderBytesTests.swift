@@ -1,9 +1,10 @@
 import QCOW2Engine
 import QCOW2Format
+import TestTools
 import Testing
 
 /// The bytes of the header that our engine must not touch.
-@Suite(.enabled(if: Qemu.isInstalled, Qemu.reason))
+@Suite(.enabled(if: hasQEMU, Qemu.reason))
 struct HeaderBytesTests {
   /// The fields that may change: refcount table's place and size; version 3: autoclear bits.
   private func withoutMutableFields(_ header: ArraySlice<UInt8>, version: Int) -> [UInt8] {

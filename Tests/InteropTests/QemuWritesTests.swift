@@ -3,7 +3,7 @@ import TestTools
 import Testing
 
 /// qemu-io and our engine write the same image in turn; each must read what the other wrote.
-@Suite(.enabled(if: Qemu.isInstalled, Qemu.reason))
+@Suite(.enabled(if: hasQEMU, Qemu.reason))
 struct QemuWritesTests {
   @Test func whatQemuWritesWeReadAndContinue() throws {
     var random = SeededGenerator(seed: runSeed ^ 0x51)

@@ -3,7 +3,7 @@ import TestTools
 import Testing
 
 /// Images opened without something that they need: a clear error, and not a byte changed.
-@Suite(.enabled(if: Qemu.isInstalled, Qemu.reason))
+@Suite(.enabled(if: hasQEMU, Qemu.reason))
 struct RefusalTests {
   private func expectRefused(
     _ path: String, _ feature: MissingSource, _ location: SourceLocation = #_sourceLocation

@@ -7,7 +7,7 @@ import Testing
 import Uring
 
 /// Sizes changed by our engine, and by qemu-img on a twin.
-@Suite(.enabled(if: Qemu.isInstalled, Qemu.reason))
+@Suite(.enabled(if: hasQEMU, Qemu.reason))
 struct ResizeTests {
   static let options = [
     "cluster_size=512", "cluster_size=512,refcount_bits=64", "cluster_size=4096,compat=0.10",

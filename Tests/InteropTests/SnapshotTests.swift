@@ -5,7 +5,7 @@ import TestTools
 import Testing
 
 /// Internal snapshots that qemu-img takes, kept and read by our engine.
-@Suite(.enabled(if: Qemu.isInstalled, Qemu.reason))
+@Suite(.enabled(if: hasQEMU, Qemu.reason))
 struct SnapshotTests {
   struct Kind: Sendable, CustomTestStringConvertible {
     let clusterSize: UInt64

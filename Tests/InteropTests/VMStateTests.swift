@@ -1,9 +1,10 @@
 import BlockCore
 import QCOW2Engine
+import TestTools
 import Testing
 
 /// VM state as QEMU keeps it: behind the disk.
-@Suite(.enabled(if: Qemu.isInstalled, Qemu.reason))
+@Suite(.enabled(if: hasQEMU, Qemu.reason))
 struct VMStateTests {
   static let options = [
     "cluster_size=512", "cluster_size=4096", "cluster_size=65536,refcount_bits=1",

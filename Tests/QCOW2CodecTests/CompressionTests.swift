@@ -132,9 +132,7 @@ import Testing
 
   @Test(arguments: kinds)
   func mutatedAndRandomStreamsNeverDoHarm(kind: CodecUnderTest) throws {
-    let given = getenv("QUBLK_SEED").flatMap { UInt64(String(cString: $0)) }
-    let seed = given ?? .random(in: 1...999_999)
-    print("mutatedAndRandomStreams: seed \(seed)")
+    let seed = testSeed("mutatedAndRandomStreams", fallback: .random(in: 1...999_999))
     var random = SeededGenerator(seed: seed)
     let codec = kind.codec(16384)
     let cluster = Self.mixed(16384, seed: seed)

@@ -50,9 +50,7 @@ struct InflateLibraryTests {
   }
 
   @Test func whatZlibReadsIsReadTheSameAndWhatItRefusesIsRefused() throws {
-    let given = getenv("QUBLK_SEED").flatMap { UInt64(String(cString: $0)) }
-    let seed = given ?? .random(in: 1...999_999)
-    print("whatZlibReads: seed \(seed)")
+    let seed = testSeed("whatZlibReads", fallback: .random(in: 1...999_999))
     var random = SeededGenerator(seed: seed)
     var whole = Counts()
     var mutated = Counts()

@@ -140,9 +140,7 @@ import Testing
   }
 
   @Test(.timeLimit(.minutes(3))) func mutatedHeadersNeverDoHarm() throws {
-    let given = getenv("QUBLK_SEED").flatMap { UInt64(String(cString: $0)) }
-    let seed = given ?? .random(in: 1...999_999)
-    print("mutatedHeaders: seed \(seed)")
+    let seed = testSeed("mutatedHeaders", fallback: .random(in: 1...999_999))
     var random = SeededGenerator(seed: seed)
     var limits = LUKSLimits()
     limits.iterations = 500

@@ -1,9 +1,10 @@
 import QCOW2Tools
+import TestTools
 import Testing
 
-@Suite(.enabled(if: Shell.hasQEMU, "needs qemu-img and qemu-io")) struct BrokenImageTests {
+@Suite(.enabled(if: hasQEMU, "needs qemu-img and qemu-io")) struct BrokenImageTests {
   @Test func theVerdictIsQEMUs() throws {
-    let folder = Folder()
+    let folder = try Folder()
     var sound: [BrokenImage.Base: [UInt8]] = [:]
     for base in BrokenImage.Base.allCases {
       folder.run(base.script)
@@ -12,7 +13,7 @@ import Testing
     for broken in brokenImages {
       var editor = ImageEditor(try #require(sound[broken.image]))
       broken.edit(&editor)
-      folder.write(editor.bytes, "broken")
+      try folder.write(editor.bytes, "broken")
       let theirs = folder.run("qemu-img check -f qcow2 --output=json broken")
       let (ours, findings) = verdict(editor.bytes)
       switch broken.verdict {

@@ -1,3 +1,5 @@
+import TestTools
+
 /// The images that are broken by hand, and how.
 struct BrokenImage: Sendable, CustomStringConvertible {
   /// How our exit code compares with qemu-img's.

@@ -1,4 +1,5 @@
 import QCOW2Tools
+import TestTools
 import Testing
 
 /// Images that QEMU made, with every feature that it has.
@@ -73,9 +74,9 @@ enum Corpus {
   static let encrypted: Set<String> = ["luks.qcow2", "essiv.qcow2", "aes.qcow2"]
 }
 
-@Suite(.enabled(if: Shell.hasQEMU, "needs qemu-img and qemu-io")) struct CorpusTests {
+@Suite(.enabled(if: hasQEMU, "needs qemu-img and qemu-io")) struct CorpusTests {
   @Test func infoAndCheckSayWhatQEMUSays() throws {
-    let folder = Folder()
+    let folder = try Folder()
     folder.run(Corpus.script)
     let names = folder.run("ls *.qcow2 sub/*.qcow2").out.split(separator: "\n").map(String.init)
     #expect(names.count >= 31, "only the encrypted ones may be missing")

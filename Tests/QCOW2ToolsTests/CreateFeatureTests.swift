@@ -5,7 +5,7 @@ import TestTools
 import Testing
 
 /// Images with features, made of the same options by qemu-img and by us.
-@Suite(.enabled(if: Shell.hasQEMU, "needs qemu-img and qemu-io")) struct CreateFeatureTests {
+@Suite(.enabled(if: hasQEMU, "needs qemu-img and qemu-io")) struct CreateFeatureTests {
   /// One set of options.
   struct Form: Sendable, CustomTestStringConvertible {
     var list: String
@@ -42,11 +42,9 @@ import Testing
   }
 
   @Test func imagesAreWhatQEMUMakesOfTheSameOptions() throws {
-    let given = getenv("QUBLK_SEED").flatMap { UInt64(String(cString: $0)) }
-    let seed = given ?? .random(in: 0...UInt64.max)
-    print("create features: seed \(seed)")
+    let seed = testSeed("create features", fallback: .random(in: 0...UInt64.max))
     var random = SeededGenerator(seed: seed)
-    let folder = Folder()
+    let folder = try Folder()
     folder.run(
       """
       mkdir sub; qemu-img create -q -f raw base.raw 1234k
@@ -103,7 +101,7 @@ import Testing
   /// What qemu-img compares by name only [COW-15].
   @Test(arguments: ["base", "./base", "hard", "soft"])
   func noFileIsTwoThingsAtOnce(name: String) throws {
-    let folder = Folder()
+    let folder = try Folder()
     folder.run("printf precious >base; ln base hard; ln -s base soft")
     func create(_ path: String, data: String? = nil, backing: String? = nil) throws {
       let options = try CreateOptions(
@@ -125,7 +123,7 @@ import Testing
   }
 
   @Test func aMissingBackingFileIsAnErrorAndNothingIsMade() throws {
-    let folder = Folder()
+    let folder = try Folder()
     #expect(throws: ToolError.self) {
       _ = try CreateOptions(lists: [], size: "1M", backingFile: "nope", backingFormat: "raw") {
         name, format throws(ToolError) in

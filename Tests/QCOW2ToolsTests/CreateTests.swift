@@ -1,7 +1,7 @@
 import BlockCore
-import Foundation
 import QCOW2Format
 import QCOW2Tools
+import TestTools
 import Testing
 
 @Suite struct CreateTests {
@@ -21,10 +21,10 @@ import Testing
   }
 
   @Test(
-    .enabled(if: Shell.hasQEMU, "needs qemu-img"), arguments: forms,
+    .enabled(if: hasQEMU, "needs qemu-img"), arguments: forms,
     ["off", "metadata", "falloc", "full"])
   func imagesAreWhatQEMUMakesOfTheSameOptions(form: String, mode: String) throws {
-    let folder = Folder()
+    let folder = try Folder()
     for size in Self.sizes where !(size == "10M" && mode == "full") {
       let list = (form.isEmpty ? "" : form + ",") + "preallocation=\(mode)"
       let made = folder.run("qemu-img create -f qcow2 -o \(list) x.qcow2 \(size)")
@@ -51,10 +51,10 @@ import Testing
     }
   }
 
-  @Test(.enabled(if: Shell.hasQEMU, "needs qemu-img"))
+  @Test(.enabled(if: hasQEMU, "needs qemu-img"))
   func theLargestImageOfEachClusterSizeIsClean() throws {
     for bits in 9...21 {
-      let folder = Folder()
+      let folder = try Folder()
       var options = CreateOptions(size: 0)
       options.clusterBits = bits
       let geometry = ClusterGeometry(clusterBits: bits, refcountOrder: 4)
@@ -137,18 +137,18 @@ import Testing
   }
 
   @Test func aFailedCreateRemovesOnlyTheFileThatItMade() throws {
-    let folder = Folder()
+    let folder = try Folder()
     let options = CreateOptions(size: 1 << 20)
     let refuse: FileBytes.Locker = { _ throws(ToolError) in throw .inUse(reason: "in use") }
-    folder.write([1, 2, 3], "old")
+    try folder.write([1, 2, 3], "old")
     #expect(throws: ToolError.inUse(reason: "in use")) {
       try ImageCreate.run(options, path: "\(folder.path)/old", lock: refuse)
     }
     #expect(folder.bytes("old") == [1, 2, 3])
   }
 
-  @Test func onlyFilesAndBlockDevicesAreOpened() {
-    let folder = Folder()
+  @Test func onlyFilesAndBlockDevicesAreOpened() throws {
+    let folder = try Folder()
     folder.run("mkfifo fifo; mkdir folder")
     let options = CreateOptions(size: 1 << 20)
     for path in ["\(folder.path)/fifo", "/dev/null"] {

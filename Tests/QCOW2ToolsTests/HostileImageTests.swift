@@ -1,4 +1,5 @@
 import QCOW2Tools
+import TestTools
 import Testing
 
 /// Images made to cost time or memory.
@@ -60,11 +61,11 @@ import Testing
 
   /// A sparse file of 2^31 - 1 clusters is checked quickly, one of more clusters is refused.
   @Test func aVeryLongFileCostsLittle() throws {
-    let folder = Folder()
+    let folder = try Folder()
     var editor = header(
       clusterBits: 9, size: 1 << 20, l1Entries: 32, l1: 1024, refcountTable: 512)
     editor.set(96, 4, 6)
-    folder.write(editor.bytes, "long")
+    try folder.write(editor.bytes, "long")
     folder.run("truncate -s \((1 << 40) - 512) long")
     let file = try FileBytes(path: "\(folder.path)/long", access: .readOnly)
     #expect(file.length == (1 << 40) - 512)

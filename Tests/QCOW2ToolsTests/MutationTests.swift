@@ -1,20 +1,13 @@
 import BlockCore
-import Foundation
 import QCOW2Tools
 import TestTools
 import Testing
 
 /// Images with random damage: nothing traps, nothing runs for ever, nothing is written.
-@Suite(.enabled(if: Shell.hasQEMU, "needs qemu-img and qemu-io")) struct MutationTests {
-  private static let seed: UInt64 = {
-    let text = ProcessInfo.processInfo.environment["QUBLK_SEED"]
-    return text.flatMap { UInt64($0) } ?? UInt64.random(in: 0...UInt64.max)
-  }()
+@Suite(.enabled(if: hasQEMU, "needs qemu-img and qemu-io")) struct MutationTests {
+  private static let seed = testSeed("mutations", fallback: .random(in: 0...UInt64.max))
   private static let rounds = 1500
-  private static let comparisons: Int = {
-    let text = ProcessInfo.processInfo.environment["QUBLK_COMPARISONS"]
-    return text.flatMap { Int($0) } ?? 40
-  }()
+  private static let comparisons = testSetting("QUBLK_COMPARISONS", default: 40)
 
   /// Values that tables and fields go wrong with.
   private static let values: [UInt64] = [
@@ -69,7 +62,7 @@ import Testing
 
   @Test(arguments: BrokenImage.Base.allCases)
   func randomDamageNeverTraps(base: BrokenImage.Base) throws {
-    let folder = Folder()
+    let folder = try Folder()
     folder.run(base.script)
     let sound = ImageEditor(folder.bytes(base.rawValue))
     let targets = targets(sound)
@@ -84,7 +77,7 @@ import Testing
       }
       #expect(memory.bytes == editor.bytes)
       guard round < Self.comparisons else { continue }
-      folder.write(editor.bytes, "broken")
+      try folder.write(editor.bytes, "broken")
       let theirs = folder.run("timeout 60 qemu-img check -f qcow2 --output=json broken")
       let agree = ours == theirs.status || Self.isDocumented(findings, theirs)
       let what = "\(base), seed \(Self.seed), round \(round)"

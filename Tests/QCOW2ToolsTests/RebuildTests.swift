@@ -72,14 +72,14 @@ enum Ruin: String, CaseIterable, Sendable {
   }
 }
 
-@Suite(.enabled(if: Shell.hasQEMU, "needs qemu-img and qemu-io")) struct RebuildTests {
+@Suite(.enabled(if: hasQEMU, "needs qemu-img and qemu-io")) struct RebuildTests {
   /// Made once; the tests only copy.
-  private static let corpus: (folder: Folder, names: [String]) = {
-    let folder = Folder()
+  private static let corpus = Result { () throws -> (folder: Folder, names: [String]) in
+    let folder = try Folder()
     folder.run(Corpus.script)
     let names = folder.run("ls *.qcow2").out.split(separator: "\n").map(String.init)
     return (folder, names.filter { !Corpus.withoutBacking.contains($0) && $0 != "v2.qcow2" })
-  }()
+  }
 
   private static let secret = "--object secret,id=s,data=abc --image-opts driver=qcow2,"
 
@@ -91,12 +91,10 @@ enum Ruin: String, CaseIterable, Sendable {
 
   @Test(arguments: Ruin.allCases)
   func ruinedRefcountsOfEveryFeatureAreRebuilt(ruin: Ruin) throws {
-    let (folder, names) = Self.corpus
+    let (folder, names) = try Self.corpus.get()
     #expect(names.count >= 25)
     // A third of the images each time; all of them meet all kinds of damage over a few runs.
-    let given = getenv("QUBLK_SEED").flatMap { UInt64(String(cString: $0)) }
-    let seed = given ?? .random(in: 0...UInt64.max)
-    print("rebuild \(ruin): seed \(seed)")
+    let seed = testSeed("rebuild \(ruin)", fallback: .random(in: 0...UInt64.max))
     for (number, name) in names.enumerated() where (UInt64(number) &+ seed) % 3 == 0 {
       let sound = folder.bytes(name)
       var image = ImageEditor(sound)
@@ -104,7 +102,7 @@ enum Ruin: String, CaseIterable, Sendable {
       if image.get(72, 8) & 1 == 1 { continue }
       ruin.apply(to: &image, seed: seed &+ UInt64(number))
       let file = "ruined-\(ruin.rawValue).img"
-      folder.write(image.bytes, file)
+      try folder.write(image.bytes, file)
       let bytes = try FileBytes(path: "\(folder.path)/\(file)", access: .readWrite)
       _ = try RefcountRebuild.run(bytes)
       let check = folder.run("qemu-img check \(Self.spelled(file, like: name))")

@@ -6,7 +6,7 @@ import Testing
 
 /// Damage that qemu-img repairs, or repairs in part: ours mends as much, counts the same, and says
 /// what stays.
-@Suite(.enabled(if: Shell.hasQEMU, "needs qemu-img and qemu-io")) struct RepairCaseTests {
+@Suite(.enabled(if: hasQEMU, "needs qemu-img and qemu-io")) struct RepairCaseTests {
   /// One damaged image, and what `check -r all` makes of it.
   struct Case: Sendable, CustomStringConvertible {
     let description: String
@@ -51,14 +51,14 @@ import Testing
   ]
 
   @Test(arguments: cases) func repairMendsWhatQEMUMends(_ what: Case) throws {
-    let folder = Folder()
+    let folder = try Folder()
     folder.run(Self.poke + what.script + "; cp x y")
     let bytes = MemoryBytes(folder.bytes("x"))
     let changes = try RefcountRebuild.repair(bytes, .all)
     let findings = Findings()
     var after = try ImageCheck.run(bytes) { findings.add($0) }
     after.note(changes)
-    folder.write(bytes.bytes, "x")
+    try folder.write(bytes.bytes, "x")
     #expect(after.exitCode == what.status, "\(findings.all.map(\.message))")
     #expect(after.corruptionsFixed == what.corruptionsFixed)
     #expect(after.leaksFixed == what.leaksFixed)
@@ -81,7 +81,7 @@ import Testing
   /// clusters.
   @Test(arguments: [RepairMode.leaks, .all], [false, true])
   func clustersBehindTheEndKeepTheirRefcounts(_ mode: RepairMode, isRebuilt: Bool) throws {
-    let folder = Folder()
+    let folder = try Folder()
     folder.run("\(Self.create) x 64M; qemu-io -c 'write -P 1 0 256k' x; truncate -s 400k x")
     if isRebuilt && mode == .all {
       folder.run(Self.poke + "poke x 0x10000 '\\0\\0\\0\\0\\0\\0\\0\\0'")
@@ -91,7 +91,7 @@ import Testing
     _ = try RefcountRebuild.repair(bytes, mode)
     let after = try ImageCheck.run(bytes)
     #expect(after.corruptions <= before.corruptions && after.leaks == 0)
-    folder.write(bytes.bytes, "x")
+    try folder.write(bytes.bytes, "x")
     // The clusters that are gone are 7 and 8; what QEMU adds must lie elsewhere.
     let write = folder.run("qemu-io -c 'write -P 9 8M 256k' -c 'read -P 9 8M 256k' x")
     #expect(write.status == 0, "\(write)")
@@ -101,7 +101,7 @@ import Testing
 
   /// An entry leads behind the end, to a cluster that the refcounts call free.
   @Test func whatIsLostBehindTheEndIsNotHandedOut() throws {
-    let folder = Folder()
+    let folder = try Folder()
     folder.run(
       Self.poke
         + """
@@ -112,7 +112,7 @@ import Testing
     _ = try RefcountRebuild.repair(bytes, .all)
     let again = MemoryBytes(bytes.bytes)
     #expect(try RefcountRebuild.repair(again, .all).isEmpty && again.bytes == bytes.bytes)
-    folder.write(bytes.bytes, "x")
+    try folder.write(bytes.bytes, "x")
     // The old entry's cluster, 0x90, is among those that 20 MiB would take.
     let writes = folder.run("qemu-io -c 'write -P 9 8M 20M' -c 'write -P 3 64k 64k' x")
     #expect(writes.status == 0, "\(writes)")
@@ -124,7 +124,7 @@ import Testing
   @Test(arguments: [RepairMode.leaks, .all]) func whatIsFarBehindTheEndIsNotFreed(
     _ mode: RepairMode
   ) throws {
-    let folder = Folder()
+    let folder = try Folder()
     folder.run(
       Self.poke
         + """
@@ -138,7 +138,7 @@ import Testing
 
   /// Found by fuzzing: an entry leads into the L2 table that it is in, whose flags a rebuild would change.
   @Test func aTableThatIsTheGuestsDataIsNotRebuiltUnasked() throws {
-    let folder = Folder()
+    let folder = try Folder()
     folder.run(
       Self.poke
         + """
@@ -158,13 +158,13 @@ import Testing
     #expect(bytes.bytes == before)
     // Whoever asks for the repair gets it, as from QEMU.
     #expect(try !RefcountRebuild.repair(bytes, .all).isEmpty)
-    folder.write(bytes.bytes, "x")
+    try folder.write(bytes.bytes, "x")
     #expect(folder.run("qemu-img check x").status == 0)
   }
 
   /// Of clusters of 512 bytes, a refcount block counts 256: those of the lost half are lost, too.
   @Test func clustersBehindTheEndGetBlocksOfTheirOwn() throws {
-    let folder = Folder()
+    let folder = try Folder()
     folder.run(
       "qemu-img create -q -f qcow2 -o cluster_size=512 x 64M; qemu-io -c 'write -P 1 0 256k' x; "
         + "truncate -s 100k x")
@@ -172,7 +172,7 @@ import Testing
     folder.run(Self.poke + "poke x 512 '\\0\\0\\0\\0\\0\\0\\0\\0'")
     let bytes = MemoryBytes(folder.bytes("x"))
     _ = try RefcountRebuild.repair(bytes, .all)
-    folder.write(bytes.bytes, "x")
+    try folder.write(bytes.bytes, "x")
     // What QEMU adds lies elsewhere: it is not freed with what the old entries lead to.
     let writes = folder.run(
       "qemu-io -c 'write -P 9 8M 256k' -c 'write -P 3 0 256k' -c 'write -P 5 16M 256k' x")
@@ -183,7 +183,7 @@ import Testing
   }
 
   @Test(arguments: [0, 8, 1032, 2000]) func snapshotEntriesGetTheirExtraData(_ length: Int) throws {
-    let folder = Folder()
+    let folder = try Folder()
     folder.run(
       """
       \(Self.create) x 64M; qemu-io -c 'write -P 1 0 512' x; qemu-img snapshot -c foo x
@@ -192,7 +192,7 @@ import Testing
       """)
     var image = ImageEditor(folder.bytes("x"))
     image.resizeExtraData(of: 0, to: length)
-    folder.write(image.bytes, "x")
+    try folder.write(image.bytes, "x")
     folder.run("cp x y")
     let bytes = MemoryBytes(image.bytes)
     let changes = try RefcountRebuild.repair(bytes, .all)
@@ -201,7 +201,7 @@ import Testing
     #expect(after.exitCode == 0)
     #expect(after.corruptionsFixed == 1)
     #expect(after.leaksFixed == 0)
-    folder.write(bytes.bytes, "x")
+    try folder.write(bytes.bytes, "x")
     #expect(folder.run("qemu-img check -r all y").status == 0)
     #expect(folder.run("qemu-img check x").status == 0)
     // Byte for byte QEMU's new table.
@@ -219,11 +219,9 @@ import Testing
   }
 
   @Test func aCrashAtAnyStepOfARepairLosesNothing() throws {
-    let given = getenv("QUBLK_SEED").flatMap { UInt64(String(cString: $0)) }
-    let seed = given ?? .random(in: 0...UInt64.max)
-    print("repair crash: seed \(seed)")
+    let seed = testSeed("repair crash", fallback: .random(in: 0...UInt64.max))
     var random = SeededGenerator(seed: seed)
-    let folder = Folder()
+    let folder = try Folder()
     folder.run(
       """
       \(Self.create) -o cluster_size=4k x 8M; qemu-io -c 'write -P 1 0 64k' -c 'write 64k 4k' x
@@ -255,7 +253,7 @@ import Testing
 
   /// A table that cannot be found may lead to all that looks leaked.
   @Test func nothingIsFreedWhileATableIsLost() throws {
-    let folder = Folder()
+    let folder = try Folder()
     folder.run(
       "\(Self.create) x 2G; qemu-io -c 'write -P 1 0 256k' -c 'write -P 2 1G 256k' x")
     var image = ImageEditor(folder.bytes("x"))
@@ -270,7 +268,7 @@ import Testing
       #expect(result.exitCode == 2 && result.leaks >= 3, "\(result)")
       // Somebody who finds the table again finds its data as well.
       mended.set(mended.l1 + 16, 8, lost)
-      folder.write(mended.bytes, "y")
+      try folder.write(mended.bytes, "y")
       let read = folder.run("qemu-io -c 'read -P 1 0 256k' -c 'read -P 2 1G 256k' y")
       #expect(read.status == 0, "\(read)")
       let again = MemoryBytes(mended.bytes)
@@ -282,7 +280,7 @@ import Testing
   @Test(arguments: ["leaks", "all"]) func repairClearsUnknownAutoclearBitsFirst(_ mode: String)
     throws
   {
-    let folder = Folder()
+    let folder = try Folder()
     folder.run(
       Self.poke
         + "\(Self.create) x 64M; qemu-img bitmap --add x b; poke x 88 '\\x80'; poke x 0x2000c '\\0\\1'"

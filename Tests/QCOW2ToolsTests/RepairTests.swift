@@ -70,14 +70,12 @@ final class CrashBytes: WritableImageBytes {
   }
 }
 
-@Suite(.enabled(if: Shell.hasQEMU, "needs qemu-img and qemu-io")) struct RepairTests {
+@Suite(.enabled(if: hasQEMU, "needs qemu-img and qemu-io")) struct RepairTests {
   @Test(arguments: [Ruin.stale, .noise, .flags, .noBlocks, .badBlocks])
   func aCrashAtAnyStepOfARebuildLosesNothing(ruin: Ruin) throws {
-    let given = getenv("QUBLK_SEED").flatMap { UInt64(String(cString: $0)) }
-    let seed = given ?? .random(in: 0...UInt64.max)
-    print("rebuild crash \(ruin): seed \(seed)")
+    let seed = testSeed("rebuild crash \(ruin)", fallback: .random(in: 0...UInt64.max))
     var random = SeededGenerator(seed: seed)
-    let folder = Folder()
+    let folder = try Folder()
     for base in [BrokenImage.Base.plain, .compressed, .bitmaps, .extended, .narrow] {
       folder.run(base.script)
       let sound = folder.bytes(base.rawValue)
@@ -103,7 +101,7 @@ final class CrashBytes: WritableImageBytes {
   }
 
   @Test func theHandbrokenImagesNeverGetWorse() throws {
-    let folder = Folder()
+    let folder = try Folder()
     var sound: [BrokenImage.Base: [UInt8]] = [:]
     for base in BrokenImage.Base.allCases {
       folder.run(base.script)
@@ -139,7 +137,7 @@ final class CrashBytes: WritableImageBytes {
   }
 
   @Test func anEmptyPetabyteImageGrowsByAFewClusters() throws {
-    let folder = Folder()
+    let folder = try Folder()
     folder.run("qemu-img create -q -f qcow2 -o cluster_size=2M x 1P")
     var image = ImageEditor(folder.bytes("x"))
     Ruin.noBlocks.apply(to: &image, seed: 1)
@@ -150,13 +148,13 @@ final class CrashBytes: WritableImageBytes {
   }
 
   @Test func checkRepairSaysWhatQEMUSays() throws {
-    let folder = Folder()
+    let folder = try Folder()
     folder.run(BrokenImage.Base.plain.script)
     let sound = folder.bytes("plain")
     for (leaks, errors) in [(2, 0), (0, 0), (5, 0)] {
       var image = ImageEditor(sound)
       for index in 0..<leaks { image.setRefcount(image.bytes.count + index * 4096 - 8 * 4096, 9) }
-      folder.write(image.bytes, "x")
+      try folder.write(image.bytes, "x")
       let bytes = MemoryBytes(image.bytes)
       let changes = try RefcountRebuild.repair(bytes, .leaks)
       var result = try ImageCheck.run(bytes)

@@ -1,4 +1,3 @@
-import Foundation
 import TestTools
 
 /// Programs of the host, run in a folder that goes away with the test.
@@ -10,9 +9,6 @@ enum Shell {
     let err: String
   }
 
-  /// Whether QEMU's tools are here to compare with.
-  static let hasQEMU: Bool = run("qemu-img --version && qemu-io --version").status == 0
-
   /// Runs a line of bash.
   static func run(_ line: String, in folder: String = "/tmp") -> Answer {
     do {
@@ -22,23 +18,16 @@ enum Shell {
   }
 }
 
-/// A folder for images, removed at the end.
-final class Folder: Sendable {
-  let path: String
+typealias Folder = TemporaryDirectory
 
-  init() {
-    path = "/tmp/qublk-tools-\(UUID().uuidString)"
-    try? FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: true)
-  }
+extension TemporaryDirectory {
+  convenience init() throws { try self.init(in: "/tmp") }
 
-  deinit { try? FileManager.default.removeItem(atPath: path) }
+  /// Empty for a file that is not there.
+  func bytes(_ name: String) -> [UInt8] { (try? contents(file(name))) ?? [] }
 
-  func bytes(_ name: String) -> [UInt8] {
-    [UInt8](FileManager.default.contents(atPath: "\(path)/\(name)") ?? Data())
-  }
-
-  func write(_ bytes: [UInt8], _ name: String) {
-    _ = FileManager.default.createFile(atPath: "\(path)/\(name)", contents: Data(bytes))
+  func write(_ bytes: [UInt8], _ name: String) throws {
+    try TestTools.write(bytes, to: file(name))
   }
 
   @discardableResult func run(_ line: String) -> Shell.Answer { Shell.run(line, in: path) }

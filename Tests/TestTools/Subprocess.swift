@@ -12,6 +12,10 @@ package struct Outcome: Sendable {
   /// Wall time, in seconds.
   package var seconds: Double
 
+  package init(status: Int32, output: String, errors: String = "", seconds: Double = 0) {
+    (self.status, self.output, self.errors, self.seconds) = (status, output, errors, seconds)
+  }
+
   package var succeeded: Bool { status == 0 }
 }
 
@@ -137,9 +141,4 @@ package func now() -> Double {
   var time = timespec()
   clock_gettime(CLOCK_MONOTONIC, &time)
   return Double(time.tv_sec) + Double(time.tv_nsec) / 1e9
-}
-
-/// Runs a line of bash to its end, its errors joined with its output.
-package func shell(_ line: String) throws(POSIXFailure) -> Outcome {
-  try Subprocess("bash", ["-c", line], joinsErrors: true).finish()
 }

@@ -1,5 +1,4 @@
-// What Swift cannot import from liburing: ring-pointer barriers, macros, 128-byte SQEs; and the
-// facts that liburing 2.3's header does not know yet.
+// What Swift cannot import from liburing: ring-pointer barriers, macros, 128-byte SQEs.
 #ifndef QUBLK_CURING_H
 #define QUBLK_CURING_H
 
@@ -10,15 +9,6 @@
 
 #include <liburing.h>
 #include <string.h>
-
-// Added to the kernel after liburing 2.3.
-enum { QUBLK_OP_FTRUNCATE = 55 };
-
-// The SQE as eight words, for ring entries that are built in Swift.
-struct qublk_sqe_words {
-  uint64_t word[8];
-};
-_Static_assert(sizeof(struct qublk_sqe_words) == sizeof(struct io_uring_sqe), "io_uring ABI");
 
 // Sets the ring up with the best flags that the kernel takes, from deferred task work down to
 // none at all; returns 0 or -errno. `sqe128` asks for 128-byte SQEs, `tells_work` for

@@ -70,5 +70,4 @@ final class DeferredFrees: @unchecked Sendable {  // why: `lock` guards all muta
       )
     }
   }
-  var hasDurable: Bool { lock.withLock { !durable.isEmpty } }
 }

@@ -26,7 +26,6 @@ final class ChangeTracker: @unchecked Sendable {  // why: `lock` and `mutex` gua
   let metadata: MetadataMap
   let frees: DeferredFrees
   let flusher: FlushCoordinator
-  private let diskSize: UInt64
 
   let mutex = AsyncMutex()
   private var streams: IntentStreams
@@ -57,7 +56,6 @@ final class ChangeTracker: @unchecked Sendable {  // why: `lock` and `mutex` gua
     allocator = parts.allocator
     metadata = parts.metadata
     frees = parts.frees
-    diskSize = parts.header.size
     streams = IntentStreams(region: parts.options.bitmapIntentBytes)
     quietMilliseconds = UInt64(max(parts.options.bitmapQuietMilliseconds, 0))
   }
@@ -96,9 +94,6 @@ final class ChangeTracker: @unchecked Sendable {  // why: `lock` and `mutex` gua
     let others = takeWanted().filter { !covers(GuestOffset($0.lowerBound), UInt64($0.count)) }
     try await setDurably(intents(for: others + [bytes]))
   }
-
-  /// Notes that the whole disk is about to change.
-  func recordAll() async throws(ImageError) { try await record(GuestOffset(0), diskSize) }
 
   private func takeWanted() -> [Range<UInt64>] {
     lock.withLock {

@@ -156,30 +156,4 @@ package final class ControlDevice {
   package func delete(_ id: UInt32, asynchronously: Bool = false) throws(UblkError) {
     try run(CommandRequest(asynchronously ? .deleteDeviceAsync : .deleteDevice, device: id))
   }
-
-  /// Readies a quiesced device for a new server.
-  package func startRecovery(_ id: UInt32) throws(UblkError) {
-    try run(CommandRequest(.startUserRecovery, device: id))
-  }
-
-  /// Lets requests flow again; all queues must have fetched.
-  package func endRecovery(_ id: UInt32, server: Int32) throws(UblkError) {
-    let request = CommandRequest(.endUserRecovery, device: id)
-    request.header.data = UInt64(UInt32(bitPattern: server))
-    try run(request)
-  }
-
-  /// Changes the size of a live device; the driver does not check a smaller one.
-  package func updateSize(_ id: UInt32, bytes: UInt64) throws(UblkError) {
-    let request = CommandRequest(.updateSize, device: id)
-    request.header.data = bytes / 512
-    try run(request)
-  }
-
-  /// Stops the flow of requests so that the server can be replaced.
-  package func quiesce(_ id: UInt32, milliseconds: Int) throws(UblkError) {
-    let request = CommandRequest(.quiesceDevice, device: id)
-    request.header.data = UInt64(milliseconds)
-    try run(request, deadline: milliseconds + deadline)
-  }
 }

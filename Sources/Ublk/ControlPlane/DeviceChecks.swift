@@ -29,14 +29,9 @@ extension UblkDevice {
   /// The flags for ADD_DEV.
   static func requestedFeatures(
     _ options: DeviceOptions, _ features: DeviceFeatures, _ usesZeroCopy: Bool
-  ) throws(UblkError) -> DeviceFeatures {
+  ) -> DeviceFeatures {
     var wanted: DeviceFeatures = []
     if usesZeroCopy { wanted.formUnion([.autoBufferRegistration, .userCopy]) }
-    switch options.recovery {
-    case .none: break
-    case .reissue: wanted.formUnion([.userRecovery, .userRecoveryReissue])
-    case .failIO: wanted.formUnion([.userRecovery, .userRecoveryFailIO])
-    }
     if options.batches, features.contains(.batch) { wanted.insert(.batch) }
     if options.skipsPartitionScan, features.contains(.noPartitionScan) {
       wanted.insert(.noPartitionScan)

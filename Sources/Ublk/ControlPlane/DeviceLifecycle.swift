@@ -26,9 +26,6 @@ package final class UblkDevice {
   private var counters: [QueueCounters] = []
   private let ends: EndSignal
 
-  package var blockDevicePath: String { "/dev/ublkb\(id)" }
-  package var characterDevicePath: String { "/dev/ublkc\(id)" }
-
   /// An eventfd that becomes readable when all workers have ended, or one has lost its queue.
   ///
   /// They end when anyone stops the device; ``stop(waitsForUsers:onWait:)`` is still needed then, to
@@ -92,7 +89,7 @@ package final class UblkDevice {
     _ target: any BlockTarget, _ options: DeviceOptions, _ control: ControlDevice,
     _ features: DeviceFeatures, _ usesZeroCopy: Bool
   ) throws(UblkError) -> UblkDevice {
-    let wanted = try requestedFeatures(options, features, usesZeroCopy)
+    let wanted = requestedFeatures(options, features, usesZeroCopy)
     // Before there is a device: what fails from ADD_DEV on has to take it away again.
     let ends = try EndSignal(workers: options.queues)
     let info = try control.add(
@@ -158,10 +155,10 @@ package final class UblkDevice {
 
   /// Stops and deletes the device; requests in flight are finished first.
   ///
-  /// That takes as long as the host takes for them, and for what the system has yet to write, which may
-  /// be gigabytes: to give up would be to lose it. A device that another process has stopped or deleted
-  /// meanwhile is no error. One that has lost a queue is stopped by the driver, once it is let go: it
-  /// fails the requests that it still had.
+  /// This takes as long as the host needs for the requests and for data that the system has yet to write,
+  /// which may be gigabytes; to give up would lose them. A device that another process has stopped or
+  /// deleted meanwhile is no error. If a queue is lost, closing the character device makes the driver stop
+  /// the device and fail the requests that it still has.
   ///
   /// - Parameters:
   ///   - waitsForUsers: Whether to wait until nobody has the disk open any more. Without, the

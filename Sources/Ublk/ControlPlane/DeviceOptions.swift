@@ -18,16 +18,6 @@ package enum SlowPathData: Sendable {
   case registered
 }
 
-/// What happens to the device when its server dies.
-package enum RecoveryChoice: Sendable {
-  /// It goes away.
-  case none
-  /// It stays; requests in flight are sent again to the next server.
-  case reissue
-  /// It stays; requests fail until there is a next server.
-  case failIO
-}
-
 /// How a device is made and served.
 package struct DeviceOptions: Sendable {
   /// The number wanted; nil lets the driver choose.
@@ -56,7 +46,6 @@ package struct DeviceOptions: Sendable {
   /// The files that the transfers of a plan go to, by number; stay the caller's, open until after
   /// `stop`.
   package var fileDescriptors: [Int32]
-  package var recovery = RecoveryChoice.none
   /// Keep the kernel from looking for partitions, where it can be told so.
   package var skipsPartitionScan = false
   /// Bind each worker to the CPUs whose requests its queue gets.

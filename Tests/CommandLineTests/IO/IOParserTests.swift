@@ -48,8 +48,8 @@ import Testing
   }
 
   @Test func anyLineGivesACommandOrAText() throws {
-    let given = getenv("QUBLK_SEED").flatMap { UInt64(String(cString: $0)) }
-    var random = IORandomLines(seed: given ?? .random(in: 0...UInt64.max))
+    let seed = testSeed("parser", fallback: .random(in: 0...UInt64.max))
+    var random = IORandomLines(seed: seed)
     for _ in 0..<50_000 {
       let line = random.next()
       do throws(IOFailure) {
@@ -69,18 +69,14 @@ import Testing
 /// Lines that resemble commands.
 struct IORandomLines {
   let seed: UInt64
-  private var state: UInt64
+  private var random: SeededGenerator
 
   init(seed: UInt64) {
     self.seed = seed
-    state = seed
-    print("IORandomLines: seed \(seed)")
+    random = SeededGenerator(seed: seed)
   }
 
-  private mutating func below(_ bound: Int) -> Int {
-    state = state &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
-    return Int((state >> 33) % UInt64(bound))
-  }
+  private mutating func below(_ bound: Int) -> Int { random.below(bound) }
 
   /// No "abort" and "sigraise", which end the program rightly, and no "open" of what is not there.
   private static let names = [

@@ -58,8 +58,8 @@ private func makesEncryptedImages() throws -> Bool {
   }
 
   @Test func anyInputIsSurvived() throws {
-    let given = getenv("QUBLK_SEED").flatMap { UInt64(String(cString: $0)) }
-    var random = IORandomLines(seed: given ?? .random(in: 0...UInt64.max))
+    let seed = testSeed("io", fallback: .random(in: 0...UInt64.max))
+    var random = IORandomLines(seed: seed)
     let lines = (0..<1000).map { _ in
       let line = random.next()
       // Reopened, so that there is something to ask; sizes that grow the test's time are left out.

@@ -5,20 +5,11 @@ import QCOW2Engine
 import TestTools
 import Uring
 
-/// A directory that goes away with the object.
-final class Scratch: Sendable {
-  let path: String
+typealias Scratch = TemporaryDirectory
 
-  init() throws {
-    var template = Array("/var/tmp/qublk-disk-XXXXXX\0".utf8CString)
-    guard let made = mkdtemp(&template) else { throw POSIXFailure(code: errno) }
-    path = String(cString: made)
-  }
-
-  deinit { _ = try? shell("rm -rf '\(path)'") }
-
-  /// The path of a file in the directory.
-  func file(_ name: String) -> String { path + "/" + name }
+extension TemporaryDirectory {
+  /// On a disk, for direct I/O.
+  convenience init() throws { try self.init(in: "/var/tmp") }
 
   /// Runs a line of bash, which must succeed, in the directory.
   @discardableResult

@@ -34,7 +34,7 @@ private final class FailingReads: HostFile {
 }
 
 /// Backing files: failing, hidden, encrypted otherwise, and given up [COW-4, COW-5, COW-6, ENC-7].
-@Suite(.enabled(if: Qemu.isInstalled, Qemu.reason))
+@Suite(.enabled(if: hasQEMU, Qemu.reason))
 struct BackingTests {
   @Test(arguments: [false, true])
   func aWriteWhoseBackingFileCannotBeReadFailsAndMapsNothing(_ copiesOnRead: Bool) throws {

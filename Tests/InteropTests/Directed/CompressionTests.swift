@@ -8,7 +8,7 @@ import Testing
 import Uring
 
 /// Compressed clusters, read and written [COMP-1 … COMP-5, COMP-9].
-@Suite(.enabled(if: Qemu.isInstalled, Qemu.reason))
+@Suite(.enabled(if: hasQEMU, Qemu.reason))
 struct CompressionTests {
   @Test(arguments: 9...21, ["zlib", "zstd"])
   func weReadWhatQemuCompressesInClustersOfEverySize(_ bits: Int, _ kind: String) throws {
@@ -22,7 +22,7 @@ struct CompressionTests {
       try source.apply(operation, zeroed: 0..<0)
     }
     let path = scratch.file("image.qcow2")
-    try Qemu.must([
+    try mustRunQEMU([
       "qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o",
       "cluster_size=\(1 << bits),compression_type=\(kind)", source.path, path,
     ])

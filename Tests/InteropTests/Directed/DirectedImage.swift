@@ -27,7 +27,7 @@ struct DirectedImage {
     if cipher == .luks { options += ",encrypt.iter-time=10" }
     words += ["-o", options]
     if let backing { words += ["-b", backing.name, "-F", backing.format] }
-    try Qemu.must(words + [disk.path, String(size)])
+    try mustRunQEMU(words + [disk.path, String(size)])
   }
 
   private init(_ original: DirectedImage, _ disk: MatrixDisk) {

@@ -4,7 +4,7 @@ import TestTools
 import Testing
 
 /// Discards and zeroing where something else could be hurt [DISC-8, DISC-9, DISC-10, DISC-13].
-@Suite(.enabled(if: Qemu.isInstalled, Qemu.reason))
+@Suite(.enabled(if: hasQEMU, Qemu.reason))
 struct DiscardTests {
   @Test func zeroingThatKeepsTheAllocationKeepsThePlaceAndTheNextWriteUsesIt() throws {
     var random = SeededGenerator(seed: runSeed)

@@ -3,7 +3,7 @@ import TestTools
 import Testing
 
 /// An encrypted image whose data file is called raw, which qemu-img makes, is raw in name only.
-@Suite(.enabled(if: Qemu.isInstalled, Qemu.reason))
+@Suite(.enabled(if: hasQEMU, Qemu.reason))
 struct EncryptedDataFileTests {
   @Test func zeroingAnEncryptedDataFileReadsAsZerosAndKeepsTheNameRaw() throws {
     var random = SeededGenerator(seed: runSeed)

@@ -10,7 +10,6 @@ struct ClusterState: Sendable, CustomTestStringConvertible {
   var commands: [String] = []
   var hasBacking = false
   var hasSnapshot = false
-  var canBeEncrypted = true
 
   var testDescription: String { name }
 
@@ -56,7 +55,7 @@ struct ClusterState: Sendable, CustomTestStringConvertible {
 
 /// A part of a cluster in every state, and all around it [COW-1, 2, 3, 5, 7, 9; COMP-1; ENC-2, 3,
 /// 4].
-@Suite(.enabled(if: Qemu.isInstalled, Qemu.reason))
+@Suite(.enabled(if: hasQEMU, Qemu.reason))
 struct PartialWriteTests {
   /// LUKS with some only: qemu-img takes seconds to make such an image.
   static let trials = ClusterState.all.enumerated().flatMap { index, state in

@@ -5,7 +5,7 @@ import TestTools
 import Testing
 
 /// What DISCARD and WRITE_ZEROES leave in the mapping: the same as QEMU's.
-@Suite(.enabled(if: Qemu.isInstalled, Qemu.reason))
+@Suite(.enabled(if: hasQEMU, Qemu.reason))
 struct ZeroFlagTests {
   /// What the clusters are before.
   enum Contents: String, CaseIterable, Sendable {
@@ -71,7 +71,7 @@ struct ZeroFlagTests {
   func theMappingIsTheSameAsAfterQEMU(_ format: Format, _ contents: Contents) throws {
     let scratch = try Scratch()
     try mustRun("qemu-img", "create", "-q", "-f", "raw", scratch.file("base.raw"), "1M")
-    try Qemu.runIO(["qemu-io", "-f", "raw", "-c", "write -P 9 0 1M", scratch.file("base.raw")])
+    try mustRunQEMUIO(["-f", "raw", "-c", "write -P 9 0 1M", scratch.file("base.raw")])
     var random = SeededGenerator(seed: runSeed)
     let original = try DirectedImage(
       "cluster_size=64k," + format.options, size: Self.size,
@@ -98,12 +98,12 @@ struct ZeroFlagTests {
       if format.options != "compat=0.10" && !format.hasBacking {
         // A backing file that the image gets afterwards shows in the same places, if anywhere.
         for image in [theirs, ours] {
-          try Qemu.must(
+          try mustRunQEMU(
             ["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", "base.raw"]
               + [image.disk.path])
         }
       }
-      let compared = try Qemu.run(
+      let compared = try runQEMU(
         ["qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", ours.disk.path, theirs.disk.path])
       #expect(compared.succeeded, "\(step.command): \(compared.output)")
     }
@@ -125,7 +125,7 @@ struct ZeroFlagTests {
 
   /// The map with neighbours joined that differ in their places only.
   private func map(_ image: DirectedImage) throws -> [Part] {
-    let text = try Qemu.must(["qemu-img", "map", "--output=json", "-f", "qcow2", image.disk.path])
+    let text = try mustRunQEMU(["qemu-img", "map", "--output=json", "-f", "qcow2", image.disk.path])
     let parts = try JSONDecoder().decode([Part].self, from: Data(text.utf8))
     return parts.reduce(into: []) { joined, part in
       if let last = joined.last, last.isLike(part) {

@@ -138,7 +138,7 @@ struct MatrixBuilder {
     if kind.cipher == .luks { options += ",encrypt.iter-time=10" }
     var words = ["qemu-img", "create", "-q"] + MatrixDisk.secret + ["-f", "qcow2", "-o", options]
     if let below { words += ["-u", "-b", below.name, "-F", below.format] }
-    try Qemu.must(words + [disk.path, String(size)])
+    try mustRunQEMU(words + [disk.path, String(size)])
     return disk
   }
 
@@ -165,7 +165,7 @@ struct MatrixBuilder {
     if !commands.isEmpty { try disk.io(commands) }
     // A refcount of one bit makes QEMU leak clusters that it compresses into.
     if kind.width == 1 && kind.contents != .plain {
-      _ = try Qemu.run(
+      _ = try runQEMU(
         ["qemu-img", "check", "-q", "-r", "leaks"] + MatrixDisk.secret
           + ["--image-opts", disk.qemu])
     }

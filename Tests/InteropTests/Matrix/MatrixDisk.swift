@@ -55,19 +55,19 @@ struct MatrixDisk: Sendable {
   /// Runs `qemu-img` with the image at the end of the words.
   @discardableResult
   func image(_ words: String...) throws -> String {
-    try Qemu.must(
+    try mustRunQEMU(
       ["qemu-img", words[0]] + Self.secret + words.dropFirst() + ["--image-opts", qemu])
   }
 
   /// Runs `qemu-io` commands in one process.
   func io(_ commands: [String]) throws {
-    try Qemu.runIO(
-      ["qemu-io"] + Self.secret + commands.flatMap { ["-c", $0] } + ["--image-opts", qemu])
+    try mustRunQEMUIO(
+      Self.secret + commands.flatMap { ["-c", $0] } + ["--image-opts", qemu])
   }
 
   /// Throws if `qemu-img check` finds errors or leaks.
   func requireClean(_ what: String) throws {
-    let result = try Qemu.run(["qemu-img", "check"] + Self.secret + ["--image-opts", qemu])
+    let result = try runQEMU(["qemu-img", "check"] + Self.secret + ["--image-opts", qemu])
     if result.succeeded { return }
     throw Mismatch(
       description: "qemu-img check of \(what): status \(result.status): "
@@ -76,7 +76,7 @@ struct MatrixDisk: Sendable {
 
   /// Throws if the guest's view of two images is not the same.
   func requireSame(as other: MatrixDisk, _ what: String) throws {
-    let result = try Qemu.run(
+    let result = try runQEMU(
       ["qemu-img", "compare"] + Self.secret + ["--image-opts", qemu, other.qemu])
     if result.succeeded { return }
     throw Mismatch(description: "qemu-img compare of \(what): \(result.output)")
@@ -85,7 +85,7 @@ struct MatrixDisk: Sendable {
   /// Writes the guest's view, or that of a snapshot, to a raw file.
   func convert(to raw: String, snapshot: String? = nil) throws {
     let choice = snapshot.map { ["-l", "snapshot.name=\($0)"] } ?? []
-    try Qemu.must(
+    try mustRunQEMU(
       ["qemu-img", "convert"] + Self.secret + choice + ["-O", "raw", "--image-opts", qemu, raw])
   }
 }

@@ -8,7 +8,7 @@ import Uring
 ///
 /// QUBLK_MATRIX is how many (120; whatever it is, every pair of values occurs). QUBLK_SEED repeats a
 /// run; QUBLK_CASE=N runs only its combination N, QUBLK_KEEP leaves its files.
-@Suite(.enabled(if: Qemu.isInstalled, Qemu.reason))
+@Suite(.enabled(if: hasQEMU, Qemu.reason))
 struct MatrixTests {
   private static let count = getenv("QUBLK_MATRIX").flatMap { Int(String(cString: $0)) } ?? 120
 

@@ -85,7 +85,7 @@ struct MatrixTrial {
   /// With a refcount of one bit, QEMU leaks clusters when it frees compressed ones.
   private func repairLeaks(_ disk: MatrixDisk) throws {
     guard chosen.width == 1 && chosen.contents != .plain else { return }
-    _ = try Qemu.run(
+    _ = try runQEMU(
       ["qemu-img", "check", "-q", "-r", "leaks"] + MatrixDisk.secret
         + ["--image-opts", disk.qemu])
   }
@@ -120,7 +120,7 @@ struct MatrixTrial {
     _ disk: MatrixDisk, _ shadow: Shadow, _ whose: String, _ round: String
   ) throws {
     guard let dataFile = disk.dataFile else { return }
-    let result = try InteropTests.run(["cmp", "-n", String(diskSize), dataFile, shadow.path])
+    let result = try TestTools.run(["cmp", "-n", String(diskSize), dataFile, shadow.path])
     if !result.succeeded {
       throw Mismatch(description: "\(whose), \(round): the raw data file: \(result.output)")
     }

@@ -2,6 +2,7 @@ import BlockCore
 import HostFiles
 import QCOW2Engine
 import Uring
+import TestTools
 
 /// Opens an image of the file system with our engine, once, and returns what came of it.
 ///

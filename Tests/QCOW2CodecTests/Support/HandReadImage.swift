@@ -1,3 +1,5 @@
+import TestTools
+
 /// A qcow2 image of 64 KiB clusters, read by hand.
 struct HandReadImage {
   let bytes: [UInt8]
