@@ -61,6 +61,7 @@ final class DeferredFrees: @unchecked Sendable {  // why: `lock` guards all muta
   func restoreMature(_ runs: [ClusterRun]) { becameDurable(runs, stamp: 0) }
 
   var isEmpty: Bool { lock.withLock { pending.isEmpty && durable.isEmpty } }
+  var hasDurable: Bool { lock.withLock { !durable.isEmpty } }
   /// The clusters in each of the first two steps.
   var clusterCounts: (pending: UInt64, durable: UInt64) {
     lock.withLock {
