@@ -30,7 +30,12 @@ final class Admission: Sendable {
 
   /// The same, waiting while the gate is shut.
   func admit(_ request: BlockRequest, at slot: RequestSlot) async throws(ImageError) {
-    await enter(at: slot)
+    // Open as nearly always: no task frame for the wait.
+    stamps.enter(at: slot)
+    if !gate.isOpen {
+      leave(at: slot)
+      await enter(at: slot)
+    }
     if inBounds(request) { return }
     leave(at: slot)
     throw .badRequest

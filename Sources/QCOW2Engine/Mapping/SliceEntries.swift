@@ -79,7 +79,10 @@ struct SliceEntries {
     assert(
       lookup.rules.hostCluster(new).map { !lookup.holdsMetadata($0) } ?? true,
       "an entry is to lead to metadata")
-    lookup.noteReleased(old, replacedBy: new, &released)
+    // Most entries that change led nowhere.
+    if old.descriptor.raw & (EntryBits.offset | EntryBits.compressed) != 0 {
+      lookup.noteReleased(old, replacedBy: new, &released)
+    }
     store(new, at: index)
   }
 }
