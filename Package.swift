@@ -35,7 +35,7 @@ let cSettings: [CSetting] = [
 let isEngineOnly = Context.environment["QUBLK_PACKAGE"] == "engine"
 let engineTargets = [
   "CPlatform", "CLiburing", "CUring", "CZlib", "CLibdeflate", "CZstd", "CCrypto", "BlockCore",
-  "Uring",
+  "JSON", "Uring",
   "Serving", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "QCOW2Tools", "TestTools", "TestSupport",
   "CSteps", "QCOW2EngineTests",
 ]
@@ -67,6 +67,7 @@ let package = Package(
       providers: [.apt(["libssl-dev"])]),
 
     .target(name: "BlockCore", dependencies: ["CPlatform"], swiftSettings: settings),
+    .target(name: "JSON", swiftSettings: settings),
     .target(name: "QCOW2Format", dependencies: ["BlockCore"], swiftSettings: settings),
     .target(
       name: "QCOW2Codec",
@@ -76,7 +77,8 @@ let package = Package(
       name: "QCOW2Engine", dependencies: ["BlockCore", "QCOW2Format", "QCOW2Codec"],
       swiftSettings: settings),
     .target(
-      name: "QCOW2Tools", dependencies: ["BlockCore", "QCOW2Format", "QCOW2Codec", "CPlatform"],
+      name: "QCOW2Tools",
+      dependencies: ["BlockCore", "JSON", "QCOW2Format", "QCOW2Codec", "CPlatform"],
       swiftSettings: settings),
     .target(
       name: "DiskImages",
@@ -96,7 +98,7 @@ let package = Package(
       dependencies: ["BlockCore", "Serving", "Uring", "CUblk", "CUring", "CPlatform"],
       swiftSettings: settings),
     .target(
-      name: "Reports", dependencies: ["BlockCore", "QCOW2Engine", "Serving", "Uring"],
+      name: "Reports", dependencies: ["BlockCore", "JSON", "QCOW2Engine", "Serving", "Uring"],
       swiftSettings: settings),
     .target(
       name: "DiskShell",
@@ -108,21 +110,23 @@ let package = Package(
     .target(
       name: "Bench",
       dependencies: [
-        "BlockCore", "QCOW2Engine", "DiskImages", "HostFiles", "Uring", "Serving", "Reports",
+        "BlockCore", "JSON", "QCOW2Engine", "DiskImages", "HostFiles", "Uring", "Serving",
+        "Reports",
       ],
       swiftSettings: settings),
     .target(
       name: "Daemon",
       dependencies: [
-        "BlockCore", "QCOW2Format", "QCOW2Engine", "DiskImages", "HostFiles", "Uring", "Ublk",
+        "BlockCore", "JSON", "QCOW2Format", "QCOW2Engine", "DiskImages", "HostFiles", "Uring",
+        "Ublk",
         "Reports", "CPlatform", .product(name: "Logging", package: "swift-log"),
       ],
       swiftSettings: settings),
     .executableTarget(
       name: "qublk",
       dependencies: [
-        "BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "QCOW2Tools", "DiskImages",
-        "HostFiles", "Ublk", "Reports", "DiskShell", "Bench", "Daemon", "CPlatform",
+        "BlockCore", "JSON", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "QCOW2Tools",
+        "DiskImages", "HostFiles", "Ublk", "Reports", "DiskShell", "Bench", "Daemon", "CPlatform",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: settings),
@@ -158,6 +162,8 @@ let package = Package(
     .testTarget(
       name: "BlockCoreTests", dependencies: ["BlockCore", "TestTools"], swiftSettings: testSettings),
     .testTarget(
+      name: "JSONTests", dependencies: ["JSON", "TestTools"], swiftSettings: testSettings),
+    .testTarget(
       name: "QCOW2CodecTests", dependencies: ["BlockCore", "QCOW2Codec", "TestTools"],
       swiftSettings: testSettings),
     .testTarget(
@@ -174,7 +180,7 @@ let package = Package(
     .testTarget(
       name: "CommandLineTests",
       dependencies: [
-        "BlockCore", "HostFiles", "CPlatform", "QCOW2Engine", "Serving", "Uring", "Reports",
+        "BlockCore", "JSON", "HostFiles", "CPlatform", "QCOW2Engine", "Serving", "Uring", "Reports",
         "DiskShell", "Bench", "Daemon", "qublk", "TestTools",
       ],
       swiftSettings: testSettings),

@@ -1,4 +1,5 @@
 import BlockCore
+import JSON
 import Reports
 
 /// The locks that a load took, by rank: only in builds with `-Xswiftc -DLOCK_STATISTICS`.

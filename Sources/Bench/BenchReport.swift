@@ -1,6 +1,7 @@
 import BlockCore
+package import JSON
 package import QCOW2Engine
-package import Reports
+import Reports
 
 /// What `qublk bench --json` prints.
 ///

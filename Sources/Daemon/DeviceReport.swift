@@ -1,5 +1,6 @@
 import BlockCore
 import Glibc
+package import JSON
 import QCOW2Engine
 package import Reports
 

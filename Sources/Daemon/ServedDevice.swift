@@ -3,6 +3,7 @@ import CPlatform
 import DiskImages
 import Glibc
 import HostFiles
+import JSON
 import Logging
 import QCOW2Engine
 import Reports

@@ -1,3 +1,4 @@
+package import JSON
 package import QCOW2Engine
 
 // The keys are documented in the README and stay what they are.

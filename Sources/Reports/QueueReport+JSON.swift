@@ -1,4 +1,5 @@
 package import BlockCore
+package import JSON
 
 // The keys are documented in the README and stay what they are.
 

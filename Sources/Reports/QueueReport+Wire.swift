@@ -1,4 +1,5 @@
 import BlockCore
+package import JSON
 
 // How a daemon hands its counts to `qublk stats`, which is the same program: nothing to rely on.
 // Whole histograms travel, so that percentiles of an interval, or of all queues, can be made of

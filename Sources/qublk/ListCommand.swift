@@ -3,6 +3,7 @@ import BlockCore
 import Daemon
 import Glibc
 import HostFiles
+import JSON
 import QCOW2Tools
 import Reports
 

@@ -1,5 +1,6 @@
 import BlockCore
 import Glibc
+import JSON
 import TestTools
 import Testing
 

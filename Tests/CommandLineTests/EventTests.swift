@@ -1,5 +1,6 @@
 import BlockCore
 import Glibc
+import JSON
 import QCOW2Engine
 import Testing
 

@@ -1,4 +1,5 @@
 import BlockCore
+import JSON
 import QCOW2Engine
 import TestTools
 import Testing

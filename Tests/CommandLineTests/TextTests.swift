@@ -1,4 +1,5 @@
 import HostFiles
+import JSON
 import Testing
 
 @testable import Daemon

@@ -1,3 +1,4 @@
+import JSON
 import Reports
 
 /// What `qublk del` and `qublk stats` ask of a daemon, over /run/qublk/ID/control: one line a

@@ -1,3 +1,4 @@
+import JSON
 import Reports
 
 /// What a daemon leaves in its state file for `list`, `del` and, later, recovery.

@@ -2,6 +2,7 @@ import BlockCore
 import CPlatform
 import Glibc
 import HostFiles
+import JSON
 import Reports
 
 /// The files of one device, /run/qublk/ID: `state.json`, `control` (socket), `log` and `lock`.

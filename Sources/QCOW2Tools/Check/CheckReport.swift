@@ -1,3 +1,5 @@
+import JSON
+
 /// A check's result as qemu-img prints it.
 extension CheckResult {
   /// The text for people, with line breaks.
@@ -46,23 +48,23 @@ extension CheckResult {
 
   /// The JSON object, with a line break; like qemu-img's without most of the counts that are zero.
   package func json(path: String) -> String {
-    var members: [(String, JSONText)] = []
+    var members: [JSONValue.Member] = []
     func add(_ name: String, _ value: UInt64) {
-      if value != 0 { members.append((name, .unsigned(value))) }
+      if value != 0 { members.append(.init(name, .number(value))) }
     }
     add("image-end-offset", imageEndOffset)
     add("compressed-clusters", compressedClusters)
     add("total-clusters", totalClusters)
     add("corruptions", corruptions)
     add("corruptions-fixed", corruptionsFixed)
-    members.append(("check-errors", .unsigned(checkErrors)))
+    members.append(.init("check-errors", .number(checkErrors)))
     add("leaks-fixed", leaksFixed)
     add("leaks", leaks)
     add("allocated-clusters", allocatedClusters)
-    members.append(("filename", .string(path)))
-    members.append(("format", .string("qcow2")))
+    members.append(.init("filename", .string(path)))
+    members.append(.init("format", .string("qcow2")))
     add("fragmented-clusters", fragmentedClusters)
-    return JSONText.object(members).text() + "\n"
+    return JSONValue.object(members).qemuText + "\n"
   }
 }
 

@@ -1,4 +1,5 @@
 import BlockCore
+import JSON
 import QCOW2Codec
 import QCOW2Format
 
@@ -6,114 +7,116 @@ import QCOW2Format
 extension ImageInfo {
   /// The JSON object, with a line break.
   package var json: String {
-    var members: [(String, JSONText)] = []
+    var members: [JSONValue.Member] = []
     if let backingFormat {
-      members.append(("backing-filename-format", .string(backingFormat)))
+      members.append(.init("backing-filename-format", .string(backingFormat)))
     }
-    if !snapshots.isEmpty { members.append(("snapshots", .array(snapshots.map(\.json)))) }
+    if !snapshots.isEmpty { members.append(.init("snapshots", .array(snapshots.map(\.json)))) }
     members += [
-      ("virtual-size", .unsigned(virtualSize)),
-      ("filename", .string(path)),
-      ("cluster-size", .unsigned(header.geometry.clusterSize)),
-      ("format", .string("qcow2")),
-      ("actual-size", .unsigned(diskSize)),
-      ("format-specific", .object([("type", .string("qcow2")), ("data", .object(specific))])),
+      .init("virtual-size", .number(virtualSize)),
+      .init("filename", .string(path)),
+      .init("cluster-size", .number(header.geometry.clusterSize)),
+      .init("format", .string("qcow2")),
+      .init("actual-size", .number(diskSize)),
+      .init(
+        "format-specific",
+        .object([.init("type", .string("qcow2")), .init("data", .object(specific))])),
     ]
     if let fullBackingFile {
-      members.append(("full-backing-filename", .string(fullBackingFile)))
+      members.append(.init("full-backing-filename", .string(fullBackingFile)))
     }
-    if encryption != nil { members.append(("encrypted", .bool(true))) }
-    if let backingFile { members.append(("backing-filename", .string(backingFile))) }
-    members.append(("dirty-flag", .bool(isDirty)))
-    return JSONText.object(members).text() + "\n"
+    if encryption != nil { members.append(.init("encrypted", .bool(true))) }
+    if let backingFile { members.append(.init("backing-filename", .string(backingFile))) }
+    members.append(.init("dirty-flag", .bool(isDirty)))
+    return JSONValue.object(members).qemuText + "\n"
   }
 
   var isDirty: Bool { header.incompatible.contains(.dirty) }
 
   /// The "format specific information".
-  var specific: [(String, JSONText)] {
+  var specific: [JSONValue.Member] {
     let isV3 = header.version == 3
     let hasDataFile = header.incompatible.contains(.externalDataFile)
-    var members: [(String, JSONText)] = [
-      ("compat", .string(isV3 ? "1.1" : "0.10")),
-      ("compression-type", .string(header.compressionType == 1 ? "zstd" : "zlib")),
+    var members: [JSONValue.Member] = [
+      .init("compat", .string(isV3 ? "1.1" : "0.10")),
+      .init("compression-type", .string(header.compressionType == 1 ? "zstd" : "zlib")),
     ]
     if isV3 {
       let isLazy = header.compatible.contains(.lazyRefcounts)
-      members.append(("lazy-refcounts", .bool(isLazy)))
+      members.append(.init("lazy-refcounts", .bool(isLazy)))
     }
-    if !bitmaps.isEmpty { members.append(("bitmaps", .array(bitmaps.map(\.json)))) }
-    members.append(("refcount-bits", .unsigned(1 << UInt64(header.refcountOrder))))
-    if let encryption { members.append(("encrypt", .object(encryption.members))) }
+    if !bitmaps.isEmpty { members.append(.init("bitmaps", .array(bitmaps.map(\.json)))) }
+    members.append(.init("refcount-bits", .number(1 << UInt64(header.refcountOrder))))
+    if let encryption { members.append(.init("encrypt", .object(encryption.members))) }
     if isV3 && hasDataFile {
-      if let dataFile { members.append(("data-file", .string(dataFile))) }
+      if let dataFile { members.append(.init("data-file", .string(dataFile))) }
       let isRaw = header.autoclear.contains(.rawExternalData)
-      members.append(("data-file-raw", .bool(isRaw)))
+      members.append(.init("data-file-raw", .bool(isRaw)))
     }
     if isV3 {
-      members.append(("corrupt", .bool(header.incompatible.contains(.corrupt))))
-      members.append(("extended-l2", .bool(header.incompatible.contains(.extendedL2))))
+      members.append(.init("corrupt", .bool(header.incompatible.contains(.corrupt))))
+      members.append(.init("extended-l2", .bool(header.incompatible.contains(.extendedL2))))
     }
     return members
   }
 }
 
 extension Snapshot {
-  fileprivate var json: JSONText {
-    var members: [(String, JSONText)] = []
-    if let count = entry.instructionCount { members.append(("icount", .unsigned(count))) }
+  fileprivate var json: JSONValue {
+    var members: [JSONValue.Member] = []
+    if let count = entry.instructionCount { members.append(.init("icount", .number(count))) }
     members += [
-      ("vm-clock-nsec", .unsigned(entry.guestClock % 1_000_000_000)),
-      ("name", .string(name)),
-      ("date-sec", .unsigned(UInt64(entry.seconds))),
-      ("date-nsec", .unsigned(UInt64(entry.nanoseconds))),
-      ("vm-clock-sec", .unsigned(entry.guestClock / 1_000_000_000)),
-      ("id", .string(id)),
-      ("vm-state-size", .unsigned(entry.vmStateSize)),
+      .init("vm-clock-nsec", .number(entry.guestClock % 1_000_000_000)),
+      .init("name", .string(name)),
+      .init("date-sec", .number(UInt64(entry.seconds))),
+      .init("date-nsec", .number(UInt64(entry.nanoseconds))),
+      .init("vm-clock-sec", .number(entry.guestClock / 1_000_000_000)),
+      .init("id", .string(id)),
+      .init("vm-state-size", .number(entry.vmStateSize)),
     ]
     return .object(members)
   }
 }
 
 extension BitmapDirectory.Item {
-  fileprivate var json: JSONText {
-    var flags: [JSONText] = []
+  fileprivate var json: JSONValue {
+    var flags: [JSONValue] = []
     if entry.flags.contains(.inUse) { flags.append(.string("in-use")) }
     if entry.flags.contains(.auto) { flags.append(.string("auto")) }
     return .object([
-      ("flags", .array(flags)), ("name", .string(name)),
-      ("granularity", .unsigned(1 << UInt64(entry.granularityBits))),
+      .init("flags", .array(flags)), .init("name", .string(name)),
+      .init("granularity", .number(1 << UInt64(entry.granularityBits))),
     ])
   }
 }
 
 extension ImageInfo.Encryption {
-  fileprivate var members: [(String, JSONText)] {
+  fileprivate var members: [JSONValue.Member] {
     switch self {
-    case .aes: [("format", .string("aes"))]
+    case .aes: [.init("format", .string("aes"))]
     case .luks(let header): header.members
     }
   }
 }
 
 extension LUKSFields {
-  fileprivate var members: [(String, JSONText)] {
+  fileprivate var members: [JSONValue.Member] {
     let words = mode.split(separator: "-", maxSplits: 1)
     let generator = words.count > 1 ? words[1].split(separator: ":", maxSplits: 1) : []
-    var members: [(String, JSONText)] = []
-    if let name = generator.first { members.append(("ivgen-alg", .string(String(name)))) }
-    members.append(("hash-alg", .string(hash)))
-    members.append(("cipher-alg", .string(algorithm(mode: words.first ?? ""))))
-    members.append(("uuid", .string(uuid)))
+    var members: [JSONValue.Member] = []
+    if let name = generator.first { members.append(.init("ivgen-alg", .string(String(name)))) }
+    members.append(.init("hash-alg", .string(hash)))
+    members.append(.init("cipher-alg", .string(algorithm(mode: words.first ?? ""))))
+    members.append(.init("uuid", .string(uuid)))
     if generator.count > 1 {
-      members.append(("ivgen-hash-alg", .string(String(generator[1]))))
+      members.append(.init("ivgen-hash-alg", .string(String(generator[1]))))
     }
     members += [
-      ("format", .string("luks")),
-      ("cipher-mode", .string(String(words.first ?? ""))),
-      ("slots", .array(slots.map(\.json))),
-      ("payload-offset", .unsigned(UInt64(payloadSector) * 512)),
-      ("master-key-iters", .unsigned(UInt64(digestIterations))),
+      .init("format", .string("luks")),
+      .init("cipher-mode", .string(String(words.first ?? ""))),
+      .init("slots", .array(slots.map(\.json))),
+      .init("payload-offset", .number(UInt64(payloadSector) * 512)),
+      .init("master-key-iters", .number(UInt64(digestIterations))),
     ]
     return members
   }
@@ -126,11 +129,11 @@ extension LUKSFields {
 }
 
 extension LUKSFields.Slot {
-  fileprivate var json: JSONText {
-    var members: [(String, JSONText)] = [("active", .bool(isActive))]
-    if isActive { members.append(("iters", .unsigned(UInt64(iterations)))) }
-    members.append(("key-offset", .unsigned(UInt64(materialSector) * 512)))
-    if isActive { members.append(("stripes", .unsigned(UInt64(stripes)))) }
+  fileprivate var json: JSONValue {
+    var members: [JSONValue.Member] = [.init("active", .bool(isActive))]
+    if isActive { members.append(.init("iters", .number(UInt64(iterations)))) }
+    members.append(.init("key-offset", .number(UInt64(materialSector) * 512)))
+    if isActive { members.append(.init("stripes", .number(UInt64(stripes)))) }
     return .object(members)
   }
 }

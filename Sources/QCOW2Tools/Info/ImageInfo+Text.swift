@@ -1,4 +1,5 @@
 import Glibc
+import JSON
 import QCOW2Format
 
 /// `info` for people: the text of qemu-img.
@@ -20,7 +21,7 @@ extension ImageInfo {
 
   /// The part of the text that is about the format, with line breaks.
   package var specificText: String {
-    let lines = specific.flatMap { Self.lines($0.0, $0.1, indent: 1) }
+    let lines = specific.flatMap { Self.lines($0.name, $0.value, indent: 1) }
     return "Format specific information:\n" + lines.joined(separator: "\n") + "\n"
   }
 
@@ -79,17 +80,17 @@ extension ImageInfo {
   }
 
   /// A member of the format specific information: its value, or its members below it.
-  private static func lines(_ name: String, _ value: JSONText, indent: Int) -> [String] {
+  private static func lines(_ name: String, _ value: JSONValue, indent: Int) -> [String] {
     let margin = String(repeating: "    ", count: indent)
     let title = "\(margin)\(name.replacing("-", with: " ")):"
     switch value {
     case .string(let text): return ["\(title) \(text)"]
-    case .unsigned, .signed, .bool: return ["\(title) \(value.text())"]
+    case .null, .integer, .unsigned, .fraction, .bool: return ["\(title) \(value.line)"]
     case .array(let values):
       return [title]
         + values.enumerated().flatMap { lines("[\($0)]", $1, indent: indent + 1) }
     case .object(let members):
-      return [title] + members.flatMap { lines($0.0, $0.1, indent: indent + 1) }
+      return [title] + members.flatMap { lines($0.name, $0.value, indent: indent + 1) }
     }
   }
 }

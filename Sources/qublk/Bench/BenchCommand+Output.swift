@@ -4,6 +4,7 @@ import BlockCore
 import Daemon
 import Glibc
 import HostFiles
+import JSON
 import Reports
 
 extension BenchCommand {

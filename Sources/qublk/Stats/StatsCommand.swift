@@ -3,6 +3,7 @@ import BlockCore
 import Daemon
 import Glibc
 import HostFiles
+import JSON
 import Reports
 
 /// `qublk stats`: what a device has done, from the counters that its daemon keeps anyway.

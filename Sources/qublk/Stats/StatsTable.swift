@@ -1,5 +1,6 @@
 import BlockCore
 import Daemon
+import JSON
 import QCOW2Tools
 import Reports
 

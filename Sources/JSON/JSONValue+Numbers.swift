@@ -1,4 +1,9 @@
 extension JSONValue {
+  /// A whole number, exactly.
+  package static func number(_ value: UInt64) -> JSONValue {
+    Int64(exactly: value).map(JSONValue.integer) ?? .unsigned(value)
+  }
+
   /// A count; what does not fit is the largest number that does.
   package static func count(_ value: some BinaryInteger) -> JSONValue {
     .integer(Int64(clamping: value))
