@@ -101,10 +101,16 @@ let package = Package(
       name: "Reports", dependencies: ["BlockCore", "JSON", "QCOW2Engine", "Serving", "Uring"],
       swiftSettings: settings),
     .target(
+      name: "ImageJobs",
+      dependencies: [
+        "BlockCore", "JSON", "QCOW2Format", "QCOW2Engine", "QCOW2Tools", "DiskImages", "Uring",
+      ],
+      swiftSettings: settings),
+    .target(
       name: "DiskShell",
       dependencies: [
-        "BlockCore", "QCOW2Format", "QCOW2Engine", "QCOW2Tools", "DiskImages", "HostFiles", "Uring",
-        "Serving", "CPlatform",
+        "BlockCore", "QCOW2Format", "QCOW2Engine", "QCOW2Tools", "DiskImages", "HostFiles",
+        "ImageJobs", "Uring", "Serving", "CPlatform",
       ],
       swiftSettings: settings),
     .target(
@@ -117,16 +123,17 @@ let package = Package(
     .target(
       name: "Daemon",
       dependencies: [
-        "BlockCore", "JSON", "QCOW2Format", "QCOW2Engine", "DiskImages", "HostFiles", "Uring",
-        "Ublk",
-        "Reports", "CPlatform", .product(name: "Logging", package: "swift-log"),
+        "BlockCore", "JSON", "QCOW2Format", "QCOW2Engine", "QCOW2Tools", "DiskImages", "HostFiles",
+        "ImageJobs", "Uring", "Ublk", "Reports", "CPlatform",
+        .product(name: "Logging", package: "swift-log"),
       ],
       swiftSettings: settings),
     .executableTarget(
       name: "qublk",
       dependencies: [
         "BlockCore", "JSON", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "QCOW2Tools",
-        "DiskImages", "HostFiles", "Ublk", "Reports", "DiskShell", "Bench", "Daemon", "CPlatform",
+        "DiskImages", "HostFiles", "ImageJobs", "Ublk", "Reports", "DiskShell", "Bench", "Daemon",
+        "CPlatform",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: settings),
@@ -174,14 +181,22 @@ let package = Package(
       ],
       swiftSettings: testSettings),
     .testTarget(
+      name: "ImageJobsTests",
+      dependencies: [
+        "BlockCore", "JSON", "QCOW2Format", "QCOW2Engine", "QCOW2Tools", "DiskImages", "HostFiles",
+        "ImageJobs", "Uring", "TestTools",
+      ],
+      swiftSettings: testSettings),
+    .testTarget(
       name: "QCOW2FormatTests",
       dependencies: ["BlockCore", "QCOW2Format", "TestSupport", "TestTools"],
       swiftSettings: testSettings),
     .testTarget(
       name: "CommandLineTests",
       dependencies: [
-        "BlockCore", "JSON", "HostFiles", "CPlatform", "QCOW2Engine", "Serving", "Uring", "Reports",
-        "DiskShell", "Bench", "Daemon", "qublk", "TestTools",
+        "BlockCore", "JSON", "HostFiles", "CPlatform", "QCOW2Engine", "QCOW2Tools", "DiskImages",
+        "ImageJobs", "Serving", "Uring", "Reports", "DiskShell", "Bench", "Daemon", "qublk",
+        "TestTools",
       ],
       swiftSettings: testSettings),
     .testTarget(

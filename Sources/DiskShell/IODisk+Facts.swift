@@ -1,29 +1,22 @@
 import BlockCore
 import DiskImages
 import HostFiles
+import ImageJobs
 import QCOW2Engine
 import QCOW2Format
 import QCOW2Tools
 
 /// What the disk is and where its data lies.
 extension IODisk {
-  /// A range that lies, or does not lie, in the image itself.
-  struct Allocation {
-    var length: UInt64
-    var isAllocated: Bool
-  }
-
-  /// Tells of the longest range from `offset` on, up to `length` bytes, that is all alike.
-  func allocation(
-    at offset: UInt64, length: UInt64
-  ) async throws(IOFailure) -> Allocation {
-    guard case .image(let image) = kind else {
-      return Allocation(length: length, isAllocated: true)
+  /// Hands `show` the ranges of a part of the disk that are all alike, in their order.
+  func map(
+    _ part: MapJob, _ show: @escaping @Sendable (MapJob.Range) -> Void
+  ) async throws(IOFailure) {
+    let context = JobContext<MapJob.Range>(take: { range in show(range) })
+    do throws(JobError) { _ = try await part.run(on: open, context) } catch {
+      if case .image(let error) = error { throw .queryFailed(error.errno) }
+      throw .disk(error.message)
     }
-    do throws(ImageError) {
-      let found = try await image.engine.allocation(at: GuestOffset(offset), length: length)
-      return Allocation(length: found.length, isAllocated: found.isAllocated)
-    } catch { throw .queryFailed(error.errno) }
   }
 
   /// Fails where zeros would have to be written as data.
@@ -58,20 +51,16 @@ extension IODisk {
   }
 
   func resize(to size: UInt64) async throws(IOFailure) {
-    switch kind {
-    case .raw(let disk):
-      do throws(Errno) { try await disk.raw.resize(to: size) } catch {
-        throw .request("truncate", error)
-      }
-    case .image(let image):
-      do throws(ImageError) { try await image.engine.resize(to: size) } catch {
-        throw .disk(error.message)
-      }
+    do throws(JobError) {
+      _ = try await ResizeJob(size: size).run(on: open, JobContext())
+    } catch {
+      if case .raw(let errno) = error { throw .request("truncate", errno) }
+      throw .disk(error.message)
     }
   }
 
   /// The lines of `info`.
-  func facts() throws(IOFailure) -> String {
+  func facts() async throws(IOFailure) -> String {
     switch kind {
     case .raw: return Self.text(name: "raw", cluster: 0, state: 0)
     case .image(let image):
@@ -79,14 +68,20 @@ extension IODisk {
       let tables = (size + geometry.bytesPerL2Table - 1) / geometry.bytesPerL2Table
       let text = Self.text(
         name: "qcow2", cluster: geometry.clusterSize, state: tables * geometry.bytesPerL2Table)
-      let path = opening.path ?? ""
-      do throws(ToolError) {
-        let open = "/proc/self/fd/\(image.files[0].descriptor)"
-        let bytes = try FileBytes(path: open, access: .readOnly, lock: ToolLock.none)
-        let info = try ImageInfo(reading: bytes, path: path, allocatedBytes: 0)
-        return text + info.specificText
-      } catch { throw .disk("\(path): \(error.message)") }
+      return text + (try await report(of: image)).specificText
     }
+  }
+
+  private func report(of image: DiskImage) async throws(IOFailure) -> ImageInfoReport {
+    let path = opening.path ?? ""
+    let open = "/proc/self/fd/\(image.files[0].descriptor)"
+    do throws(JobError) {
+      let bytes: FileBytes
+      do throws(ToolError) {
+        bytes = try FileBytes(path: open, access: .readOnly, lock: ToolLock.none)
+      } catch { throw .file(error) }
+      return try await InfoJob().run(on: ImageFile(bytes, path: path), JobContext())
+    } catch { throw .disk("\(path): \(error.message)") }
   }
 
   private static func text(name: String, cluster: UInt64, state: UInt64) -> String {

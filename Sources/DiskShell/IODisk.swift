@@ -15,6 +15,8 @@ final class IODisk: @unchecked Sendable {  // why: confined to its loop's thread
 
   let kind: Kind
   let opening: IOOpening
+  /// The disk, for jobs.
+  let open: any OpenDisk
   private let target: any BlockTarget
   private let requests: FileRequests
   private var slots = IOSlots()
@@ -23,16 +25,12 @@ final class IODisk: @unchecked Sendable {  // why: confined to its loop's thread
   private init(_ kind: Kind, _ opening: IOOpening) {
     self.kind = kind
     self.opening = opening
-    let files: [RingHostFile]
     switch kind {
-    case .image(let image):
-      target = image.engine
-      files = image.files
-    case .raw(let disk):
-      target = disk.target
-      files = disk.files
+    case .image(let image): open = image
+    case .raw(let disk): open = disk
     }
-    requests = FileRequests(target, files: files, worker: 0)
+    target = open.target
+    requests = FileRequests(target, files: open.files, worker: 0)
   }
 
   /// Opens what is asked for; `secrets` are those that can be named.
@@ -66,16 +64,11 @@ final class IODisk: @unchecked Sendable {  // why: confined to its loop's thread
 
   /// Writes back and lets go of everything; no request may be running.
   func close() async throws(DiskImageError) {
-    switch kind {
-    case .image(let image): try await image.close()
-    case .raw(let disk): try await disk.close()
-    }
+    try await open.close()
   }
 
   /// One step of the engine's background work.
-  func maintain() async {
-    if case .image(let image) = kind { await image.engine.maintain() }
-  }
+  func maintain() async { await open.maintain() }
 
   // MARK: Requests
 

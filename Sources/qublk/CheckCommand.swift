@@ -1,5 +1,5 @@
 import ArgumentParser
-import DiskImages
+import ImageJobs
 import QCOW2Format
 import QCOW2Tools
 
@@ -21,17 +21,10 @@ struct CheckCommand: ParsableCommand {
   @Option(
     name: [.short, .long],
     help: "Repair: leaks (refcounts that are too high) or all (refcounts, tables, entries).")
-  var repair: Repair?
+  var repair: CheckJob.Repair?
   @Argument(help: ArgumentHelp("The image.", valueName: "file")) var name: String
 
   private var file: String { FileReference.commandLinePath(name) }
-
-  /// What a repair may change.
-  enum Repair: String, ExpressibleByArgument, CaseIterable {
-    case leaks, all
-
-    var mode: RepairMode { self == .leaks ? .leaks : .all }
-  }
 
   func validate() throws {
     if repair != nil && forceShare {
@@ -44,107 +37,27 @@ struct CheckCommand: ParsableCommand {
       ToolOutput.note(file, "format \"\(format)\" cannot be checked, only qcow2 can")
       throw ExitCode(63)
     }
-    let result = try repair.map { try repaired($0.mode) } ?? checked()
+    let result = try checked()
     switch output {
-    case .json: try ToolOutput.write(result.json(path: file))
+    case .json: try ToolOutput.write(result.jsonText(path: file))
     case .human: if !quiet { try ToolOutput.write(result.humanText) }
     }
     if result.exitCode != 0 { throw ExitCode(result.exitCode) }
   }
 
-  private func checked() throws -> CheckResult {
-    do throws(ToolError) {
-      let lock = forceShare ? ToolLock.none : ToolLock.reader
-      return try check(FileBytes(path: file, access: .readOnly, lock: lock))
+  private func checked() throws(ExitCode) -> CheckResult {
+    let context = JobContext<NoValue>(
+      tell: ToolOutput.teller(file, output: output == .human && !quiet))
+    do throws(JobError) {
+      return try OfflineHost.run(
+        CheckJob(repair: repair), on: file, sharesByForce: forceShare, context)
     } catch {
-      throw fail(error)
-    }
-  }
-
-  /// Ends the command: 63 for a file that nobody said is a qcow2 image, and that is none.
-  private func fail(_ error: ToolError) -> ExitCode {
-    let status = ToolOutput.fail(file, error)
-    guard format == nil, case .format(.notQCOW2) = error else { return status }
-    return ExitCode(63)
-  }
-
-  /// Checks, repairs, and checks again what was repaired.
-  private func repaired(_ mode: RepairMode) throws -> CheckResult {
-    var result: CheckResult
-    let changes: RefcountChanges
-    let bytes: FileBytes
-    do throws(ToolError) {
-      bytes = try FileBytes(path: file, access: .readWrite, lock: ToolLock.writer)
-      try checkBefore(bytes)
-      changes = try RefcountRebuild.repair(bytes, mode)
-    } catch {
-      throw fail(error)
-    }
-    if !changes.isEmpty && !quiet && output == .human { try ToolOutput.write(changes.humanText) }
-    if let obstacle = changes.obstacle { ToolOutput.note(file, obstacle.message) }
-    do throws(ToolError) {
-      result = try check(bytes, afterRepair: mode)
-      result.note(changes)
-    } catch {
-      throw fail(error)
-    }
-    if result.exitCode != 0 { noteWayOut(result, mode) }
-    return result
-  }
-
-  /// Says what is wrong before the repair; a snapshot table that only a repair can read is no end.
-  private func checkBefore(_ bytes: FileBytes) throws(ToolError) {
-    do throws(ToolError) { _ = try check(bytes) } catch {
-      guard case .format(let problem) = error, repair == .all else { throw error }
-      ToolOutput.note(file, problem.message)
-    }
-  }
-
-  private func check(
-    _ bytes: FileBytes, afterRepair mode: RepairMode? = nil
-  ) throws(ToolError) -> CheckResult {
-    var findings = FindingPrinter(path: file, repaired: mode)
-    let result = try ImageCheck.run(bytes) { findings.print($0) }
-    findings.printRest()
-    return result
-  }
-
-  /// Says how to go on where a repair could not mend everything.
-  private func noteWayOut(_ result: CheckResult, _ mode: RepairMode) {
-    if mode == .leaks {
-      ToolOutput.note(file, "only leaks were repaired: \"qublk check -r all\" repairs more")
-    } else if result.corruptions > 0 || result.checkErrors > 0 {
-      ToolOutput.note(
-        file,
-        "the rest cannot be repaired: attach the image with \"qublk add --read-only\" and copy off "
-          + "what can be read; requests that meet the damage fail")
+      let status = ToolOutput.fail(file, error)
+      // A file that nobody said is a qcow2 image, and that is none.
+      if format == nil, case .file(.format(.notQCOW2)) = error { throw ExitCode(63) }
+      throw status
     }
   }
 }
 
-/// Prints findings as they come, and of very many only how many there were.
-private struct FindingPrinter {
-  private static let most = 100
-
-  private let path: String
-  /// After which repair the findings are left; nil before one.
-  private let repaired: RepairMode?
-  private var count = 0
-
-  init(path: String, repaired: RepairMode?) {
-    self.path = path
-    self.repaired = repaired
-  }
-
-  mutating func print(_ finding: CheckFinding) {
-    count += 1
-    guard count <= Self.most else { return }
-    let reason = repaired == .all && finding.severity != .remark ? ": \(finding.whyItStays)" : ""
-    ToolOutput.note(path, finding.message + reason)
-  }
-
-  func printRest() {
-    guard count > Self.most else { return }
-    ToolOutput.note(path, "\(count - Self.most) more findings are not listed")
-  }
-}
+extension CheckJob.Repair: ExpressibleByArgument {}

@@ -1,5 +1,5 @@
 import ArgumentParser
-import DiskImages
+import ImageJobs
 import QCOW2Format
 import QCOW2Tools
 
@@ -15,17 +15,15 @@ struct InfoCommand: ParsableCommand {
   @Argument(help: "The image.") var file: String
 
   func run() throws {
-    let info: ImageInfo
     let file = FileReference.commandLinePath(self.file)
-    do throws(ToolError) {
+    let report: ImageInfoReport
+    do throws(JobError) {
       try ToolOutput.expectQCOW2(format)
-      let lock = forceShare ? ToolLock.none : ToolLock.reader
-      let bytes = try FileBytes(path: file, access: .readOnly, lock: lock)
-      info = try ImageInfo(reading: bytes, path: file, allocatedBytes: bytes.allocatedBytes)
+      let context = JobContext<NoValue>(tell: ToolOutput.teller(file))
+      report = try OfflineHost.run(InfoJob(), on: file, sharesByForce: forceShare, context)
     } catch {
       throw ToolOutput.fail(file, error)
     }
-    for warning in info.warnings { ToolOutput.note(file, warning) }
-    try ToolOutput.write(output == .json ? info.json : info.humanText)
+    try ToolOutput.write(output == .json ? report.jsonText : report.humanText)
   }
 }

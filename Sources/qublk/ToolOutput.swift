@@ -2,6 +2,7 @@ import ArgumentParser
 import BlockCore
 import Glibc
 import HostFiles
+import ImageJobs
 import QCOW2Tools
 
 /// The forms in which `info` and `check` answer.
@@ -20,10 +21,27 @@ enum ToolOutput {
   }
 
   /// Refuses the formats that are not qcow2.
-  static func expectQCOW2(_ format: String) throws(ToolError) {
+  static func expectQCOW2(_ format: String) throws(JobError) {
     guard format == "qcow2" else {
-      throw .option(.badValue(name: "-f", found: format, allowed: "qcow2"))
+      throw .file(.option(.badValue(name: "-f", found: format, allowed: "qcow2")))
     }
+  }
+
+  /// What prints the messages of a job on an image; without `output`, notes alone.
+  static func teller(_ path: String, output: Bool = true) -> @Sendable (JobMessage) -> Void {
+    { message in
+      switch message {
+      case .note(let text): note(path, text)
+      case .output(let text): if output { _ = writeAll(STDOUT_FILENO, text) }
+      }
+    }
+  }
+
+  /// Writes one error line for a job that failed and ends the command with exit status 1.
+  static func fail(_ path: String, _ error: JobError) -> ExitCode {
+    if case .file(let error) = error { return fail(path, error) }
+    note(path, error.message)
+    return ExitCode(1)
   }
 
   /// Writes one error line and ends the command with exit status 1.

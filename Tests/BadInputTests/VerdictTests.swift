@@ -141,7 +141,7 @@ extension BadInputTests {
     @Test func theLastOfTwoBackingFormatsCounts() throws {
       let bytes = Self.base().bytes
       let info = try ImageInfo(reading: MemoryBytes(bytes), path: "x", allocatedBytes: 0)
-      #expect(info.json.contains("\"backing-filename-format\": \"qcow2\""))
+      #expect(info.report.jsonText.contains("\"backing-filename-format\": \"qcow2\""))
       let references = runBlocking { () async -> HeaderCluster? in
         try? await HeaderCluster.read(SparseFile(bytes, isReadOnly: true))
       }

@@ -9,8 +9,8 @@ import QCOW2Tools
 func fuzzHeader(_ input: [UInt8]) {
   let image = MemoryBytes(input)
   if let info = try? ImageInfo(reading: image, path: "dir/image", allocatedBytes: 4096) {
-    _ = info.humanText
-    _ = info.json
+    _ = info.report.humanText
+    _ = info.report.jsonText
   }
   runBlocking { () async -> Void in
     let file = SparseFile(input, isReadOnly: true)

@@ -90,8 +90,8 @@ enum Corpus {
     let file = try FileBytes(path: "\(folder.path)/\(name)", access: .readOnly)
     let info = try ImageInfo(
       reading: file, path: name, allocatedBytes: file.allocatedBytes)
-    #expect(info.json == folder.run("qemu-img info --output=json \(name)").out)
-    #expect(info.humanText == folder.run("qemu-img info \(name)").out)
+    #expect(info.report.jsonText == folder.run("qemu-img info --output=json \(name)").out)
+    #expect(info.report.humanText == folder.run("qemu-img info \(name)").out)
   }
 
   private func compareCheck(_ name: String, _ folder: Folder) throws {
@@ -111,6 +111,6 @@ enum Corpus {
     #expect(result.humanText == text.out, "\(name)")
     let spelled = image.contains("driver=") ? image.split(separator: " ").last ?? "" : ""
     let expected = spelled.isEmpty ? json.out : json.out.replacing(spelled, with: name)
-    #expect(result.json(path: name) == expected, "\(name)")
+    #expect(result.jsonText(path: name) == expected, "\(name)")
   }
 }

@@ -16,7 +16,7 @@ import Testing
   }
 
   private func text(_ bytes: MemoryBytes) throws -> String {
-    try ImageInfo(reading: bytes, path: "x", allocatedBytes: 0).json
+    try ImageInfo(reading: bytes, path: "x", allocatedBytes: 0).report.jsonText
   }
 
   @Test func aForeignHeaderIsShownAsItStands() throws {

@@ -73,7 +73,7 @@ import Testing
       let memory = MemoryBytes(editor.bytes)
       let (ours, findings, error) = verdict(memory)
       if let info = try? ImageInfo(reading: memory, path: "x", allocatedBytes: 0) {
-        #expect(!info.json.isEmpty && !info.humanText.isEmpty)
+        #expect(!info.report.jsonText.isEmpty && !info.report.humanText.isEmpty)
       }
       #expect(memory.bytes == editor.bytes)
       guard round < Self.comparisons else { continue }

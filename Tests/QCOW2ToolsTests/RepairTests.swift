@@ -165,7 +165,7 @@ final class CrashBytes: WritableImageBytes {
       #expect(text == theirs.out, "\(leaks) \(errors)")
       #expect(result.exitCode == theirs.status)
       let json = folder.run("qemu-img check -r leaks --output=json y")
-      #expect(result.json(path: "y") == json.out)
+      #expect(result.jsonText(path: "y") == json.out)
     }
   }
 }

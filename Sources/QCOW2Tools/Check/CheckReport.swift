@@ -1,4 +1,4 @@
-import JSON
+package import JSON
 
 /// A check's result as qemu-img prints it.
 extension CheckResult {
@@ -47,7 +47,17 @@ extension CheckResult {
   }
 
   /// The JSON object, with a line break; like qemu-img's without most of the counts that are zero.
-  package func json(path: String) -> String {
+  package func jsonText(path: String) -> String {
+    let file: [JSONValue.Member] = [
+      .init("filename", .string(path)), .init("format", .string("qcow2")),
+    ]
+    return JSONValue.object(members(file)).qemuText + "\n"
+  }
+
+  /// The same without what says which image it is.
+  package var json: JSONValue { .object(members([])) }
+
+  private func members(_ file: [JSONValue.Member]) -> [JSONValue.Member] {
     var members: [JSONValue.Member] = []
     func add(_ name: String, _ value: UInt64) {
       if value != 0 { members.append(.init(name, .number(value))) }
@@ -61,10 +71,9 @@ extension CheckResult {
     add("leaks-fixed", leaksFixed)
     add("leaks", leaks)
     add("allocated-clusters", allocatedClusters)
-    members.append(.init("filename", .string(path)))
-    members.append(.init("format", .string("qcow2")))
+    members += file
     add("fragmented-clusters", fragmentedClusters)
-    return JSONValue.object(members).qemuText + "\n"
+    return members
   }
 }
 

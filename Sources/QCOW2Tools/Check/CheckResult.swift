@@ -1,3 +1,5 @@
+package import JSON
+
 /// The verdict on an image, in qemu-img's terms.
 package struct CheckResult: Equatable, Sendable {
   /// Parts of the image that could not be judged.
@@ -20,6 +22,22 @@ package struct CheckResult: Equatable, Sendable {
   package private(set) var leaksFixed: UInt64 = 0
 
   package init() {}
+
+  /// Reads ``json``; nil if it is not such an object.
+  package init?(json: JSONValue) {
+    guard json["check-errors"]?.unsigned != nil else { return nil }
+    func count(_ name: String) -> UInt64 { json[name]?.unsigned ?? 0 }
+    checkErrors = count("check-errors")
+    corruptions = count("corruptions")
+    leaks = count("leaks")
+    imageEndOffset = count("image-end-offset")
+    totalClusters = count("total-clusters")
+    allocatedClusters = count("allocated-clusters")
+    fragmentedClusters = count("fragmented-clusters")
+    compressedClusters = count("compressed-clusters")
+    corruptionsFixed = count("corruptions-fixed")
+    leaksFixed = count("leaks-fixed")
+  }
 
   /// Notes what was repaired before this check.
   package mutating func note(_ changes: RefcountChanges) {

@@ -3,10 +3,10 @@ import JSON
 import QCOW2Codec
 import QCOW2Format
 
-/// `info` in JSON: the keys of qemu-img in its order.
+/// The answer of `info`, as qemu-img gives it.
 extension ImageInfo {
-  /// The JSON object, with a line break.
-  package var json: String {
+  /// What was read, as it is shown.
+  package var report: ImageInfoReport {
     var members: [JSONValue.Member] = []
     if let backingFormat {
       members.append(.init("backing-filename-format", .string(backingFormat)))
@@ -28,13 +28,13 @@ extension ImageInfo {
     if encryption != nil { members.append(.init("encrypted", .bool(true))) }
     if let backingFile { members.append(.init("backing-filename", .string(backingFile))) }
     members.append(.init("dirty-flag", .bool(isDirty)))
-    return JSONValue.object(members).qemuText + "\n"
+    return ImageInfoReport(members)
   }
 
-  var isDirty: Bool { header.incompatible.contains(.dirty) }
+  private var isDirty: Bool { header.incompatible.contains(.dirty) }
 
   /// The "format specific information".
-  var specific: [JSONValue.Member] {
+  private var specific: [JSONValue.Member] {
     let isV3 = header.version == 3
     let hasDataFile = header.incompatible.contains(.externalDataFile)
     var members: [JSONValue.Member] = [

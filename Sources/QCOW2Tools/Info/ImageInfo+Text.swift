@@ -1,50 +1,55 @@
 import Glibc
 import JSON
-import QCOW2Format
 
 /// `info` for people: the text of qemu-img.
-extension ImageInfo {
+extension ImageInfoReport {
   /// The text, with line breaks.
   package var humanText: String {
     var lines = [
-      "image: \(path)",
-      "file format: qcow2",
-      "virtual size: \(SizeText.short(virtualSize)) (\(virtualSize) bytes)",
-      "disk size: \(SizeText.short(diskSize))",
+      "image: \(text("filename"))",
+      "file format: \(text("format"))",
+      "virtual size: \(SizeText.short(number("virtual-size"))) (\(number("virtual-size")) bytes)",
+      "disk size: \(SizeText.short(number("actual-size")))",
     ]
-    if encryption != nil { lines.append("encrypted: yes") }
-    lines.append("cluster_size: \(header.geometry.clusterSize)")
-    if isDirty { lines.append("cleanly shut down: no") }
+    if json["encrypted"]?.bool == true { lines.append("encrypted: yes") }
+    lines.append("cluster_size: \(number("cluster-size"))")
+    if json["dirty-flag"]?.bool == true { lines.append("cleanly shut down: no") }
     lines += backingLines + snapshotLines
     return lines.joined(separator: "\n") + "\n" + specificText
   }
 
   /// The part of the text that is about the format, with line breaks.
   package var specificText: String {
-    let lines = specific.flatMap { Self.lines($0.name, $0.value, indent: 1) }
+    let members = json["format-specific"]?["data"]?.members ?? []
+    let lines = members.flatMap { Self.lines($0.name, $0.value, indent: 1) }
     return "Format specific information:\n" + lines.joined(separator: "\n") + "\n"
   }
 
+  private func text(_ name: String) -> String { json[name]?.string ?? "" }
+
+  private func number(_ name: String) -> UInt64 { json[name]?.unsigned ?? 0 }
+
   private var backingLines: [String] {
-    guard let backingFile, let fullBackingFile else { return [] }
-    let place = fullBackingFile == backingFile ? "" : " (actual path: \(fullBackingFile))"
-    let name = "backing file: \(backingFile)\(place)"
-    guard let backingFormat else { return [name] }
-    return [name, "backing file format: \(backingFormat)"]
+    guard let file = json["backing-filename"]?.string else { return [] }
+    let full = json["full-backing-filename"]?.string ?? file
+    let name = "backing file: \(file)\(full == file ? "" : " (actual path: \(full))")"
+    guard let format = json["backing-filename-format"]?.string else { return [name] }
+    return [name, "backing file format: \(format)"]
   }
 
   private var snapshotLines: [String] {
-    guard !snapshots.isEmpty else { return [] }
+    guard let snapshots = json["snapshots"]?.array, !snapshots.isEmpty else { return [] }
     let title = Self.row("ID", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT")
     return ["Snapshot list:", title] + snapshots.map(Self.row)
   }
 
-  private static func row(_ snapshot: Snapshot) -> String {
-    let entry = snapshot.entry
+  private static func row(_ snapshot: JSONValue) -> String {
+    func number(_ name: String) -> UInt64 { snapshot[name]?.unsigned ?? 0 }
     return row(
-      snapshot.id, snapshot.name, SizeText.short(entry.vmStateSize),
-      date(entry.seconds), clock(entry.guestClock),
-      entry.instructionCount.map { String($0) } ?? "")
+      snapshot["id"]?.string ?? "", snapshot["name"]?.string ?? "",
+      SizeText.short(number("vm-state-size")), date(number("date-sec")),
+      clock(number("vm-clock-sec"), number("vm-clock-nsec")),
+      snapshot["icount"]?.unsigned.map { String($0) } ?? "")
   }
 
   private static func row(
@@ -56,8 +61,8 @@ extension ImageInfo {
   }
 
   /// Local time, as "2026-01-31 23:59:59".
-  private static func date(_ seconds: UInt32) -> String {
-    var time = time_t(seconds)
+  private static func date(_ seconds: UInt64) -> String {
+    var time = time_t(clamping: seconds)
     var parts = unsafe tm()
     guard unsafe localtime_r(&time, &parts) != nil else { return "" }
     let day = unsafe [parts.tm_mon + 1, parts.tm_mday].map { padded(UInt64($0), 2) }
@@ -67,11 +72,10 @@ extension ImageInfo {
   }
 
   /// Hours, minutes, seconds and milliseconds.
-  private static func clock(_ nanoseconds: UInt64) -> String {
-    let seconds = nanoseconds / 1_000_000_000
+  private static func clock(_ seconds: UInt64, _ nanoseconds: UInt64) -> String {
     let fields = [seconds / 3600, seconds / 60 % 60, seconds % 60].map { padded($0, 2) }
     return fields.joined(separator: ":") + "."
-      + padded(nanoseconds % 1_000_000_000 / 1_000_000, 3)
+      + padded(nanoseconds / 1_000_000, 3)
   }
 
   private static func padded(_ value: UInt64, _ width: Int) -> String {
