@@ -9,7 +9,7 @@ import Ublk
 struct DeviceService: ~Copyable {
   private enum Reason {
     case signal(Int32, at: Double, isFromInit: Bool)
-    case request(ControlRequest, ControlConnection)
+    case request(ControlRequest.Stop, ControlConnection)
     /// The workers have ended: another process stopped the device.
     case stoppedByOther
     /// A queue was lost, and requests wait in it: nothing is gained by waiting for users.
@@ -37,7 +37,7 @@ struct DeviceService: ~Copyable {
       note(
         loop.next(
           ended: isEndNoted ? -1 : device.endedDescriptor, attempt: attempt?.descriptor ?? -1,
-          waits: attempt?.outcome == nil))
+          device.jobs, waits: attempt?.outcome == nil))
       guard let attempt, let outcome = attempt.outcome else { continue }
       self.attempt = nil
       guard case .ended(let errors) = outcome else {
@@ -60,16 +60,22 @@ struct DeviceService: ~Copyable {
     if let signal = event.signal {
       waiting.append(.signal(signal, at: StopSignals.now, isFromInit: event.isFromInit))
     }
-    for (request, connection) in event.requests {
-      if request == .stats {
-        connection.reply(.report(device.report))
-      } else {
-        waiting.append(.request(request, connection))
-      }
-    }
+    for (request, connection) in event.requests { note(request, connection) }
     // Users are waited for no longer if there is something else to do.
     if !waiting.isEmpty, attempt?.manner == .whenUnused { attempt?.cancel() }
     giveUpSearch()
+  }
+
+  private mutating func note(_ request: ControlRequest, _ connection: ControlConnection) {
+    switch request {
+    case .stop(let request): waiting.append(.request(request, connection))
+    case .stats: connection.reply(.result(device.report))
+    case .jobs: connection.reply(.result(device.jobs.list))
+    case .job(let name, let arguments):
+      do throws(ControlError) {
+        connection.follow(try device.jobs.start(name, arguments))
+      } catch { connection.reply(.error(error)) }
+    }
   }
 
   /// Ends the search for users if something waits that does not ask for them.
@@ -87,7 +93,7 @@ struct DeviceService: ~Copyable {
 
   private static func isForced(_ reason: Reason) -> Bool {
     switch reason {
-    case .request(.stopForced, _), .stoppedByOther, .loss: true
+    case .request(.forced, _), .stoppedByOther, .loss: true
     case .request, .signal: false
     }
   }
@@ -117,16 +123,16 @@ struct DeviceService: ~Copyable {
     if attempt == nil, signals.leaving != nil { start(.whenUnused, []) }
   }
 
-  private static func manner(_ request: ControlRequest) -> DeviceStop.Manner {
+  private static func manner(_ request: ControlRequest.Stop) -> DeviceStop.Manner {
     switch request {
-    case .check, .stats: .check
-    case .stop: .ifUnused
-    case .stopForced: .forced
+    case .check: .check
+    case .ifUnused: .ifUnused
+    case .forced: .forced
     }
   }
 
   /// The same request of other clients: one attempt answers them all.
-  private mutating func takeAll(_ request: ControlRequest) -> [Reason] {
+  private mutating func takeAll(_ request: ControlRequest.Stop) -> [Reason] {
     func isSame(_ reason: Reason) -> Bool {
       if case .request(request, _) = reason { true } else { false }
     }
@@ -150,7 +156,8 @@ struct DeviceService: ~Copyable {
       switch reason {
       case .signal(let signal, let time, let isFromInit):
         noteRefusal(signal, time, isFromInit, errors)
-      case .request(_, let connection): connection.reply(errors.isEmpty ? .done : .refused(text))
+      case .request(_, let connection):
+        connection.reply(errors.isEmpty ? .done : .error(ControlError(.refused, text)))
       case .stoppedByOther, .loss: Log.logger.error("\(text): serving on")
       }
     }
@@ -182,7 +189,8 @@ struct DeviceService: ~Copyable {
       if isFirst {
         isTold = true
         let texts = errors.map(\.text) + (device.trouble.map { [$0] } ?? [])
-        connection.reply(errors.isEmpty ? .done : .failed(texts.joined(separator: "; ")))
+        let text = texts.joined(separator: "; ")
+        connection.reply(errors.isEmpty ? .done : .error(ControlError(.failed, text)))
       } else {
         connection.reply(.gone)
       }

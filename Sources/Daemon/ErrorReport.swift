@@ -40,8 +40,8 @@ package enum CommandError: Error {
   case noDevice(DeviceName)
   /// The kernel has the device, but no daemon of qublk serves it.
   case noDaemon(DeviceName)
-  /// The daemon answered in a way of another version.
-  case otherVersion(DeviceName)
+  /// The daemon speaks another control protocol. 0 for a process that is not known.
+  case otherVersion(DeviceName, process: Int32)
   case busy(DeviceName, DeviceUse)
   /// The daemon is gone, but somebody has not noticed.
   case deadInUse(DeviceName, DeviceUse)
@@ -99,8 +99,9 @@ extension CommandError {
     case .noDevice(let device): "\(device.disk): no such device"
     case .noDaemon(let device):
       "\(device.disk): no daemon of qublk serves it: \"qublk list\" shows its state"
-    case .otherVersion(let device):
+    case .otherVersion(let device, let process):
       "\(device.disk): its daemon is of another version of qublk than this one"
+        + (process > 0 ? ": end it with \"kill \(process)\" once nobody uses the device" : "")
     case .busy(let device, let use):
       "\(device.path): in use: \(use.text): stop that first, or add --force"
     case .deadInUse(let device, let use):

@@ -24,6 +24,8 @@ final class ServedDevice: @unchecked Sendable {
   /// The path of what is served.
   private let path: String
   private let monitor: EventMonitor
+  /// Runs jobs on the image.
+  let jobs: LiveHost
   /// When counting began.
   private let start = MonotonicClock.nanoseconds()
 
@@ -36,6 +38,10 @@ final class ServedDevice: @unchecked Sendable {
     path = request.path
     self.monitor = monitor
     hold = NoSpaceHold(request.noSpace)
+    do throws(Errno) { jobs = try LiveHost(disk, path: request.path) } catch {
+      try? disk.closeBlocking()  // nothing has been written
+      throw .hygiene(.events, error)
+    }
     do throws(UblkError) {
       device = try UblkDevice.create(disk.target, request.deviceOptions(disk, hold))
     } catch {
@@ -150,7 +156,7 @@ extension ServedDevice {
   var endedDescriptor: Int32 { device.endedDescriptor }
   var loss: UblkError? { device.loss }
   /// The answer to ``ControlRequest/stats``.
-  var report: String { statistics.wire.line }
+  var report: JSONValue { statistics.wire }
 
   /// What an administrator must know of the image; nil if nothing.
   var trouble: String? { monitor.trouble }
@@ -222,6 +228,7 @@ extension ServedDevice {
       hold?.resume()
       return errors
     }
+    jobs.finish()
     do throws(CommandError) { try disk.closeBlocking() } catch { errors.append(error) }
     return errors
   }

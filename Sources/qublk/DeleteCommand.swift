@@ -82,8 +82,7 @@ private struct Deletion {
 
   /// Refuses a device in use, and writes its page cache back while failing can still be undone.
   private func checkUnused() throws(CommandError) {
-    guard case .done = try ask(.check) else { return }
-    try writePageCacheBack()
+    if try ask(.stop(.check)) { try writePageCacheBack() }
   }
 
   private func writePageCacheBack() throws(CommandError) {
@@ -102,28 +101,23 @@ private struct Deletion {
     let process = directory.read()?.process
     let handle = process.map { qublk_pidfd_open($0) } ?? -1
     defer { if handle >= 0 { close(handle) } }
-    if try ask(isForced ? .stopForced : .stop) == nil { try deleteFromKernel() }
+    if try !ask(.stop(isForced ? .forced : .ifUnused)) { try deleteFromKernel() }
     if handle >= 0 { _ = waitReadable(handle, milliseconds: 10_000) }
   }
 
   /// Has the daemon answer.
   ///
-  /// - Returns: Success; nil if there is no answer and the driver is to be asked instead.
-  private func ask(_ request: ControlRequest) throws(CommandError) -> ControlReply? {
-    switch ControlClient.ask(request, socket: directory.controlSocket) {
-    case .reply(.done): return .done
-    case .reply(.gone): throw .goneMeanwhile(device)
-    case .reply(.refused(let text)), .reply(.failed(let text)), .reply(.report(let text)):
-      throw .daemonRefused(device, text)
-    case .silent(let process):
-      throw .daemonSilent(device, process > 0 ? process : directory.read()?.process ?? 0)
-    case .nothing:
-      // Another command may have stopped it a moment ago: then it goes, or has gone.
-      let isGone = wait(seconds: 2) { !DeviceList.kernelIDs().contains(device.id) }
-      if isGone { throw .goneMeanwhile(device) }
-      if isForced { return nil }
-      throw .daemonLost(device)
-    }
+  /// - Returns: Whether it has carried out the request; if not, the driver is to be asked instead.
+  private func ask(_ request: ControlRequest) throws(CommandError) -> Bool {
+    let daemon = DeviceDaemon(device)
+    // One of an earlier version writes everything back, too, when the driver stops its device.
+    if isForced, !daemon.speaksThisProtocol { return false }
+    if try daemon.ask(request) != nil { return true }
+    // Another command may have stopped it a moment ago: then it goes, or has gone.
+    let isGone = wait(seconds: 2) { !DeviceList.kernelIDs().contains(device.id) }
+    if isGone { throw .goneMeanwhile(device) }
+    if isForced { return false }
+    throw .daemonLost(device)
   }
 
   /// A device without a daemon of ours: dead, another program's, or only a state that was left.

@@ -1,5 +1,6 @@
 import CPlatform
 import Glibc
+import JSON
 import TestTools
 import Testing
 
@@ -26,6 +27,17 @@ import Testing
       try #require(descriptor >= 0)
       return descriptor
     }
+
+    /// A client that has asked for something.
+    func client(_ request: ControlRequest) throws -> Int32 {
+      let client = try client()
+      try send(request.line + "\n", client)
+      return client
+    }
+
+    func send(_ text: String, _ client: Int32) throws {
+      try #require(write(client, text, text.utf8.count) == text.utf8.count)
+    }
   }
 
   /// Serves clients until `isOver`, or for `limit` seconds.
@@ -49,6 +61,18 @@ import Testing
         answer(request, connection)
       }
     }
+  }
+
+  /// What a daemon sent before the connection ended; a message that cannot be read is left out.
+  private func received(_ client: Int32) -> [ControlMessage] {
+    var bytes: [UInt8] = []
+    var chunk = [UInt8](repeating: 0, count: 65536)
+    while true {
+      let count = read(client, &chunk, chunk.count)
+      guard count > 0 else { break }
+      bytes += chunk[..<count]
+    }
+    return bytes.split(separator: UInt8(ascii: "\n")).compactMap { ControlMessage(parsing: $0) }
   }
 
   /// Runs `body` until it answers false, on a thread of its own.
@@ -88,31 +112,27 @@ import Testing
     var clients = ControlClients(listener: dup(socket.listener), seconds: 60)
     let silent = try (0..<20).map { _ in try socket.client() }
     defer { for client in silent { close(client) } }
-    let client = try socket.client()
+    let client = try socket.client(.stats)
     defer { close(client) }
-    try #require(write(client, "stats\n", 6) == 6)
     serve(&clients) { _, seen in
       seen == [.stats]
     } answer: { _, connection in
-      connection.reply(.report("x"))
+      connection.reply(.result(.string("x")))
     }
-    var answer = [UInt8](repeating: 0, count: 9)
-    let count = read(client, &answer, 9)
-    #expect(count == 9)
-    #expect(String(decoding: answer, as: UTF8.self) == "report x\n")
+    serve(&clients) { count, _ in count == silent.count }
+    #expect(received(client) == [.result(.string("x"))])
   }
 
   @Test func `of too many clients the oldest silent one is dropped`() throws {
     let socket = try Socket()
     var clients = ControlClients(listener: dup(socket.listener), seconds: 60)
-    let worker = try socket.client()
-    try #require(write(worker, "stop\n", 5) == 5)
-    serve(&clients) { _, seen in seen == [.stop] }
+    let worker = try socket.client(.stop(.ifUnused))
+    serve(&clients) { _, seen in seen == [.stop(.ifUnused)] }
     let silent = try (1..<ControlClients.limit).map { _ in try socket.client() }
     serve(&clients) { count, _ in count == ControlClients.limit }
     let late = try socket.client()
     defer { for client in [worker, late] + silent.dropFirst() { close(client) } }
-    try #require(write(late, "stats\n", 6) == 6)
+    try socket.send(ControlRequest.stats.line + "\n", late)
     serve(&clients) { _, seen in seen == [.stats] }
     #expect(clients.count == ControlClients.limit)
     var byte: UInt8 = 0
@@ -139,13 +159,12 @@ import Testing
   @Test func `a reply that is taken slowly ends after its time`() throws {
     let socket = try Socket()
     var clients = ControlClients(listener: dup(socket.listener), seconds: 0.5)
-    let client = try socket.client()
-    try #require(write(client, "stats\n", 6) == 6)
+    let client = try socket.client(.stats)
     let text = String(repeating: "x", count: 32 << 20)
     serve(&clients) { _, seen in
       seen == [.stats]
     } answer: { _, connection in
-      connection.reply(.report(text))
+      connection.reply(.result(.string(text)))
     }
     repeatedly(50_000) {
       var bytes = [UInt8](repeating: 0, count: 65536)
@@ -154,29 +173,89 @@ import Testing
     serve(&clients) { count, _ in count == 0 }
   }
 
-  @Test(arguments: ["", "\n", "stats", "STATS\n", "stats \n", "stop --force --now\n"])
-  func `what is no request ends the connection`(_ text: String) throws {
+  @Test(arguments: ["", "{", "{\"version\": 1, \"request\": \"stats\"}"])
+  func `a request without an end is none`(_ text: String) throws {
     let socket = try Socket()
     var clients = ControlClients(listener: dup(socket.listener), seconds: 60)
     let client = try socket.client()
-    try #require(write(client, text, text.utf8.count) == text.utf8.count)
+    try socket.send(text, client)
     serve(&clients) { count, _ in count == 1 }
     shutdown(client, Int32(SHUT_WR))
     serve(&clients) { count, seen in count == 0 && seen.isEmpty }
     close(client)
   }
 
+  @Test(arguments: [
+    ("", ControlError.Kind.malformed), ("stats", .malformed), ("[]", .malformed),
+    ("{} {}", .malformed),
+    ("{}", .version), ("{\"version\": 2, \"request\": 5}", .version),
+    ("{\"version\": \"1\", \"request\": \"stats\"}", .version),
+    ("{\"version\": 1}", .malformed), ("{\"version\": 1, \"request\": []}", .malformed),
+    ("{\"version\": 1, \"request\": \"x\"}", .unknownRequest),
+    ("{\"version\": 1, \"request\": \"resize\"}", .unknownRequest),
+    ("{\"version\": 1, \"request\": \"stats\", \"arguments\": []}", .arguments),
+    ("{\"version\": 1, \"request\": \"stats\", \"arguments\": {\"x\": 1}}", .arguments),
+    ("{\"version\": 1, \"request\": \"stop\", \"arguments\": {\"force\": 1}}", .arguments),
+  ])
+  func `what is no request is refused by name`(_ text: String, _ kind: ControlError.Kind) throws {
+    try refused(text, kind)
+  }
+
+  @Test func `what is nested too deep or too long is refused`() throws {
+    let start = "{\"version\": 1, \"request\": "
+    try refused(start + String(repeating: "[", count: 60_000), .malformed)
+    try refused(
+      start + String(repeating: "[", count: 17) + String(repeating: "]", count: 17) + "}",
+      .malformed)
+    try refused(String(repeating: "x", count: 100_000), .malformed)
+    try refused(
+      start + "\"" + String(repeating: "x", count: ControlConnection.requestLimit) + "\"}",
+      .malformed)
+  }
+
+  private func refused(_ text: String, _ kind: ControlError.Kind) throws {
+    let socket = try Socket()
+    var clients = ControlClients(listener: dup(socket.listener), seconds: 60)
+    let client = try socket.client()
+    let line = text + "\n"
+    // More than the daemon takes may not get through.
+    _ = send(client, line, line.utf8.count, Int32(MSG_DONTWAIT))
+    serve(&clients) { count, _ in count == 1 }
+    serve(&clients) { count, seen in count == 0 && seen.isEmpty }
+    let messages = received(client)
+    guard messages.count == 1, case .error(let error) = messages[0] else {
+      Issue.record("\(messages)")
+      return
+    }
+    #expect(error.kind == kind, "\(error.text)")
+    #expect(!error.text.isEmpty)
+  }
+
+  @Test func `a refusal says what was wrong`() {
+    func text(_ line: String) -> String {
+      do throws(ControlError) {
+        _ = try ControlRequest(parsing: line.utf8)
+        return ""
+      } catch { return error.text }
+    }
+    #expect(
+      text("{\"version\": 7}") == "version 7 of the control protocol is not known, expected 1")
+    #expect(text("{\"version\": 1, \"request\": \"fly\"}") == "unknown request \"fly\"")
+    #expect(
+      text("{\"version\": 1, \"request\": \"stop\", \"arguments\": {\"now\": true}}")
+        == "stop: unknown argument \"now\"")
+  }
+
   @Test func `a client that has gone does not end the daemon`() throws {
     signal(SIGPIPE, SIG_DFL)
     let socket = try Socket()
     var clients = ControlClients(listener: dup(socket.listener))
-    let client = try socket.client()
-    try #require(write(client, "stats\n", 6) == 6)
+    let client = try socket.client(.stats)
     serve(&clients) { _, seen in
       seen == [.stats]
     } answer: { _, connection in
       close(client)
-      connection.reply(.report(String(repeating: "x", count: 1 << 20)))
+      connection.reply(.result(.string(String(repeating: "x", count: 1 << 20))))
     }
     serve(&clients) { count, _ in count == 0 }
   }
@@ -184,8 +263,7 @@ import Testing
   @Test func `what a client that has given up asked for is not done`() throws {
     let socket = try Socket()
     var clients = ControlClients(listener: dup(socket.listener), seconds: 60)
-    let client = try socket.client()
-    try #require(write(client, "stop --force\n", 13) == 13)
+    let client = try socket.client(.stop(.forced))
     close(client)
     serve(&clients) { count, _ in count == 1 }
     serve(&clients) { count, seen in count == 0 && seen.isEmpty }
@@ -194,10 +272,9 @@ import Testing
   @Test func `a client that has gone is noticed while it waits`() throws {
     let socket = try Socket()
     var clients = ControlClients(listener: dup(socket.listener), seconds: 60)
-    let client = try socket.client()
-    try #require(write(client, "stop\n", 5) == 5)
+    let client = try socket.client(.stop(.ifUnused))
     serve(&clients) { _, seen in
-      seen == [.stop]
+      seen == [.stop(.ifUnused)]
     } answer: { _, connection in
       #expect(connection.hasClient)
       shutdown(client, Int32(SHUT_WR))
@@ -213,6 +290,8 @@ import Testing
   @Test func `a client waits for as long as it is told to`() throws {
     let socket = try Socket()
     let listener = dup(socket.listener)
+    guard case .error(let error) = ControlMessage.gone else { return }
+    let gone = ControlClient.Answer.error(error)
     repeatedly(1) {
       var clients = ControlClients(listener: listener)
       let end = now() + 2.5
@@ -226,7 +305,7 @@ import Testing
       clients.drain()
       return false
     }
-    #expect(ControlClient.ask(.stop, socket: socket.path, silence: 2) == .reply(.gone))
+    #expect(ControlClient.ask(.stop(.ifUnused), socket: socket.path, silence: 2) == gone)
   }
 
   @Test func `a daemon that says nothing is not waited for for ever`() throws {

@@ -32,13 +32,13 @@ import Uring
 
   @Test func aReportSurvivesTheWayThroughTheSocket() throws {
     let report = report()
-    let text = ControlReply.report(report.wire.line).line
+    let text = ControlMessage.result(report.wire).line
     #expect(!text.contains("\n"), "one line is one message")
-    guard case .report(let received) = ControlReply(text) else {
+    guard case .result(let received) = ControlMessage(parsing: text.utf8) else {
       Issue.record("no report")
       return
     }
-    #expect(JSONParser.parse(received).flatMap(DeviceReport.init(wire:)) == report)
+    #expect(DeviceReport(wire: received) == report)
   }
 
   @Test func aReportOfAnotherLayoutIsNone() throws {

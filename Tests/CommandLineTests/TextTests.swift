@@ -26,12 +26,19 @@ import Testing
     #expect(DeviceState(parsed) == state)
   }
 
-  @Test(arguments: [
-    "", "{", "{\"a\"", "{\"a\":}", "[1,", "[1 2]", "\"\\u12", "\"\\", "nul", "1 2",
-    "99999999999999999999",
-    String(repeating: "[", count: 100_000),
-  ])
-  func brokenJSONIsNoValue(_ text: String) { #expect(JSONParser.parse(text) == nil) }
+  @Test func aStateFromBeforeTheControlProtocolSaysSo() throws {
+    let text = """
+      { "layout": 1, "id": 9, "image": "/x", "image-device": "1", "image-inode": "2", "pid": 1,
+        "boot-id": "b", "version": "0.1.0", "queues": 1, "depth": 8, "size": "512", "read-only": false,
+        "started": 5 }
+      """
+    let state = try #require(JSONParser.parse(text).flatMap(DeviceState.init))
+    #expect(state.controlVersion == nil)
+    let error = CommandError.otherVersion(DeviceName(id: 9), process: state.process)
+    #expect(
+      error.text == "ublkb9: its daemon is of another version of qublk than this one: "
+        + "end it with \"kill 1\" once nobody uses the device")
+  }
 
   @Test func aStateOfAnotherLayoutIsNotRead() throws {
     let parsed = try #require(JSONParser.parse("{ \"layout\": 2, \"id\": 1 }"))
@@ -41,15 +48,6 @@ import Testing
   @Test func mountPointsAreUnescaped() {
     #expect(MountTable.unescaped("/a\\040b\\134c\\011") == "/a b\\c\t")
     #expect(MountTable.unescaped("/tail\\04") == "/tail\\04")
-  }
-
-  @Test func repliesSurviveTheWayThroughText() {
-    let replies = [ControlReply.done, .gone, .refused("busy: a; b"), .failed("two\nlines \\ \"\t")]
-    for reply in replies {
-      #expect(ControlReply(reply.line) == reply)
-      #expect(!reply.line.contains("\n"))
-    }
-    #expect(ControlReply("") == nil)
   }
 
   @Test func theTableIsAsWideAsItsTexts() {

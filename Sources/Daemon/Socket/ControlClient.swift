@@ -1,12 +1,14 @@
 import CPlatform
 import Glibc
 import HostFiles
+package import JSON
 
 /// The commands' side of the control socket.
 package enum ControlClient {
   /// What came of a request.
   package enum Answer: Equatable {
-    case reply(ControlReply)
+    case result(JSONValue)
+    case error(ControlError)
     /// Nobody listens, or the connection ended without an answer.
     case nothing
     /// The daemon said nothing for ``silence`` seconds, or cannot: a signal has stopped it.
@@ -15,20 +17,23 @@ package enum ControlClient {
 
   /// A daemon that works on a request says so every second.
   package static let silence = 10.0
-  /// More than all queues' histograms can take.
-  private static let replyLimit = 64 << 20
+  /// The most bytes of a message: more than all queues' histograms can take.
+  private static let messageLimit = 64 << 20
 
   /// Sends a request and waits for the reply, for as long as the daemon says that it works on it.
+  ///
+  /// `onEvent` gets each message before the last.
   package static func ask(
-    _ request: ControlRequest, socket: String, silence: Double = silence
+    _ request: ControlRequest, socket: String, silence: Double = silence,
+    onEvent: (ControlMessage) -> Void = { _ in }
   ) -> Answer {
     let descriptor = unsafe qublk_unix_connect(socket)
     // A daemon that stands still has a queue of clients that it does not accept.
     guard descriptor >= 0 else { return errno == EAGAIN ? .silent(process: 0) : .nothing }
     defer { close(descriptor) }
     let process = qublk_unix_peer(descriptor)
-    guard send(descriptor, request.rawValue + "\n") else { return .nothing }
-    return reply(descriptor, process, silence)
+    guard send(descriptor, request.line + "\n") else { return .nothing }
+    return reply(descriptor, process, silence, onEvent)
   }
 
   /// Sends a line that fits the socket's buffer; a daemon that has hung up is no signal to us.
@@ -37,11 +42,13 @@ package enum ControlClient {
     return unsafe Glibc.send(descriptor, bytes, bytes.count, Int32(MSG_NOSIGNAL)) == bytes.count
   }
 
-  private static func reply(_ descriptor: Int32, _ process: Int32, _ silence: Double) -> Answer {
+  private static func reply(
+    _ descriptor: Int32, _ process: Int32, _ silence: Double, _ onEvent: (ControlMessage) -> Void
+  ) -> Answer {
     var deadline = Deadline(seconds: silence)
     var line: [UInt8] = []
     var chunk = [UInt8](repeating: 0, count: 65536)
-    while line.count < replyLimit {
+    while line.count < messageLimit {
       guard waitReadable(descriptor, milliseconds: min(deadline.milliseconds, 1000)) else {
         if deadline.hasPassed || ProcessState(of: process).isStopped {
           return .silent(process: process)
@@ -52,14 +59,19 @@ package enum ControlClient {
       if count < 0, errno == EINTR || errno == EAGAIN { continue }
       guard count > 0 else { return .nothing }
       deadline = Deadline(seconds: silence)
-      line += chunk[..<count]
-      guard chunk[..<count].contains(UInt8(ascii: "\n")) else { continue }
-      while let end = line.firstIndex(of: UInt8(ascii: "\n")) {
-        let text = String(decoding: line[..<end], as: UTF8.self)
-        line.removeFirst(end + 1)
-        if text == ControlReply.waitLine { continue }
-        return ControlReply(text).map(Answer.reply) ?? .nothing
+      var rest = chunk[..<count]
+      while let end = rest.firstIndex(of: UInt8(ascii: "\n")) {
+        line += rest[..<end]
+        switch ControlMessage(parsing: line) {
+        case .result(let value): return .result(value)
+        case .error(let error): return .error(error)
+        case let event?: onEvent(event)
+        case nil: return .nothing
+        }
+        line = []
+        rest = rest[(end + 1)...]
       }
+      line += rest
     }
     return .nothing
   }

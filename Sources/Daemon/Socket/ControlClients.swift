@@ -54,7 +54,8 @@ struct ControlClients: ~Copyable {
       case .reading:
         if let request = connection.takeInput() { requests.append((request, connection)) }
       case .writing: connection.sendMore()
-      // Its client has gone. What has begun for it goes on.
+      case .working where entry.revents == Int16(POLLOUT): connection.sendMore()
+      // Its client has gone. What has begun for it goes on, but for a job.
       case .working, .ended: connection.drop()
       }
     }
@@ -86,6 +87,7 @@ struct ControlClients: ~Copyable {
 
   /// Sends replies that are on their way, before the daemon ends; takes nothing new.
   mutating func drain() {
+    for connection in connections where connection.state == .working { connection.check() }
     connections.removeAll { $0.state != .writing }
     while !connections.isEmpty {
       var entries = connections.map(\.pollEntry)

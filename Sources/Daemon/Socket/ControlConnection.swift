@@ -1,15 +1,21 @@
 import CPlatform
 import Glibc
+import ImageJobs
 
 /// The daemon's side of one connection; never waits for the client.
+///
+/// A client has some seconds to send its request, and as long to take each piece that it is sent: one
+/// that does not is let go of. What began for it goes on, but for a job, which is cancelled.
 final class ControlConnection {
   /// The most bytes of a request, with its newline.
-  private static let requestLimit = 100
+  static let requestLimit = 64 << 10
+  /// A client hears something this often, in seconds.
+  private static let interval = 1.0
 
   enum State: Equatable {
     /// The request has not come whole.
     case reading
-    /// The request was handed on; ``ControlConnection/reply(_:)`` is to come.
+    /// The request was handed on; ``ControlConnection/reply(_:)``, or a job's end, is to come.
     case working
     /// The reply is on its way.
     case writing
@@ -18,13 +24,16 @@ final class ControlConnection {
 
   private(set) var state = State.reading
   private let descriptor: Int32
-  /// How long the client may take over its request, and again over taking the reply.
+  /// How long the client may take over its request, and again over taking what it is sent.
   private let seconds: Double
+  /// When the request must be whole, or what was sent taken.
   private var deadline: Deadline
   private var input: [UInt8] = []
   private var output: [UInt8] = []
   private var written = 0
-  private var nextWaitLine = Deadline(seconds: 1)
+  private var nextEvent = Deadline(seconds: interval)
+  /// What the client has asked for and is told of.
+  private var job: LiveJob?
 
   init(descriptor: Int32, seconds: Double) {
     self.descriptor = descriptor
@@ -34,13 +43,17 @@ final class ControlConnection {
 
   deinit { close(descriptor) }
 
+  /// Something was sent that the client has not taken.
+  private var hasOutput: Bool { written < output.count }
+
   /// What to wait for; nothing but the client's end while its request is worked on.
   var pollEntry: pollfd {
     let events: Int32 =
       switch state {
       case .reading: POLLIN
       case .writing: POLLOUT
-      case .working, .ended: 0
+      case .working: hasOutput ? POLLOUT : 0
+      case .ended: 0
       }
     return pollfd(fd: descriptor, events: Int16(events), revents: 0)
   }
@@ -49,31 +62,49 @@ final class ControlConnection {
   var milliseconds: Int32 {
     switch state {
     case .reading, .writing: deadline.milliseconds
-    case .working: nextWaitLine.milliseconds
+    case .working: hasOutput ? deadline.milliseconds : nextEvent.milliseconds
     case .ended: 0
     }
   }
 
-  /// Takes what the client has sent.
+  // MARK: The request
+
+  /// Takes what the client has sent; refuses what is no request.
   ///
   /// - Returns: The request, once it is whole.
   func takeInput() -> ControlRequest? {
-    var chunk = [UInt8](repeating: 0, count: Self.requestLimit)
+    var chunk = [UInt8](repeating: 0, count: 4096)
     let count = unsafe read(descriptor, &chunk, chunk.count)
     if count < 0, errno == EAGAIN || errno == EINTR { return nil }
+    let newline = UInt8(ascii: "\n")
+    // Only what is new is searched: a client may send byte by byte.
+    let end = count > 0 ? chunk[..<count].firstIndex(of: newline).map { input.count + $0 } : nil
     if count > 0 { input += chunk[..<count] }
-    guard let end = input.firstIndex(of: UInt8(ascii: "\n")) else {
-      if count <= 0 || input.count >= Self.requestLimit { state = .ended }
+    guard let end, end < Self.requestLimit else {
+      if count <= 0 { state = .ended }
+      if input.count >= Self.requestLimit {
+        refuse(ControlError(.malformed, "a request has at most \(Self.requestLimit) bytes"))
+      }
       return nil
     }
-    let request = ControlRequest(rawValue: String(decoding: input[..<end], as: UTF8.self))
     // A client that has given up, since the daemon stood still, has told its user so.
-    guard let request, hasClient else {
+    guard hasClient else {
       state = .ended
       return nil
     }
+    do throws(ControlError) {
+      let request = try ControlRequest(parsing: input[..<end])
+      state = .working
+      return request
+    } catch {
+      refuse(error)
+      return nil
+    }
+  }
+
+  private func refuse(_ error: ControlError) {
     state = .working
-    return request
+    reply(.error(error))
   }
 
   /// Whether the client is still there.
@@ -83,50 +114,73 @@ final class ControlConnection {
     return unsafe poll(&entry, 1, 0) <= 0
   }
 
+  // MARK: Events and reply
+
   /// Answers; the connection ends when the client has taken all of it, or has taken too long.
-  func reply(_ reply: ControlReply) {
+  func reply(_ message: ControlMessage) {
     guard state == .working else { return }
+    state = .writing
+    put([message])
+    sendMore()
+  }
+
+  /// From now on tells the client of a job, to its end.
+  func follow(_ job: LiveJob) {
+    self.job = job
+    // The client may have gone meanwhile, or the job come to its end.
+    if state == .working { check() } else { job.cancellation.cancel() }
+  }
+
+  /// Adds messages to what is on its way; the client's time for all of it begins.
+  private func put(_ messages: [ControlMessage]) {
     output.removeFirst(written)
     written = 0
-    output += Array((reply.line + "\n").utf8)
-    state = .writing
+    for message in messages { output += Array((message.line + "\n").utf8) }
     deadline = Deadline(seconds: seconds)
-    sendMore()
+    nextEvent = Deadline(seconds: Self.interval)
   }
 
   /// Sends what the client takes now.
   func sendMore() {
-    while written < output.count {
+    while hasOutput {
       let count = unsafe output[written...].withUnsafeBytes {
         unsafe send(descriptor, $0.baseAddress, $0.count, Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL))
       }
       if count < 0, errno == EINTR { continue }
       if count < 0, errno == EAGAIN { return }
-      guard count > 0 else {
-        state = .ended
-        return
-      }
+      guard count > 0 else { return drop() }
       written += count
     }
     if state == .writing { state = .ended }
   }
 
-  /// Ends a connection whose time is over, and tells a client that waits that it is not forgotten.
+  /// Ends a connection whose time is over; sends on what a job has told, and lets a client that waits know
+  /// that it is not forgotten.
   func check() {
     switch state {
-    case .reading, .writing: if deadline.hasPassed { state = .ended }
-    case .working:
-      guard nextWaitLine.hasPassed else { return }
-      nextWaitLine = Deadline(seconds: 1)
-      if written == output.count {
-        output = Array((ControlReply.waitLine + "\n").utf8)
-        written = 0
-      }
-      sendMore()
+    case .reading, .writing: if deadline.hasPassed { drop() }
+    case .working where hasOutput: if deadline.hasPassed { drop() }
+    case .working: tellNews()
     case .ended: break
     }
   }
 
-  /// Lets go of a client for another's sake.
-  func drop() { state = .ended }
+  /// Call when everything that was sent has been taken: so no more is kept than one piece.
+  private func tellNews() {
+    if let job {
+      let (messages, isEnd) = job.take()
+      if isEnd { state = .writing }
+      if !messages.isEmpty { put(messages) }
+    }
+    if state == .working, nextEvent.hasPassed {
+      put([job.map { .progress($0.progress.snapshot) } ?? .wait])
+    }
+    sendMore()
+  }
+
+  /// Lets go of a client that has gone, or for another's sake.
+  func drop() {
+    state = .ended
+    job?.cancellation.cancel()
+  }
 }

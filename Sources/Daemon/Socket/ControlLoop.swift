@@ -43,10 +43,11 @@ struct ControlLoop: ~Copyable {
   /// Waits until something has happened.
   ///
   /// `ended` is readable once the workers have ended, `attempt` once an attempt to stop has ended; a
-  /// negative one is not waited for. Without `waits`, nothing may have happened.
-  mutating func next(ended: Int32, attempt: Int32, waits: Bool) -> Event {
+  /// negative one is not waited for. What jobs have for their clients is sent meanwhile. Without `waits`,
+  /// nothing may have happened.
+  mutating func next(ended: Int32, attempt: Int32, _ jobs: LiveHost, waits: Bool) -> Event {
     while true {
-      var entries = [signals, ended, attempt].map {
+      var entries = [signals, ended, attempt, jobs.descriptor].map {
         pollfd(fd: $0, events: Int16(POLLIN), revents: 0)
       }
       let own = entries.count
@@ -57,6 +58,7 @@ struct ControlLoop: ~Copyable {
         if errno != EINTR { usleep(10_000) }  // no memory: try again
         continue
       }
+      if entries[3].revents != 0 { jobs.noteNews() }
       var event = Event(requests: clients.serve(Array(entries[own...])))
       event.isEnded = entries[1].revents != 0
       event.isAttempted = entries[2].revents != 0

@@ -29,6 +29,8 @@ package struct DeviceState: Equatable {
   package var isReadOnly: Bool
   /// Seconds since 1970.
   package var started: Int64
+  /// The version of the control protocol that the daemon speaks; nil for one from before there was one.
+  package var controlVersion: Int64? = ControlRequest.version
   /// How the device fares.
   package var condition = DeviceCondition.good
   /// What is wrong, in words; nil if nothing is.
@@ -46,6 +48,7 @@ extension DeviceState {
       .init("pid", .integer(Int64(process))),
       .init("boot-id", .string(boot)),
       .init("version", .string(version)),
+      .init("control-version", controlVersion.map(JSONValue.integer) ?? .null),
       .init("queues", .integer(Int64(queues))),
       .init("depth", .integer(Int64(depth))),
       .init("size", .string(String(size))),
@@ -76,6 +79,7 @@ extension DeviceState {
       id: id, image: image, imageDevice: imageDevice, imageInode: imageInode, process: process,
       boot: boot, version: version, queues: Int(queues), depth: Int(depth), size: size,
       isReadOnly: isReadOnly, started: started)
+    controlVersion = json["control-version"]?.integer
     condition = json["condition"]?.string.flatMap(DeviceCondition.init) ?? .good
     trouble = json["trouble"]?.string
   }

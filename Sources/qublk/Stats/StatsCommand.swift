@@ -55,21 +55,14 @@ struct StatsCommand: ParsableCommand {
       guard DeviceList.kernelIDs().contains(device.id) else { throw .noDevice(device) }
       throw .noDaemon(device)
     }
-    switch ControlClient.ask(.stats, socket: directory.controlSocket) {
-    case .reply(.report(let text)):
-      guard let report = JSONParser.parse(text).flatMap(DeviceReport.init(wire:)) else {
-        throw .otherVersion(device)
-      }
-      return report
-    case .reply(.gone): throw .goneMeanwhile(device)
-    case .reply(.done): throw .otherVersion(device)
-    case .nothing:
+    guard let result = try DeviceDaemon(device).ask(.stats) else {
       throw DeviceList.kernelIDs().contains(device.id)
         ? .daemonLost(device) : .goneMeanwhile(device)
-    case .reply(.refused(let text)), .reply(.failed(let text)): throw .daemonRefused(device, text)
-    case .silent(let process):
-      throw .daemonSilent(device, process > 0 ? process : directory.read()?.process ?? 0)
     }
+    guard let report = DeviceReport(wire: result) else {
+      throw .otherVersion(device, process: directory.read()?.process ?? 0)
+    }
+    return report
   }
 
   private func show(_ report: DeviceReport, seconds: Double?) throws(CommandError) {

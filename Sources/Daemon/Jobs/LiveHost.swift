@@ -1,0 +1,176 @@
+import BlockCore
+import CPlatform
+import DiskImages
+import Glibc
+import HostFiles
+import ImageJobs
+import JSON
+import QCOW2Tools
+import Synchronization
+import Uring
+
+/// Runs jobs on the image of a running device, beside the guest's requests.
+///
+/// Each job has a thread with a ring of its own. As the guest's requests do, its calls of the engine have a
+/// worker number and a slot: the engine's own, which one task at a time has. Which they are is decided by
+/// `Image.administer` and `Image.query` alone.
+final class LiveHost: Sendable {
+  /// More than a person watches; each takes a thread and two descriptors.
+  static let limit = 4
+
+  /// The jobs that a running device takes.
+  private static let diskJobs: [any DiskJob.Type] = [MapJob.self]
+  private static let fileJobs: [any FileJob.Type] = [InfoJob.self]
+
+  private struct State {
+    var running: [(job: LiveJob, thread: WorkerThread)] = []
+    var lastID = 0
+    /// The device ends: no job may touch the image any more.
+    var isOver = false
+  }
+
+  /// Readable when a job has something for its client.
+  let descriptor: Int32
+  private let disk: any OpenDisk
+  /// What the image is known by.
+  private let path: String
+  private let state = Mutex(State())
+
+  /// Serves the jobs of a disk.
+  ///
+  /// - Throws: The errno of eventfd(2).
+  init(_ disk: any OpenDisk, path: String) throws(Errno) {
+    self.disk = disk
+    self.path = path
+    descriptor = qublk_eventfd()
+    if descriptor < 0 { throw Errno(-descriptor) }
+  }
+
+  deinit { close(descriptor) }
+
+  /// Whether a running device has a job of this name.
+  static func knows(_ name: String) -> Bool {
+    diskJobs.contains { $0.name == name } || fileJobs.contains { $0.name == name }
+  }
+
+  // MARK: The control thread's side
+
+  /// Starts a job.
+  ///
+  /// - Throws: Why not, as the client is told.
+  func start(_ name: String, _ arguments: JSONValue?) throws(ControlError) -> LiveJob {
+    let body: Body?
+    do throws(JobError) { body = try self.body(name, arguments) } catch {
+      throw ControlError(error)
+    }
+    guard let body else { throw ControlError(.unknownRequest, "unknown request \"\(name)\"") }
+    return try state.withLock { (state) throws(ControlError) in
+      if state.isOver { throw ControlError(.gone, "the device is gone") }
+      guard state.running.count < Self.limit else {
+        throw ControlError(.busy, "\(Self.limit) jobs run already")
+      }
+      let job = LiveJob(id: state.lastID + 1, name: name) { [descriptor] in
+        var one: UInt64 = 1
+        _ = unsafe write(descriptor, &one, 8)
+      }
+      state.running.append((job, try Self.thread(job, body)))
+      state.lastID += 1
+      return job
+    }
+  }
+
+  private static func thread(
+    _ job: LiveJob, _ body: @escaping Body
+  ) throws(ControlError) -> WorkerThread {
+    do throws(Errno) {
+      return try WorkerThread(name: "qublk-job", stackBytes: 4 << 20) {
+        do throws(JobError) { job.end(.result(try body(job))) } catch {
+          job.end(.error(ControlError(error)))
+        }
+      }
+    } catch { throw ControlError(.busy, "cannot start a thread: \(error)\(error.threadHint)") }
+  }
+
+  /// The jobs that run: an array.
+  var list: JSONValue {
+    .array(state.withLock { $0.running.filter { !$0.job.hasEnded }.map(\.job.json) })
+  }
+
+  /// Call when ``descriptor`` is readable: lets go of the threads of jobs that have ended.
+  func noteNews() {
+    var count: UInt64 = 0
+    _ = unsafe read(descriptor, &count, 8)
+    let ended = state.withLock { state in
+      let ended = state.running.filter(\.job.hasEnded)
+      state.running.removeAll(where: \.job.hasEnded)
+      return ended
+    }
+    for (_, thread) in ended { thread.join() }
+  }
+
+  /// Ends all jobs, and takes no more; when it returns, none touches the image.
+  func finish() {
+    let running = state.withLock { state in
+      state.isOver = true
+      defer { state.running = [] }
+      return state.running
+    }
+    for (job, _) in running { job.cancellation.cancel() }
+    for (_, thread) in running { thread.join() }
+  }
+
+  // MARK: The job's side
+
+  private typealias Body = @Sendable (LiveJob) throws(JobError) -> JSONValue
+
+  private func body(_ name: String, _ arguments: JSONValue?) throws(JobError) -> Body? {
+    if let type = Self.diskJobs.first(where: { $0.name == name }) {
+      return try body(of: type, arguments)
+    }
+    guard let type = Self.fileJobs.first(where: { $0.name == name }) else { return nil }
+    return try body(of: type, arguments)
+  }
+
+  private func body<Job: DiskJob>(
+    of type: Job.Type, _ arguments: JSONValue?
+  ) throws(JobError) -> Body {
+    let job = try Self.job(type, arguments)
+    return { [disk] (live) throws(JobError) in
+      let context = live.context(of: Job.Item.self)
+      return try JobLoop.run { _ async throws(JobError) in
+        try await job.run(on: disk, context).json
+      }
+    }
+  }
+
+  private func body<Job: FileJob>(
+    of type: Job.Type, _ arguments: JSONValue?
+  ) throws(JobError) -> Body {
+    let job = try Self.job(type, arguments)
+    return { [disk, path] (live) throws(JobError) in
+      guard disk is DiskImage, let image = disk.files.first else {
+        throw .format(needed: .qcow2)
+      }
+      let open = "/proc/self/fd/\(image.descriptor)"
+      let context = live.context(of: Job.Item.self)
+      let bytes: FileBytes
+      // The device has the locks.
+      do throws(ToolError) {
+        bytes = try FileBytes(path: open, access: .readOnly, lock: ToolLock.none)
+      } catch { throw .file(error) }
+      let file = ImageFile(bytes, path: path)
+      return try runBlocking { () async throws(JobError) in
+        try await job.run(on: file, context).json
+      }
+    }
+  }
+
+  private static func job<Job: ImageJob>(
+    _ type: Job.Type, _ value: JSONValue?
+  ) throws(JobError) -> Job {
+    var arguments = try JobArguments(value)
+    let job = try Job(&arguments)
+    try arguments.finish()
+    return job
+  }
+}
