@@ -11,9 +11,8 @@ import Uring
 
 /// Runs jobs on the image of a running device, beside the guest's requests.
 ///
-/// Each job has a thread with a ring of its own. As the guest's requests do, its calls of the engine have a
-/// worker number and a slot: the engine's own, which one task at a time has. Which they are is decided by
-/// `Image.administer` and `Image.query` alone.
+/// Each job has a thread with a ring of its own. In the engine it has worker numbers that no queue has:
+/// see `JobSlots` there.
 final class LiveHost: Sendable {
   /// More than a person watches; each takes a thread and two descriptors.
   static let limit = 4
