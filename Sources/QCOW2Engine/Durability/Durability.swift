@@ -20,7 +20,7 @@ final class Durability: Sendable {
   }
 
   /// Makes durable every change that completed before the call.
-  func flush() async throws(ImageError) {
+  @inline(__always) func flush() async throws(ImageError) {
     if isReadOnly { return }
     dirtySince.store(0, ordering: .relaxed)
     do { try await flusher.flushLazily() } catch {
