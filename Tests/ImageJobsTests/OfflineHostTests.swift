@@ -8,8 +8,6 @@ import Synchronization
 import TestTools
 import Testing
 
-private let hasQEMU = (try? Subprocess("qemu-img", ["--version"]).finish(within: 10).status) == 0
-
 /// Jobs on images that a command opens.
 @Suite(.enabled(if: hasQEMU, "needs qemu-img")) struct OfflineHostTests {
   /// An image that goes away with the object: 1 MiB of data, then 3 MiB without.
