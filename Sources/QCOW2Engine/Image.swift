@@ -69,7 +69,8 @@ package final class Image: BlockTarget {
       rules, size: header.size,
       tables: L2Tables(
         l1: l1, cache: parts.l2, geometry: geometry, storage: parts.storage, arenas: arenas,
-        metadata: parts.metadata, frees: parts.frees),
+        metadata: parts.metadata, frees: parts.frees,
+        sharing: Sharing(hasDataFile: parts.guestData.isExternal)),
       metadata: parts.metadata, storage: parts.storage, flusher: flusher)
     admission = Admission(stamps: stamps, mapping)
     gate = admission.gate

@@ -11,6 +11,10 @@ public enum HeaderPatch: Equatable, Sendable {
   case refcountTable(HostOffset, clusters: UInt32)
   /// Another snapshot table with as many entries.
   case snapshotTable(HostOffset)
+  /// A snapshot table of `count` entries; offset 0 if there are none.
+  case snapshots(HostOffset, count: UInt32)
+  /// Where the backing file's name lies in the header cluster, and its bytes; both 0 for no backing file.
+  case backingFile(offset: UInt64, length: UInt32)
   case incompatible(IncompatibleFeatures)
   case autoclear(AutoclearFeatures)
 
@@ -32,6 +36,12 @@ public enum HeaderPatch: Equatable, Sendable {
       sector.storeBE(offset.bytes, Header.Field.refcountTableOffset)
       sector.storeBE(clusters, Header.Field.refcountTableClusters)
     case .snapshotTable(let offset): sector.storeBE(offset.bytes, Header.Field.snapshotsOffset)
+    case .snapshots(let offset, let count):
+      sector.storeBE(count, Header.Field.snapshotCount)
+      sector.storeBE(offset.bytes, Header.Field.snapshotsOffset)
+    case .backingFile(let offset, let length):
+      sector.storeBE(offset, Header.Field.backingFileOffset)
+      sector.storeBE(length, Header.Field.backingFileSize)
     case .incompatible(let bits):
       if version >= 3 { sector.storeBE(bits.rawValue, Header.Field.incompatible) }
     case .autoclear(let bits):
@@ -70,6 +80,12 @@ extension Header {
       refcountTableOffset = offset.bytes
       refcountTableClusters = clusters
     case .snapshotTable(let offset): snapshotsOffset = offset.bytes
+    case .snapshots(let offset, let count):
+      snapshotsOffset = offset.bytes
+      snapshotCount = count
+    case .backingFile(let offset, let length):
+      backingFileOffset = offset
+      backingFileSize = length
     case .incompatible(let bits):
       if version >= 3 { incompatible = bits }
     case .autoclear(let bits):

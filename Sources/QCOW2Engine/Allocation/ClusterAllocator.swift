@@ -312,10 +312,13 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     }
   }
 
-  /// Throws if a host cluster that is about to lose a reference has none: it could have been handed
-  /// out anew by the time that the reference is taken away.
-  func requireInUse(_ cluster: UInt64) async throws(ImageError) {
-    if try await refcount(of: cluster) == 0 { throw .refcountRange(cluster: cluster) }
+  /// The refcount of a host cluster that is about to lose a reference; throws if it has none: it could
+  /// have been handed out anew by the time that the reference is taken away.
+  @discardableResult
+  func requireInUse(_ cluster: UInt64) async throws(ImageError) -> UInt64 {
+    let refcount = try await refcount(of: cluster)
+    if refcount == 0 { throw .refcountRange(cluster: cluster) }
+    return refcount
   }
 
   /// Looks at refcounts without writing anything: see ``SliceCache/lookAt(_:storage:_:)``.

@@ -14,6 +14,8 @@ final class DeferredFrees: @unchecked Sendable {  // why: `lock` guards all muta
   /// Changes before any place that was let go of can be used anew: what is kept of such a place by its
   /// host offset is then no longer true.
   let generation = Atomic<UInt64>(0)
+  /// How many jobs want what is durable to stay for now; see ``Sharing``.
+  private var holds = 0
 
   /// Notes clusters whose pointer has been removed from a dirty table in memory.
   func add(_ runs: [ClusterRun]) {
@@ -47,9 +49,15 @@ final class DeferredFrees: @unchecked Sendable {  // why: `lock` guards all muta
     lock.withLock { durable.append((stamp, runs)) }
   }
 
+  /// Nothing goes back until ``endHold()``.
+  func hold() { lock.withLock { holds += 1 } }
+
+  func endHold() { lock.withLock { holds -= 1 } }
+
   /// Takes all whose stamp is below `oldest`, the oldest request in flight.
   func takeMature(before oldest: UInt64) -> [ClusterRun] {
     lock.withLock {
+      if holds > 0 { return [] }
       let mature = durable.filter { $0.stamp < oldest }
       durable.removeAll { $0.stamp < oldest }
       if !mature.isEmpty { generation.wrappingAdd(1, ordering: .acquiringAndReleasing) }

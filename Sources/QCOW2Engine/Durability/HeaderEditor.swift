@@ -25,6 +25,11 @@ final class HeaderEditor: @unchecked Sendable {  // why: `mutex` guards the head
     try await edit { _ in .l1Table(offset, entries: entries) }
   }
 
+  /// Points the header at another snapshot table, or at none: offset and count in one sector write.
+  func setSnapshots(at offset: HostOffset, count: UInt32) async throws(ImageError) {
+    try await edit { _ in .snapshots(offset, count: count) }
+  }
+
   /// Sets the virtual size, in bytes.
   func setSize(_ size: UInt64) async throws(ImageError) {
     try await edit { _ in .size(size) }

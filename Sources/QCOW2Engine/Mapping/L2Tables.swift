@@ -6,9 +6,11 @@ import QCOW2Format
 final class L2Tables: @unchecked Sendable {  // why: constants and types that guard themselves
   let l1: ActiveL1
   let cache: SliceCache
-  private let geometry: ClusterGeometry
-  private let storage: ImageStorage
-  private let arenas: WorkerArenas
+  /// What COPIED is worth.
+  let sharing: Sharing
+  let geometry: ClusterGeometry
+  let storage: ImageStorage
+  let arenas: WorkerArenas
   private let metadata: MetadataMap
   private let frees: DeferredFrees
   /// Tables that are being made writable; the first guest cluster of each stands for it.
@@ -16,8 +18,9 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
 
   init(
     l1: ActiveL1, cache: SliceCache, geometry: ClusterGeometry, storage: ImageStorage,
-    arenas: WorkerArenas, metadata: MetadataMap, frees: DeferredFrees
+    arenas: WorkerArenas, metadata: MetadataMap, frees: DeferredFrees, sharing: Sharing
   ) {
+    self.sharing = sharing
     self.l1 = l1
     self.cache = cache
     self.geometry = geometry
@@ -56,7 +59,7 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
   ///
   /// A missing table is allocated and reads as all unallocated; a shared one (not COPIED) is
   /// copied, and its old place loses a reference once the new L1 entry is durable. A crash before
-  /// that leaks the new cluster.
+  /// that leaks the new cluster. A table that has become ours again is not copied: see ``Sharing``.
   func writableTable(_ index: Int, worker: Int) async throws(ImageError) -> HostOffset {
     if let table = try writableNow(index) { return table }
     let first = GuestCluster(UInt64(index) << UInt64(geometry.l2Bits))
@@ -65,11 +68,16 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
     defer { inFlight.release(range) }
     if let table = try writableNow(index) { return table }
     let old = try usable(index).table
-    if let old { try await arenas.allocator.requireInUse(geometry.hostCluster(of: old)) }
+    var isShared = false
+    if let old {
+      let references = try await arenas.allocator.requireInUse(geometry.hostCluster(of: old))
+      if references == 1 && sharing.mayRegain, try await settle(old, at: index) { return old }
+      isShared = references > 1 || sharing.isCounting
+    }
     let run = try await arenas.take(upTo: 1, worker: worker)
     let table = geometry.start(ofHostCluster: run.start)
     do {
-      try await initialize(table, from: old)
+      try await initialize(table, from: old, isShared: isShared)
     } catch {
       frees.add([run])
       throw error
@@ -99,21 +107,33 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
     l1.table.noteStored(index)
   }
 
+  /// Makes COPIED what the refcounts say in the table for `index`, if the L1 entry has none.
+  ///
+  /// - Returns: False, with nothing done, if the L1 entry has COPIED, or there is no table.
+  func settleShared(_ index: Int) async throws(ImageError) -> Bool {
+    let first = GuestCluster(UInt64(index) << UInt64(geometry.l2Bits))
+    let range = first..<(first + 1)
+    await inFlight.acquire(range)
+    defer { inFlight.release(range) }
+    guard case .at(let table, isOwn: false) = try usable(index) else { return false }
+    _ = try await settle(table, at: index)
+    return true
+  }
+
   private func writableNow(_ index: Int) throws(ImageError) -> HostOffset? {
     if case .at(let table, isOwn: true) = try usable(index) { return table }
     return nil
   }
 
   private func initialize(
-    _ table: HostOffset, from old: HostOffset?
+    _ table: HostOffset, from old: HostOffset?, isShared: Bool
   ) async throws(ImageError) {
     // Slices left over from an earlier life of this cluster must not be taken for the new table's.
     guard cache.drop(from: table, length: geometry.clusterSize) else {
       throw .overlapsMetadata(cluster: geometry.hostCluster(of: table))
     }
     if let old {
-      // A shared table is never changed in place, so the host file has its current contents.
-      try await copyHostBytes(from: old, to: table, length: geometry.clusterSize, storage: storage)
+      try await copyTable(from: old, to: table, takesCopied: isShared && !sharing.hasDataFile)
     } else {
       // A fresh cluster reads as zeros already, but may lie beyond the end of the file: nothing may
       // point there (QEMU calls it corrupt), and no slice may be written before a crash. It may be a
@@ -130,22 +150,5 @@ extension L2Tables {
     let size = UInt64(cache.sliceSize)
     let count = min(geometry.clusterSize / size, 16, UInt64(cache.slotCount / 4))
     for number in 0..<count { cache.insertZeroes(table + number * size) }
-  }
-}
-
-/// Copies host bytes through a buffer of at most 64 KiB; bytes beyond the end of the file are
-/// zeros.
-func copyHostBytes(
-  from source: HostOffset, to target: HostOffset, length: UInt64, storage: ImageStorage
-) async throws(ImageError) {
-  let buffer = IOBuffer(count: Int(min(length, 64 << 10)))
-  // A DataBuffer is only an address: it does not keep the memory alive.
-  defer { withExtendedLifetime(buffer) {} }
-  var done: UInt64 = 0
-  while done < length {
-    let part = buffer.data.slice(0, Int(min(length - done, UInt64(buffer.count))))
-    try await storage.read(into: part, at: source + done)
-    try await storage.write(from: part, at: target + done)
-    done += UInt64(part.count)
   }
 }

@@ -57,6 +57,7 @@ extension Writer {
       try await publish(fill, table)
       return fill.length
     case .allocate(let clusters, let first, let last):
+      if try await regain(part, table) { return try await writeHeld(part, data, worker: worker) }
       return try await allocate(
         part, upTo: clusters, first, last, table, data, worker: worker)
     }

@@ -1,0 +1,162 @@
+import BlockCore
+import QCOW2Format
+import TestSupport
+import TestTools
+import Testing
+
+@testable import QCOW2Engine
+
+/// A guest whose disk gets a snapshot, and loses it, while it writes.
+final class SharingBench: @unchecked Sendable {  // why: one thread runs the simulation
+  let bench: Bench
+  let image: Image
+  private let files: [any HostFile]
+  /// The change that each sector holds; 0 for zeros.
+  private var contents: [UInt32]
+  /// Changes that have begun and not been noted as done.
+  private var pending: [Int: Set<UInt32>] = [:]
+  private var last: UInt32 = 1000
+  /// What each sector of the snapshot may hold.
+  private var snapshot: [Set<UInt32>] = []
+  private var tree: [L1Entry] = []
+  private var areas: [ClusterRun] = []
+
+  init(_ bench: Bench) async throws {
+    self.bench = bench
+    let verifier = bench.verifier()
+    contents = (0..<(bench.builder.size / 512)).map { Self.found(verifier.sector($0), $0) }
+    files = bench.files
+    image = try await bench.open()
+  }
+
+  private static func found(_ bytes: UnsafeRawPointer?, _ sector: Int) -> UInt32 {
+    bytes.map { SectorPattern.change(in: $0, sector: sector) ?? .max } ?? 0
+  }
+
+  var sectorCount: Int { contents.count }
+
+  /// Writes sectors, or discards them as whole clusters.
+  func change(
+    _ sectors: Range<Int>, discards: Bool = false, worker: Int = 0, slot: Int = 0,
+    plans: Bool = true
+  ) async {
+    last += 1
+    let number = discards ? 0 : last
+    let buffer = IOBuffer(count: sectors.count * 512)
+    for sector in sectors {
+      pending[sector, default: []].insert(number)
+      SectorPattern.fill(
+        buffer.base + (sector - sectors.lowerBound) * 512, change: number, sector: sector)
+    }
+    let request = BlockRequest(
+      discards ? .discard : .write, offset: GuestOffset(UInt64(sectors.lowerBound * 512)),
+      length: UInt64(buffer.count), data: buffer.data)
+    let driver = MiniWorker(target: image, files: files, worker: worker)
+    #expect(await driver.perform(request, slot: slot, plans: plans) == nil)
+    for sector in sectors {
+      pending[sector]?.remove(number)
+      contents[sector] = number
+    }
+    withExtendedLifetime(buffer) {}
+  }
+
+  /// The host cluster that a guest cluster lies in; nil if it has none.
+  func host(of cluster: Int) async throws -> UInt64? {
+    let start = GuestOffset(UInt64(cluster) << UInt64(bench.builder.clusterBits))
+    guard case .data(let host, _) = try await image.extent(at: start, length: 512) else {
+      return nil
+    }
+    return host.bytes
+  }
+
+  // MARK: What a job does
+
+  /// The cut of a snapshot: from its end on, nothing of what the guest has may change in place.
+  func cut() async throws {
+    let geometry = image.geometry
+    let bytes = UInt64(image.tables.l1.count * 8)
+    for count in [geometry.clusters(covering: bytes), 1] {
+      areas.append(try await image.allocator.reserveContiguous(count))
+    }
+    try await image.exclusively { () async throws(ImageError) in
+      self.tree = self.image.beginSharing()
+      self.snapshot = self.contents.enumerated().map {
+        (self.pending[$0.offset] ?? []).union([$0.element])
+      }
+    }
+  }
+
+  /// Counts what the snapshot refers to, and then makes it one.
+  func count() async throws {
+    var references = TreeReferences(tree)
+    while try await references.step(.raise, in: image) {}
+    image.endSharing()
+    try await settle()
+    let geometry = image.geometry
+    for run in areas {
+      for cluster in run.start..<run.end { image.metadata.tables.insert(cluster) }
+    }
+    let size = Int(geometry.clusterSize)
+    let l1 = IOBuffer(count: Int(areas[0].count) * size)
+    for (index, entry) in tree.enumerated() { l1.base.storeBE64(entry.raw, index * 8) }
+    try await image.reader.storage.write(from: l1, at: geometry.start(ofHostCluster: areas[0].start))
+    let table = IOBuffer(count: size)
+    table.base.storeBE64(geometry.start(ofHostCluster: areas[0].start).bytes, 0)
+    // As many entries, an ID and a name of one letter, and 24 bytes of which the second 8 are the size.
+    table.base.storeBE64(UInt64(tree.count) << 32 | 1 << 16 | 1, 8)
+    table.base.storeBE64(24, 32)
+    table.base.storeBE64(image.size, 48)
+    table.base.storeBE64(0x3131 << 48, 64)
+    try await image.reader.storage.write(from: table, at: geometry.start(ofHostCluster: areas[1].start))
+    try await image.flusher.flush()
+    try await image.durability.headerEditor.setSnapshots(
+      at: geometry.start(ofHostCluster: areas[1].start), count: 1)
+  }
+
+  /// Deletes the snapshot, but leaves COPIED as it is.
+  func drop() async throws {
+    try await image.durability.headerEditor.setSnapshots(at: HostOffset(0), count: 0)
+    image.tables.sharing.beginDropping()
+    var references = TreeReferences(tree)
+    while try await references.step(.lower(punches: true), in: image) {}
+    for run in areas {
+      for cluster in run.start..<run.end { image.metadata.tables.remove(cluster) }
+      try await image.allocator.release(run, punch: true)
+    }
+    areas = []
+    tree = []
+    snapshot = []
+  }
+
+  func settle() async throws {
+    try await image.withJobSlot { job throws(ImageError) in
+      for index in 0..<self.image.tables.l1.count {
+        try await self.image.settleCopied(ofTable: index, by: job)
+      }
+    }
+  }
+
+  // MARK: What there is
+
+  /// Closes the image, and checks it, what the guest has and what the snapshot has.
+  func finish() async throws -> [String] {
+    try await image.close()
+    let verifier = bench.verifier()
+    let report = verifier.check()
+    var problems = report.errors
+    if report.leaks > 0 { problems.append("\(report.leaks) leaks") }
+    for sector in contents.indices {
+      let found = Self.found(verifier.sector(sector), sector)
+      if found != contents[sector] {
+        problems.append("sector \(sector): \(found), not \(contents[sector])")
+      }
+    }
+    for (sector, wanted) in snapshot.enumerated() {
+      let found = Self.found(verifier.snapshotSector(sector), sector)
+      if !wanted.contains(found) {
+        problems.append("the snapshot's sector \(sector): \(found), not \(wanted)")
+      }
+    }
+    return Array(problems.prefix(5))
+  }
+}
