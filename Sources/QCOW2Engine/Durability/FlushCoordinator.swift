@@ -179,6 +179,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
       return try await barrier()
     }
     var dirty = l2.dirtyKeys()[...]
+    var failure: ImageError?
     repeat {
       l2Batch.take(from: &dirty)
       let writesMore = !l2Batch.isEmpty || !l1Sectors.isEmpty
@@ -188,13 +189,16 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
         try await writeRefcounts(before: writesMore)
       }
       if splitsEntries { try await writeHalves() }
-      try await l2Batch.write(to: storage)
+      // A slice that cannot be written keeps its old entries on the host file, whose clusters are
+      // not freed before a round has written it. So everything else can be made durable.
+      do { try await l2Batch.write(to: storage) } catch { failure = failure ?? error }
     } while !dirty.isEmpty
     if !l1Sectors.isEmpty {
       try await barrier()
       try await write(l1Sectors)
     }
     try await barrier()
+    if let failure { throw failure }
   }
 
   /// Makes sure that tables may be written without their refcounts; ends with a barrier.

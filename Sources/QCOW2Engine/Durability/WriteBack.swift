@@ -52,14 +52,17 @@ final class WriteBackBatch: @unchecked Sendable {  // why: one round's; lanes sh
   /// Writes the copies, neighbours in one transfer and several transfers at once, and marks each clean
   /// that has not changed since; empty afterwards.
   ///
-  /// - Throws: the first failure, after all transfers have ended; what was not written stays dirty.
+  /// A place that cannot be written keeps no other slice from being written.
+  ///
+  /// - Throws: one of the failures, after all transfers have ended; what was not written stays dirty.
   func write(to storage: ImageStorage) async throws(ImageError) {
     defer { slices.removeAll(keepingCapacity: true) }
     let runs = runs
     nextRun.store(0, ordering: .relaxed)
     // A lane is a task: not worth it for a few transfers, each of which suspends the caller anyway.
     if runs.count < 4 || !ReadBatch.mayRunTasks {
-      return try await write(runs, to: storage)
+      if let failure = await lane(runs, storage) { throw failure }
+      return
     }
     let lanes = min(Self.lanes, runs.count / 2)
     let failure = await withTaskGroup(of: ImageError?.self) { group in
@@ -71,26 +74,29 @@ final class WriteBackBatch: @unchecked Sendable {  // why: one round's; lanes sh
     if let failure { throw failure }
   }
 
-  private func lane(_ runs: [Range<Int>], _ storage: ImageStorage) async -> ImageError? {
-    do throws(ImageError) { try await write(runs, to: storage) } catch { return error }
-    return nil
-  }
-
-  /// Writes one run after the other that nobody else has taken; ends at the first failure.
+  /// Writes one run after the other that nobody else has taken.
   ///
   /// Any number of tasks may do this at once, on any threads.
-  private func write(_ runs: [Range<Int>], to storage: ImageStorage) async throws(ImageError) {
+  ///
+  /// - Returns: the first failure.
+  private func lane(_ runs: [Range<Int>], _ storage: ImageStorage) async -> ImageError? {
+    var failure: ImageError?
     while true {
       let number = nextRun.wrappingAdd(1, ordering: .relaxed).oldValue
-      guard number < runs.count else { return }
-      let run = runs[number]
-      try unsafe await storage.write(
-        from: DataBuffer(
-          memory: staging.base + run.lowerBound * cache.sliceSize,
-          count: run.count * cache.sliceSize),
-        at: HostOffset(slices[run.lowerBound].key))
-      cache.markWritten(slices[run])
+      guard number < runs.count else { return failure }
+      do throws(ImageError) { try await write(runs[number], to: storage) } catch {
+        failure = failure ?? error
+      }
     }
+  }
+
+  private func write(_ run: Range<Int>, to storage: ImageStorage) async throws(ImageError) {
+    try unsafe await storage.write(
+      from: DataBuffer(
+        memory: staging.base + run.lowerBound * cache.sliceSize,
+        count: run.count * cache.sliceSize),
+      at: HostOffset(slices[run.lowerBound].key))
+    cache.markWritten(slices[run])
   }
 
   /// The slices, by their places, that one transfer each can write.
