@@ -16,7 +16,8 @@ extension Image {
     if forWriting { try areas.requireDisjoint() }
     let map = try MetadataMap(
       fixed: areas.unmovable, refcountTable: areas.refcountTable, l1Table: areas.l1Table,
-      expectedTables: l1.countUsed() + refcountTable.countUsed() + 64)
+      expectedTables: l1.countUsed() + refcountTable.countUsed() + areas.snapshotTable.count + 64)
+    if forWriting { for cluster in areas.snapshotTable { map.tables.insert(cluster) } }
     let geometry = head.header.geometry
     if forWriting { try snapshots.addL1Tables(to: map, geometry, fileLength: fileLength) }
     try addL2Tables(geometry, l1, to: map, fileLength: fileLength, forWriting)
@@ -88,10 +89,12 @@ extension Image {
 /// The areas that the header points at, as host clusters.
 private struct FixedAreas {
   private let named: [(name: FieldName, offset: UInt64, clusters: Range<UInt64>)]
-  /// All but the refcount table and the L1 table, which move when they grow.
+  /// All but the refcount table and the L1 table, which move when they grow, and the snapshot table.
   private(set) var unmovable: [Range<UInt64>] = [0..<1]
   let refcountTable: Range<UInt64>
   private(set) var l1Table: Range<UInt64> = 0..<0
+  /// Moves whenever a snapshot is taken or deleted.
+  private(set) var snapshotTable: Range<UInt64> = 0..<0
 
   init(_ head: HeaderCluster, _ table: DiskTable, _ snapshots: SnapshotTable) {
     let header = head.header
@@ -108,7 +111,7 @@ private struct FixedAreas {
     if header.snapshotCount > 0 {
       let area = clusters(header.snapshotsOffset, max(snapshots.length, 1))
       named.append(("snapshots_offset", header.snapshotsOffset, area))
-      unmovable.append(area)
+      snapshotTable = area
     }
     if let pointer = head.encryptionHeader, header.cryptMethod == 2 {
       let area = clusters(pointer.offset.bytes, pointer.length)

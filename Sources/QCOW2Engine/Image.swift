@@ -9,8 +9,6 @@ import Synchronization
 /// coordinator; each has an arena of host clusters of its own. Lock order: flush round → in-flight
 /// stripe → slice stripe → leaf; no lock is held across I/O.
 package final class Image: BlockTarget {
-  /// The header as it was when the image was opened.
-  package let header: Header
   package let options: ImageOptions
   package let geometry: ClusterGeometry
   /// Where all metadata lies that is ahead of the host file.
@@ -42,7 +40,7 @@ package final class Image: BlockTarget {
   let shortJobs: JobSlots
 
   init(_ parts: ImageParts) {
-    header = parts.header
+    let header = parts.header
     options = parts.options
     geometry = parts.header.geometry
     metadataMemory = parts.memory
@@ -93,6 +91,9 @@ package final class Image: BlockTarget {
       try await flusher?.flush()
     }
   }
+
+  /// The header as it is now.
+  package var header: Header { durability.headerEditor.header }
 
   /// The virtual size in bytes, down to whole 512-byte sectors.
   package var size: UInt64 { mapping.size }

@@ -77,6 +77,8 @@ package enum ImageError: Error, Sendable {
   case snapshotWithDataFile
   /// The host has no memory for a table or a cache of so many bytes.
   case noMemory(bytes: Int)
+  /// The header cluster has no place for another name of the backing file.
+  case headerFull
   /// The disk cannot get the size that was asked for.
   case cannotResize(to: UInt64, ResizeObstacle)
 
@@ -87,7 +89,7 @@ package enum ImageError: Error, Sendable {
     case .noSpace: .noSpace
     case .readOnly: .readOnly
     case .badRequest: .invalid
-    case .missing, .needsMemory, .snapshotWithDataFile: .notSupported
+    case .missing, .needsMemory, .snapshotWithDataFile, .headerFull: .notSupported
     case .noSuchSnapshot: .noEntry
     case .noMemory: .noMemory
     case .cannotResize(_, .tooLarge): .fileTooBig
@@ -148,6 +150,7 @@ package enum ImageError: Error, Sendable {
     case .badRequest: "request is outside of the disk or not a multiple of 512 bytes"
     case .noSuchSnapshot(let selector, let existing):
       "no internal snapshot has \(selector.text): " + list(existing)
+    case .headerFull: "the header has no room for another name of the backing file"
     case .snapshotWithDataFile: "an image with an external data file has no internal snapshots"
     case .noMemory(let bytes): "there is no memory for \(bytes) bytes"
     case .cannotResize(let size, let obstacle):

@@ -62,6 +62,9 @@ extension HeaderExtension {
     return bigEndianBytes(kind.rawValue) + bigEndianBytes(UInt32(data.count)) + data + padding
   }
 
+  /// The bytes of an extension with as much data, its head and padding included.
+  static func encodedLength(_ length: Int) -> Int { 8 + paddedLength(length) }
+
   private static func paddedLength(_ length: Int) -> Int { (length + 7) & ~7 }
 
   private static func tooLong(_ found: UInt64, _ space: Int) -> FormatError {

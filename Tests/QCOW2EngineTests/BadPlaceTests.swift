@@ -93,7 +93,7 @@ import Testing
         image.health.noteSyncFailure()
         #expect(await worker.perform(BlockRequest(.flush), slot: 0) != nil)
       case "damage":
-        await image.report(.overlapsMetadata(cluster: 0))
+        await image.faults.report(.overlapsMetadata(cluster: 0))
         #expect(image.health.isCorrupt)
         // What was changed before is written, but for the bad place.
         #expect(await worker.perform(BlockRequest(.flush), slot: 0) == .io)

@@ -3,9 +3,9 @@ import Synchronization
 
 /// Which host clusters must not be written as data (docs/design.md, section 4, rule 11).
 ///
-/// Fixed areas (header, snapshot table) are ranges; the refcount table and the L1 table are ranges
-/// that move when they grow; L2 tables, refcount blocks and the L1 tables of snapshots are a
-/// ``ClusterSet``.
+/// Fixed areas (header, encryption header) are ranges; the refcount table and the L1 table are ranges
+/// that move when they grow; L2 tables, refcount blocks, the snapshot table and the L1 tables of
+/// snapshots are a ``ClusterSet``, which jobs change.
 final class MetadataMap: @unchecked Sendable {  // why: constants, atomics and a concurrent set
   private let fixed: [Range<UInt64>]
   private let refcountTable: MovingArea

@@ -5,15 +5,20 @@ import QCOW2Format
 ///
 /// Each edit reads the first sector, changes in it what a ``HeaderPatch`` says, writes the sector
 /// (atomic on every disk) and makes it durable.
-final class HeaderEditor: @unchecked Sendable {  // why: `mutex` guards the header copy
-  private let storage: ImageStorage
-  private let mutex = AsyncMutex()
-  private var header: Header
+final class HeaderEditor: @unchecked Sendable {  // why: `lock` guards the header copy
+  let storage: ImageStorage
+  /// Held while the header cluster is being changed.
+  let mutex = AsyncMutex()
+  private let lock = FutexLock(.leaf)
+  private var current: Header
 
   init(storage: ImageStorage, header: Header) {
     self.storage = storage
-    self.header = header
+    current = header
   }
+
+  /// The header as the host file has it.
+  var header: Header { lock.withLock { current } }
 
   /// Points the header at the planned refcount table: offset and size in one sector write.
   func setRefcountTable(_ plan: RefcountPlan) async throws(ImageError) {
@@ -66,19 +71,29 @@ final class HeaderEditor: @unchecked Sendable {  // why: `mutex` guards the head
   private func edit(
     _ change: (Header) -> HeaderPatch
   ) async throws(ImageError) {
+    try await edit { sector, header in
+      let patch = change(header)
+      patch.write(into: &sector, version: header.version)
+      return patch
+    }
+  }
+
+  /// The same for a change that writes more of the first sector than fields of the header.
+  func edit(
+    _ change: (inout MutableSpan<UInt8>, Header) -> HeaderPatch
+  ) async throws(ImageError) {
     await mutex.acquire()
     defer { mutex.release() }
     let sector = IOBuffer(count: HeaderPatch.sectorLength)
     try await storage.read(into: sector, at: HostOffset(0))
-    let patch = change(header)
     var edited = header
+    let patch = sector.withMutableBytes { change(&$0, edited) }
     edited.apply(patch)
-    sector.withMutableBytes { patch.write(into: &$0, version: edited.version) }
     do { try await storage.write(from: sector, at: HostOffset(0)) } catch {
       // Old or new header: whoever goes on must know which one is in force.
       guard try await isOnHostFile(sector) else { throw error }
     }
-    header = edited
+    lock.withLock { current = edited }
     try await storage.sync()
   }
 }

@@ -109,7 +109,7 @@ extension Writer {
         range.upperBound, UInt64(index + count) << UInt64(rules.subclusterBits))
       let readsZero =
         state == .zero
-        || state == .unallocated && (backing == nil || guest.bytes + next >= size)
+        || state == .unallocated && (!hasBacking || guest.bytes + next >= size)
       if readsZero {
         // A fresh cluster has zeros already; under encryption, zeros are not what is stored.
         if !isFresh || guestData.isTransformed {

@@ -11,7 +11,7 @@ extension Writer {
     guard let range = wholeSubclusters(all) else { return }
     if guestData.isRaw {
       try await zeroRaw(range, releases: true)
-      if backing == nil { return }
+      if !hasBacking { return }
     }
     _ = try await changeMakingRoom(range, .discard, worker: worker)
   }

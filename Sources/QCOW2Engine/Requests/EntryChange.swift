@@ -29,7 +29,7 @@ extension Writer {
     let (state, _) = rules.run(old, from: 0)
     if !rules.hasZeroFlag {
       // Version 2 reads zeros only where there is no cluster and no backing file.
-      return backing == nil ? .unallocated : entry
+      return !hasBacking ? .unallocated : entry
     }
     if change == .zeroInPlace && entry.isCopied && rules.hostCluster(old) != nil {
       return entry.zeroed
@@ -37,7 +37,7 @@ extension Writer {
     switch (state, change) {
     case (.zero, .zeroInPlace): return entry
     case (.zero, _) where rules.hostCluster(old) == nil: return entry
-    case (.unallocated, .discard) where backing == nil: return entry
+    case (.unallocated, .discard) where !hasBacking: return entry
     default: return .zero
     }
   }
@@ -70,7 +70,7 @@ extension Writer {
     _ mask: UInt32, _ allocated: UInt32, _ change: EntryChange, hasData: Bool
   ) -> UInt32 {
     let isWhole = mask == .max && hasData
-    return change != .discard || backing != nil || isWhole ? mask : allocated & mask
+    return change != .discard || hasBacking || isWhole ? mask : allocated & mask
   }
 
   /// Applies `change` to guest bytes that start and end on subclusters (or at the end of the disk).
@@ -107,7 +107,7 @@ extension Writer {
     let table: HostOffset
     do { table = try await tables.writableTable(part.l1Index, worker: worker) } catch {
       // Without a table and a backing file all of it reads as zeros: only the flags cannot be had.
-      guard error.errno == .noSpace, backing == nil, tables.l1.load(part.l1Index) == 0 else {
+      guard error.errno == .noSpace, !hasBacking, tables.l1.load(part.l1Index) == 0 else {
         throw error
       }
       return []

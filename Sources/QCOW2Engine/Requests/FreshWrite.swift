@@ -70,7 +70,7 @@ extension Planner {
   /// Whether the guest reads zeros from a part without host clusters; nil if it is not such a part,
   /// or its slice is not resident.
   private func readsZeroUnallocated(_ part: SlicePart, table: HostOffset) -> Bool? {
-    let readsZeroAnyway = reader.backing == nil
+    let readsZeroAnyway = !reader.hasBacking
     let found = unsafe cache.withResident(cache.key(of: table + part.sliceOffset)) {
       bytes -> Bool? in
       var readsZero = true

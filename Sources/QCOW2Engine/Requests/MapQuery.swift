@@ -53,7 +53,7 @@ extension Image {
         let found = try await mapping.extent(at: offset + done, length: length - done)
         switch found {
         case .zeroes: break
-        case .unallocated: if reader.backing != nil { return false }
+        case .unallocated: if reader.hasBacking { return false }
         case .data, .compressed: return false
         }
         done += found.length

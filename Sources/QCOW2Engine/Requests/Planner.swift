@@ -106,9 +106,9 @@ final class Planner: Sendable {
   private func planUnallocated(
     _ offset: GuestOffset, _ length: UInt64, _ builder: inout PlanBuilder
   ) -> UInt64 {
-    guard let backing = reader.backing else { return builder.appendZeroes(length) ? length : 0 }
+    guard reader.hasBacking else { return builder.appendZeroes(length) ? length : 0 }
     if options.copyOnRead { return 0 }
-    return backing.plan(offset, length, into: &builder)
+    return reader.backingSlot.plan(offset, length, into: &builder)
   }
 
   private func planWrite(_ request: BlockRequest, _ builder: inout PlanBuilder) -> Bool {

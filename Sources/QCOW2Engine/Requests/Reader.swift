@@ -8,8 +8,8 @@ final class Reader: Sendable {
   let mapping: Mapping
   let guestData: GuestData
   let storage: ImageStorage
-  /// What shows where this image has nothing; nil if there is none.
-  let backing: (any BackingLayer)?
+  /// What shows where this image has nothing.
+  let backingSlot: BackingSlot
   let contexts: WorkerContexts
   let frees: DeferredFrees
 
@@ -18,11 +18,15 @@ final class Reader: Sendable {
     self.contexts = contexts
     guestData = parts.guestData
     storage = parts.storage
-    backing = parts.sources.backing
+    backingSlot = BackingSlot(parts.sources.backing)
     frees = parts.frees
   }
 
   var geometry: ClusterGeometry { mapping.geometry }
   var rules: EntryRules { mapping.rules }
   var size: UInt64 { mapping.size }
+  /// The backing file, for whoever has a stamp or has shut the gate; nil if there is none.
+  var backing: (any BackingLayer)? { backingSlot.layer }
+  /// There is a backing file; costs one load.
+  @inline(__always) var hasBacking: Bool { !backingSlot.isEmpty }
 }

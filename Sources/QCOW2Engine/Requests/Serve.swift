@@ -61,7 +61,7 @@ extension Image {
     }
     switch request.operation {
     case .read:
-      if options.copyOnRead && reader.backing != nil {
+      if options.copyOnRead && reader.hasBacking {
         try await writer.readKeeping(request, worker: worker)
       } else {
         try await reader.read(request, worker: worker)

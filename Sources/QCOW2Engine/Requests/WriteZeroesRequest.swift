@@ -19,9 +19,9 @@ extension Writer {
   ) async throws(ImageError) {
     if guestData.isRaw {
       try await zeroRaw(all, releases: false)
-      if backing == nil { return }
+      if !hasBacking { return }
     }
-    let saysZero = version >= 3 || backing == nil && change != .zeroInPlace
+    let saysZero = version >= 3 || !hasBacking && change != .zeroInPlace
     guard saysZero, let whole = wholeSubclusters(all) else {
       return try await zeroParts(all, change, worker: worker)
     }

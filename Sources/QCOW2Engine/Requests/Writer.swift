@@ -38,4 +38,5 @@ final class Writer: Sendable {
   var guestData: GuestData { reader.guestData }
   var storage: ImageStorage { reader.storage }
   var backing: (any BackingLayer)? { reader.backing }
+  var hasBacking: Bool { reader.hasBacking }
 }

@@ -46,7 +46,7 @@ extension Image {
   ) async throws(ImageError) {
     try await growL1(to: geometry.l1EntriesNeeded(forSize: size))
     try await writer.growDataFile(from: old, to: size, worker: worker)
-    if !writer.guestData.isRaw || reader.backing != nil {
+    if !writer.guestData.isRaw || reader.hasBacking {
       try await clear(old..<size, worker: worker)
     }
     try await durability.flusher.flush()
