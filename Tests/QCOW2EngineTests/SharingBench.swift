@@ -18,6 +18,8 @@ final class SharingBench: @unchecked Sendable {  // why: one thread runs the sim
   private var last: UInt32 = 1000
   /// What each sector of the snapshot may hold.
   private var snapshot: [Set<UInt32>] = []
+  /// The same, also when it has been deleted.
+  private var snapshotAtCut: [Set<UInt32>] = []
   private var tree: [L1Entry] = []
   private var areas: [ClusterRun] = []
 
@@ -83,6 +85,7 @@ final class SharingBench: @unchecked Sendable {  // why: one thread runs the sim
       self.snapshot = self.contents.enumerated().map {
         (self.pending[$0.offset] ?? []).union([$0.element])
       }
+      self.snapshotAtCut = self.snapshot
     }
   }
 
@@ -99,7 +102,6 @@ final class SharingBench: @unchecked Sendable {  // why: one thread runs the sim
     let size = Int(geometry.clusterSize)
     let l1 = IOBuffer(count: Int(areas[0].count) * size)
     for (index, entry) in tree.enumerated() { l1.base.storeBE64(entry.raw, index * 8) }
-    try await image.reader.storage.write(from: l1, at: geometry.start(ofHostCluster: areas[0].start))
     let table = IOBuffer(count: size)
     table.base.storeBE64(geometry.start(ofHostCluster: areas[0].start).bytes, 0)
     // As many entries, an ID and a name of one letter, and 24 bytes of which the second 8 are the size.
@@ -107,15 +109,18 @@ final class SharingBench: @unchecked Sendable {  // why: one thread runs the sim
     table.base.storeBE64(24, 32)
     table.base.storeBE64(image.size, 48)
     table.base.storeBE64(0x3131 << 48, 64)
-    try await image.reader.storage.write(from: table, at: geometry.start(ofHostCluster: areas[1].start))
-    try await image.flusher.flush()
-    try await image.durability.headerEditor.setSnapshots(
-      at: geometry.start(ofHostCluster: areas[1].start), count: 1)
+    let places = areas.map { geometry.start(ofHostCluster: $0.start) }
+    try await image.durability.headerEditor.commit(
+      .snapshots(places[1], count: 1), after: .round(image.flusher)
+    ) { () async throws(ImageError) in
+      try await self.image.reader.storage.write(from: l1, at: places[0])
+      try await self.image.reader.storage.write(from: table, at: places[1])
+    }
   }
 
   /// Deletes the snapshot, but leaves COPIED as it is.
   func drop() async throws {
-    try await image.durability.headerEditor.setSnapshots(at: HostOffset(0), count: 0)
+    try await image.durability.headerEditor.edit { _ in .snapshots(HostOffset(0), count: 0) }
     image.tables.sharing.beginDropping()
     var references = TreeReferences(tree)
     while try await references.step(.lower(punches: true), in: image) {}
@@ -137,6 +142,26 @@ final class SharingBench: @unchecked Sendable {  // why: one thread runs the sim
   }
 
   // MARK: What there is
+
+  /// What is wrong with the snapshot in some bytes of the image, and with all that it relies on.
+  ///
+  /// Without a snapshot, a refcount may be too high, and COPIED as the refcount was before or is after;
+  /// no reference may be without its refcount.
+  func crashProblem(_ bytes: ImageBytes) -> String? {
+    let verifier = bench.verifier([bytes])
+    let hasSnapshot = bytes.be32(60) > 0
+    for error in verifier.check().errors {
+      if hasSnapshot || !error.contains(": entry ") { return error }
+    }
+    if !hasSnapshot { return nil }
+    for (sector, wanted) in snapshotAtCut.enumerated() {
+      let found = Self.found(verifier.snapshotSector(sector), sector)
+      if !wanted.contains(found) {
+        return "the snapshot's sector \(sector): \(found), not \(wanted)"
+      }
+    }
+    return nil
+  }
 
   /// Closes the image, and checks it, what the guest has and what the snapshot has.
   func finish() async throws -> [String] {

@@ -108,6 +108,42 @@ import Testing
     }
   }
 
+  @Test("A power cut finds the snapshot whole or not at all", arguments: shapes, [false, true])
+  func aPowerCut(shape: Shape, drops: Bool) throws {
+    let seed = testSeed("sharing cut")
+    let bench = bench(shape, schedule: seed)
+    let guest = Box<SharingBench?>(nil)
+    try bench.host.run {
+      let own = try await SharingBench(bench)
+      guest.value = own
+      let isOver = Box(false)
+      let failure = Box<(any Error)?>(nil)
+      await withTaskGroup(of: Void.self) { group in
+        group.addTask { await Self.work(own, seed, until: isOver) }
+        do {
+          await Self.wait(own, 20)
+          try await own.cut()
+          await Self.wait(own, 20)
+          try await own.count()
+          await Self.wait(own, 20)
+          if drops { try await own.drop() }
+        } catch { failure.value = error }
+        isOver.value = true
+      }
+      if let failure = failure.value { throw failure }
+    }
+    let crashes = CrashEnumerator(
+      originals: bench.originals, events: bench.recording.events, seed: seed)
+    var withSnapshot = 0
+    crashes.visit(perCut: 1) { state in
+      if state.bytes.be32(60) > 0 { withSnapshot += 1 }
+      guard let problem = guest.value?.crashProblem(state.bytes) else { return true }
+      Issue.record("\(problem) — \(state.description)")
+      return false
+    }
+    #expect(withSnapshot > 0 && withSnapshot < crashes.count)
+  }
+
   /// Runs a simulation of a guest that does one thing at a time.
   private func simulate(
     _ shape: Shape, _ body: @escaping @Sendable (SharingBench) async throws -> Void

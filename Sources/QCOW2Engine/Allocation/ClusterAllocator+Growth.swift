@@ -66,9 +66,9 @@ extension ClusterAllocator {
     let larger = try plan.table(growing: old)
     // What is written, whole or in part, no longer reads as zeros, whether the table comes to be or not.
     if freshFrom != UInt64.max { freshFrom = max(freshFrom, place.upperBound) }
-    try await plan.write(growing: old, to: storage)
-    try await storage.sync()
-    try await headerEditor.setRefcountTable(plan)
+    try await headerEditor.commit(plan.headerPatch, after: .sync) { () async throws(ImageError) in
+      try await plan.write(growing: old, to: self.storage)
+    }
     for block in plan.blocks { metadata.tables.insert(block) }
     room.storedBlocks.formUnion(plan.numbers)
     metadata.moveRefcountTable(to: plan.table)

@@ -1,10 +1,11 @@
 import BlockCore
 import QCOW2Format
 
-/// Changes single fields of the header on the host file; everything else keeps its bytes.
+/// Changes fields of the header on the host file; everything else keeps its bytes.
 ///
 /// Each edit reads the first sector, changes in it what a ``HeaderPatch`` says, writes the sector
-/// (atomic on every disk) and makes it durable.
+/// (atomic on every disk) and makes it durable. What the header points at is changed by
+/// ``commit(_:after:of:)``.
 final class HeaderEditor: @unchecked Sendable {  // why: `lock` guards the header copy
   let storage: ImageStorage
   /// Held while the header cluster is being changed.
@@ -19,21 +20,6 @@ final class HeaderEditor: @unchecked Sendable {  // why: `lock` guards the heade
 
   /// The header as the host file has it.
   var header: Header { lock.withLock { current } }
-
-  /// Points the header at the planned refcount table: offset and size in one sector write.
-  func setRefcountTable(_ plan: RefcountPlan) async throws(ImageError) {
-    try await edit { _ in plan.headerPatch }
-  }
-
-  /// Points the header at another L1 table: offset and size in one sector write.
-  func setL1Table(at offset: HostOffset, entries: UInt32) async throws(ImageError) {
-    try await edit { _ in .l1Table(offset, entries: entries) }
-  }
-
-  /// Points the header at another snapshot table, or at none: offset and count in one sector write.
-  func setSnapshots(at offset: HostOffset, count: UInt32) async throws(ImageError) {
-    try await edit { _ in .snapshots(offset, count: count) }
-  }
 
   /// Sets the virtual size, in bytes.
   func setSize(_ size: UInt64) async throws(ImageError) {
@@ -68,7 +54,7 @@ final class HeaderEditor: @unchecked Sendable {  // why: `lock` guards the heade
       .elementsEqual(UnsafeRawBufferPointer(start: sector.base, count: sector.count))
   }
 
-  private func edit(
+  func edit(
     _ change: (Header) -> HeaderPatch
   ) async throws(ImageError) {
     try await edit { sector, header in

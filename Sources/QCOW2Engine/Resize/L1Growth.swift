@@ -32,15 +32,19 @@ extension Image {
       table = try unsafe DiskTable(
         offset: offset, bytes: UnsafeRawBufferPointer(start: bytes.base, count: bytes.count),
         count: Int(needed), in: old.memory, .l1Table)
-      try await reader.storage.write(from: bytes, at: offset)
-      // Nothing is dirty in the old table: what this writes is refcounts, and its last barrier
-      // covers the table, too.
-      try await durability.flusher.flush()
     } catch {
       try? await supply.allocator.unreserve(run)
       throw error
     }
-    try await durability.headerEditor.setL1Table(at: offset, entries: UInt32(needed))
+    // Nothing is dirty in the old table: what the round writes is refcounts, and its last barrier
+    // covers the table, too.
+    try await durability.headerEditor.commit(
+      .l1Table(offset, entries: UInt32(needed)), after: .round(durability.flusher)
+    ) { () async throws(ImageError) in
+      try await self.reader.storage.write(from: bytes, at: offset)
+    } undo: {
+      try? await self.supply.allocator.unreserve(run)
+    }
     assert(!admission.gate.isOpen, "the L1 table is replaced under requests")
     mapping.tables.l1.replace(with: table)
     supply.metadata.moveL1Table(to: run.start..<run.end)
