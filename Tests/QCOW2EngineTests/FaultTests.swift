@@ -153,7 +153,7 @@ struct FaultRun {
     if scenario.shape.isNearGrowth { options.weights = [4, 80, 2, 6, 4, 2, 2] }
     options.maintainsEvery = 2
     scenario.shape.adjust(&options)
-    options.allow(fault)
+    options.allow(fault, isEnciphered: scenario.shape.features.cipher != nil)
     let workload = Workload(
       image: image, files: bench.files, model: bench.model, options: options, seed: seed)
     workload.toleratesFailures = fault != nil

@@ -210,7 +210,7 @@ import Testing
     #expect(await image.serve(read, worker: 0, slot: 0) == .done)
     let race = EpochRace(image, workers: 2)
     let threads = (0..<3).map { _ in ThreadExecutor() }
-    let rounds = testSetting("QUBLK_QUIESCE_ROUNDS", default: 3000)
+    let rounds = testSetting("QUBLK_QUIESCE_ROUNDS", default: 1000)
     await withTaskGroup(of: Void.self) { group in
       for worker in 0..<2 {
         group.addTask(executorPreference: threads[worker]) { race.serve(worker, buffer) }

@@ -16,7 +16,7 @@ import Testing
   }
 
   static let shapes = [
-    Shape(clusterBits: 9), Shape(clusterBits: 12, refcountOrder: 1), Shape(clusterBits: 13),
+    Shape(clusterBits: 9), Shape(clusterBits: 12, refcountOrder: 2), Shape(clusterBits: 13),
     Shape(clusterBits: 14, isExtended: true),
   ]
 

@@ -128,9 +128,10 @@ package final class FaultyFile: HostFile, @unchecked Sendable {  // why: one thr
 // data may have gone already, to make room (``HostFile/punchHole(at:length:)``).
 
 extension WorkloadOptions {
-  /// Expects of discards what they leave during a fault.
-  package mutating func allow(_ fault: Fault?) {
-    if fault?.errno == .noSpace && discards != .anything { discards = .either }
+  /// Expects of discards what they leave during a fault; what has gone deciphers to anything.
+  package mutating func allow(_ fault: Fault?, isEnciphered: Bool = false) {
+    guard fault?.errno == .noSpace, discards != .anything else { return }
+    discards = isEnciphered ? .anything : .either
   }
 }
 
