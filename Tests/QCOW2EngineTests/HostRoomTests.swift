@@ -186,9 +186,11 @@ import Testing
       let image = try await bench.open()
       let table = UInt64(image.allocator.refcounts.table.count)
       bench.faulty.fault = Fault(.sync, number: 2, errno: .noSpace)
+      await image.allocator.mutex.acquire()
       await #expect(throws: ImageError.self) {
         try await image.allocator.growTable(toCover: table)
       }
+      image.allocator.mutex.release()
       let first = Int(table << UInt64(image.geometry.refcountBlockBits))
       let (fresh, length) = (Int(image.allocator.freshFrom) * 512, bench.bytes.length)
       #expect(length > first * 512, "the table was written")
