@@ -61,7 +61,8 @@ import Testing
       await #expect(throws: ImageError.self) { try await batch.write(to: storage) }
       #expect(batch.isEmpty && batch.sliceCount == 0)
       let written = file.writes.load(ordering: .relaxed)
-      #expect(written == Self.slices, "a place that cannot be written keeps no other from being tried")
+      // A place that cannot be written keeps no other from being tried.
+      #expect(written == Self.slices)
       #expect(cache.dirtyCount == Self.slices - file.succeeded)
       file.failsFrom.store(.max, ordering: .relaxed)
       try await batch.write(to: storage)
