@@ -32,6 +32,8 @@ long qublk_single_step(void (*work)(void *), void (*look)(void *), void *context
   stepped = fork();
   if (stepped == 0) child(work, context);
   if (stepped < 0 || !is_stopped(&status)) return -1;
+  // A test run that crashes takes the child with it.
+  if (ptrace(PTRACE_SETOPTIONS, stepped, NULL, PTRACE_O_EXITKILL) != 0) return -1;
   for (long steps = 0;; steps++) {
     if (ptrace(PTRACE_SINGLESTEP, stepped, NULL, NULL) != 0) return -1;
     if (!is_stopped(&status)) return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? steps : -2;

@@ -7,7 +7,7 @@ extension L2Tables {
   /// Makes COPIED in some entries of a slice what the refcounts say.
   ///
   /// Entries that lose COPIED are written in place by nobody: they lie in a table that has none itself.
-  /// For those that get it the caller holds the guest clusters in ``Image/inFlight``, or the table has
+  /// For those that get it the caller holds the guest clusters in ``Mapping/inFlight``, or the table has
   /// no COPIED: else a write that copies the cluster could lose one in place. With `clears`, what is
   /// shared loses COPIED, too.
   ///
