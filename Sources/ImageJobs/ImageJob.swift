@@ -42,7 +42,7 @@ package protocol FileJob: ImageJob where Subject == ImageFile {}
 /// A job on an open disk, by its engine.
 package protocol DiskJob: ImageJob where Subject == any OpenDisk {}
 
-/// A value that can travel from the host of a job to whoever asked for it.
+/// A value that a job's host sends to its client.
 package protocol JobValue: Equatable, Sendable {
   /// The value as messages carry it.
   var json: JSONValue { get }
@@ -51,7 +51,7 @@ package protocol JobValue: Equatable, Sendable {
   init?(json: JSONValue)
 }
 
-/// The outcome of a job of which only the end is of interest, or the items of one that has none.
+/// Stands for the outcome of a job that has none, and for the items of a job that has none.
 package struct NoValue: JobValue {
   /// An empty object.
   package var json: JSONValue { .object([]) }

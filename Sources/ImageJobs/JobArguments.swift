@@ -45,7 +45,7 @@ package struct JobArguments {
     if let first = members.first { throw .arguments("unknown argument \"\(first.name)\"") }
   }
 
-  /// An argument that is given without a value is one that is not given.
+  /// Null is the same as no argument.
   private mutating func take<Value>(
     _ name: String, _ expected: String, _ read: (JSONValue) -> Value?
   ) throws(JobError) -> Value? {

@@ -1,6 +1,8 @@
 import Synchronization
 
-/// Whether a job is still wanted: set once by whoever started it, asked by the job at safe points.
+/// A client's word that it no longer wants a job.
+///
+/// The job looks for it at safe points.
 package final class JobCancellation: Sendable {
   private let isSet = Atomic(false)
 

@@ -6,7 +6,7 @@ package enum JobMessage: Equatable, Sendable {
   case output(String)
 }
 
-/// A running job's way to whoever asked for it.
+/// What a running job tells its client, and hears from it.
 package struct JobContext<Item: JobValue>: Sendable {
   /// How far the job has come.
   package let progress: JobProgress

@@ -5,9 +5,7 @@ package import Uring
 /// Runs a job on a thread that has a ring for it alone.
 ///
 /// Everything that the job awaits runs on this thread, and so does background work beside it.
-package final class JobLoop: CompletionHandler, @unchecked Sendable {
-  // why: confined to its loop's thread
-
+package final class JobLoop: CompletionHandler, @unchecked Sendable {  // why: confined to a thread
   private static let entries = 64
 
   private let loop: WorkerLoop
@@ -27,7 +25,8 @@ package final class JobLoop: CompletionHandler, @unchecked Sendable {
   ) throws(JobError) -> T {
     let jobs: JobLoop
     do throws(Errno) { jobs = try JobLoop() } catch { throw .ring(error) }
-    let result = Mutex<Result<T, JobError>?>(nil)
+    // The task below is the first to end the loop, and says how the job ended before.
+    let result = Mutex<Result<T, JobError>>(.failure(.cancelled))
     jobs.spawn {
       do throws(JobError) {
         let value = try await body(jobs)
@@ -37,8 +36,7 @@ package final class JobLoop: CompletionHandler, @unchecked Sendable {
     }
     jobs.loop.run(jobs)
     jobs.loop.leaveThread()
-    guard let result = result.withLock({ $0 }) else { fatalError("a job's loop ended before it") }
-    return try result.get()
+    return try result.withLock { $0 }.get()
   }
 
   /// Starts a task on the loop's thread; the loop ends when all have.

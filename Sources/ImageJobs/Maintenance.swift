@@ -23,7 +23,7 @@ final class Maintenance: @unchecked Sendable {  // why: confined to one thread
     }
   }
 
-  /// Takes no step from now on; returns when none is being taken.
+  /// Ends the background work, and waits for the step that is under way.
   func stop() async {
     hasStopped = true
     guard isWorking else { return }

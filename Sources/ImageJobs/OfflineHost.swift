@@ -16,7 +16,7 @@ package enum OfflineHost {
   ///   - job: The job.
   ///   - path: The image.
   ///   - sharesByForce: Takes no locks (`-U`): for jobs that do not change the image.
-  ///   - context: The job's way to whoever asked for it.
+  ///   - context: What the job tells its client with.
   /// - Returns: What the job ended with.
   /// - Throws: What the job throws, or ``JobError/file(_:)`` for an image that cannot be opened.
   package static func run<Job: FileJob>(
@@ -42,7 +42,7 @@ package enum OfflineHost {
   ///   - job: The job.
   ///   - format: What the image is.
   ///   - options: How it is opened; nothing is written if the job does not change the image.
-  ///   - context: The job's way to whoever asked for it.
+  ///   - context: What the job tells its client with.
   /// - Returns: What the job ended with.
   /// - Throws: What the job throws; else ``JobError/open(_:)`` for an image that cannot be opened, or
   ///   whose changes cannot be written back.
