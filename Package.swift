@@ -40,6 +40,13 @@ let engineTargets = [
   "CSteps", "QCOW2EngineTests",
 ]
 
+/// QUBLK_PACKAGE=jobs leaves out the tests of everything but the image jobs and commands.
+let isJobsOnly = Context.environment["QUBLK_PACKAGE"] == "jobs"
+let otherTests = [
+  "UringTests", "ServingTests", "UblkTests", "BlockCoreTests", "JSONTests", "QCOW2CodecTests",
+  "QCOW2FormatTests", "QCOW2EngineTests", "InteropTests", "BadInputTests",
+]
+
 let package = Package(
   name: "qublk",
   products: [.executable(name: "qublk", targets: ["qublk"])],
@@ -83,8 +90,8 @@ let package = Package(
     .target(
       name: "DiskImages",
       dependencies: [
-        "BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "QCOW2Tools", "HostFiles",
-        "CPlatform",
+        "BlockCore", "JSON", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "QCOW2Tools",
+        "HostFiles", "CPlatform",
       ],
       swiftSettings: settings),
     .target(
@@ -103,7 +110,8 @@ let package = Package(
     .target(
       name: "ImageJobs",
       dependencies: [
-        "BlockCore", "JSON", "QCOW2Format", "QCOW2Engine", "QCOW2Tools", "DiskImages", "Uring",
+        "BlockCore", "JSON", "QCOW2Format", "QCOW2Engine", "QCOW2Tools", "DiskImages", "HostFiles",
+        "Uring", "Serving", "CPlatform",
       ],
       swiftSettings: settings),
     .target(
@@ -132,8 +140,8 @@ let package = Package(
       name: "qublk",
       dependencies: [
         "BlockCore", "JSON", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "QCOW2Tools",
-        "DiskImages", "HostFiles", "ImageJobs", "Ublk", "Reports", "DiskShell", "Bench", "Daemon",
-        "CPlatform",
+        "DiskImages", "HostFiles", "ImageJobs", "Uring", "Ublk", "Reports", "DiskShell", "Bench",
+        "Daemon", "CPlatform",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: settings),
@@ -156,8 +164,14 @@ let package = Package(
         "BlockCore", "QCOW2Engine", "DiskImages", "HostFiles", "Uring", "Serving", "Ublk",
       ],
       path: "Tests/countedqueue", swiftSettings: testSettings),
+    // A supervisor whose servers serve nothing, for its tests: a fork needs a process with one thread. No product.
+    .executableTarget(
+      name: "supervised",
+      dependencies: ["BlockCore", "CPlatform", "Daemon", "DiskImages", "HostFiles"],
+      path: "Tests/supervised", swiftSettings: testSettings),
     .testTarget(
-      name: "UringTests", dependencies: ["BlockCore", "Uring", "HostFiles", "CPlatform"],
+      name: "UringTests",
+      dependencies: ["BlockCore", "Uring", "HostFiles", "CPlatform", "TestTools"],
       swiftSettings: testSettings),
     .testTarget(
       name: "ServingTests", dependencies: ["BlockCore", "Serving", "Uring"],
@@ -184,7 +198,7 @@ let package = Package(
       name: "ImageJobsTests",
       dependencies: [
         "BlockCore", "JSON", "QCOW2Format", "QCOW2Engine", "QCOW2Tools", "DiskImages", "HostFiles",
-        "ImageJobs", "Uring", "TestTools",
+        "ImageJobs", "Uring", "TestSupport", "TestTools",
       ],
       swiftSettings: testSettings),
     .testTarget(
@@ -196,7 +210,7 @@ let package = Package(
       dependencies: [
         "BlockCore", "JSON", "HostFiles", "CPlatform", "QCOW2Engine", "QCOW2Tools", "DiskImages",
         "ImageJobs", "Serving", "Uring", "Reports", "DiskShell", "Bench", "Daemon", "qublk",
-        "TestTools",
+        "supervised", "TestTools",
       ],
       swiftSettings: testSettings),
     .testTarget(
@@ -208,7 +222,7 @@ let package = Package(
       swiftSettings: testSettings),
     .testTarget(
       name: "QCOW2ToolsTests",
-      dependencies: ["BlockCore", "QCOW2Format", "QCOW2Tools", "TestTools"],
+      dependencies: ["BlockCore", "QCOW2Format", "QCOW2Codec", "QCOW2Tools", "TestTools"],
       swiftSettings: testSettings),
     .testTarget(
       name: "InteropTests",
@@ -217,6 +231,9 @@ let package = Package(
         "CPlatform", "TestTools",
       ],
       swiftSettings: testSettings),
+    // qublk beside qemu-img: runs both programs.
+    .testTarget(
+      name: "TwinTests", dependencies: ["JSON", "TestTools", "qublk"], swiftSettings: testSettings),
     .testTarget(
       name: "BadInputTests",
       dependencies: [
@@ -231,3 +248,4 @@ if isEngineOnly {
   package.dependencies = []
   package.targets.removeAll { !engineTargets.contains($0.name) }
 }
+if isJobsOnly { package.targets.removeAll { otherTests.contains($0.name) } }

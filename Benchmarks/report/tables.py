@@ -8,6 +8,8 @@ TITLES = {
     "native-disk": "Native, images on disk",
     "scaling": "Native, one queue and two",
     "open": "Native, cold open",
+    "commands-tmpfs": "Image commands, images on tmpfs",
+    "commands-disk": "Image commands, images on disk",
     "counts": "What a request costs",
 }
 NOTES = {
@@ -31,6 +33,10 @@ NOTES = {
                "to a thread of the kernel: one queue keeps both of this machine's cores busy, and a second one has none to gain. "
                "Decision 0012.",
     "open": "From exec to exit of a bench of one read in the middle of the image, after its page cache was dropped.",
+    "commands-tmpfs": "Whole processes of `qublk` and `qemu-img` with the same words, in turn (`Benchmarks/commands`); qemu-img converts with "
+                      "`-m 16 -W`. Processor seconds are user and system together, MiB the largest resident set. `cp` copies the file of "
+                      "the source.",
+    "commands-disk": "The same on disk, through the page cache; neither program syncs what it converts.",
     "counts": "Differences of two runs of 10000 and 110000 requests of 4 KiB at depth 64, for each request: callgrind and strace on "
               "`qublk bench`, and its own counters. `scripts/counts` holds these in CI.",
 }
@@ -62,6 +68,21 @@ def counts_table(section):
     return table(["per request", *section.works()], rows)
 
 
+def commands_table(section):
+    """Works down; both programs and what the first gains across."""
+    rows = []
+    for work in section.works():
+        row = [work]
+        for what in ("seconds", "processor seconds"):
+            row += [number(section.median(f"{subject}, {what}", work)) for subject in ("qublk", "qemu-img")]
+            ratio = section.ratio(f"qemu-img, {what}", f"qublk, {what}", work)
+            row.append("–" if ratio is None else f"{ratio:.2f}")
+        row.append(number(section.median("cp, seconds", work)))
+        rows.append(row + [number(section.median(f"{subject}, MiB", work)) for subject in ("qublk", "qemu-img")])
+    return table(["", "qublk, s", "qemu-img, s", "qemu-img / qublk", "qublk, CPU s", "qemu-img, CPU s", "qemu-img / qublk", "cp, s",
+                  "qublk, MiB", "qemu-img, MiB"], rows)
+
+
 def ratio_table(section, subject, bases):
     bases = [base for base in bases if base in section.samples]
     rows = []
@@ -82,7 +103,8 @@ def provenance(section):
 
 def section_text(section):
     parts = [f"### {TITLES[section.name]}", NOTES[section.name], provenance(section)]
-    parts.append(counts_table(section) if section.name == "counts" else samples_table(section))
+    form = {"counts": counts_table, "commands": commands_table}.get(section.name.split("-")[0], samples_table)
+    parts.append(form(section))
     if section.name.startswith("vm-"):
         parts.append(ratio_table(section, "qublk qcow2", ["qublk raw", "qublk null", "loop", "qemu-nbd"]))
         parts.append(ratio_table(section, "qublk raw", ["qublk null", "loop"]))

@@ -51,6 +51,13 @@ int qublk_thread_id(void) { return (int)syscall(SYS_gettid); }
 
 void qublk_name_thread(const char *name) { prctl(PR_SET_NAME, name, 0UL, 0UL, 0UL); }
 
+int qublk_processors(void) {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+  long online = sysconf(_SC_NPROCESSORS_ONLN);  // more CPUs than the set has room for
+  return online > 0 ? (int)online : 1;
+}
+
 int qublk_set_affinity(const void *mask, size_t size) {
   return syscall(SYS_sched_setaffinity, 0, size, mask) < 0 ? -errno : 0;
 }
@@ -195,6 +202,12 @@ static int64_t seek_next(int fd, uint64_t offset, int what) {
   return found < 0 ? -errno : found;
 }
 
+int64_t qublk_copy_range(int from, uint64_t from_offset, int to, uint64_t to_offset, uint64_t count) {
+  off64_t source = (off64_t)from_offset, target = (off64_t)to_offset;
+  if (count > (1u << 30)) count = 1u << 30;
+  ssize_t copied = copy_file_range(from, &source, to, &target, count, 0);
+  return copied < 0 ? -errno : copied;
+}
 int64_t qublk_next_data(int fd, uint64_t offset) { return seek_next(fd, offset, SEEK_DATA); }
 
 int64_t qublk_next_hole(int fd, uint64_t offset) { return seek_next(fd, offset, SEEK_HOLE); }
@@ -202,6 +215,19 @@ int64_t qublk_next_hole(int fd, uint64_t offset) { return seek_next(fd, offset, 
 int qublk_is_in_memory(int fd) {
   struct statfs facts;
   return fstatfs(fd, &facts) == 0 && facts.f_type == 0x01021994;  // TMPFS_MAGIC
+}
+
+int qublk_can_share(int fd) {
+  struct statfs facts;
+  if (fstatfs(fd, &facts)) return 0;
+  switch ((uint32_t)facts.f_type) {
+    case 0x9123683e:  // btrfs
+    case 0x58465342:  // XFS
+    case 0xca451a4e:  // bcachefs
+    case 0x7461636f:  // OCFS2
+      return 1;
+    default: return 0;
+  }
 }
 
 int qublk_discards(int fd) {
@@ -222,6 +248,22 @@ int qublk_discards(int fd) {
     return found == 1 && bytes > 0;
   }
   return 0;
+}
+
+int qublk_set_nocow(int fd) {
+  int flags = 0;
+  if (ioctl(fd, FS_IOC_GETFLAGS, &flags)) return -errno;
+  flags |= FS_NOCOW_FL;
+  return ioctl(fd, FS_IOC_SETFLAGS, &flags) ? -errno : 0;
+}
+
+int qublk_set_extent_size(int fd, uint32_t bytes) {
+  struct fsxattr attributes;
+  memset(&attributes, 0, sizeof attributes);
+  if (ioctl(fd, FS_IOC_FSGETXATTR, &attributes)) return -errno;
+  attributes.fsx_xflags |= FS_XFLAG_EXTSIZE;
+  attributes.fsx_extsize = bytes;
+  return ioctl(fd, FS_IOC_FSSETXATTR, &attributes) ? -errno : 0;
 }
 
 int qublk_write_back(int fd) {

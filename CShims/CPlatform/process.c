@@ -3,10 +3,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <sched.h>
 #include <signal.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
@@ -90,21 +93,47 @@ int qublk_process_private_mounts(void) {
 
 int qublk_detach_mount(const char *path) { return umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW); }
 
-int qublk_signals_open(void) {
+static int open_signals(int with_children) {
   sigset_t set;
   sigemptyset(&set);
   sigaddset(&set, SIGTERM);
   sigaddset(&set, SIGINT);
   sigaddset(&set, SIGHUP);
+  if (with_children) sigaddset(&set, SIGCHLD);
   if (sigprocmask(SIG_BLOCK, &set, NULL) < 0) return -1;
   if (signal(SIGPIPE, SIG_IGN) == SIG_ERR) return -1;
   return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
+int qublk_signals_open(void) { return open_signals(0); }
+int qublk_parent_signals_open(void) { return open_signals(1); }
+
+// What a signal that is passed on carries if process 1 sent it.
+enum { FROM_INIT = 0x71626c6b };
+
 int qublk_signals_next(int fd) {
   struct signalfd_siginfo info;
   if (read(fd, &info, sizeof info) != sizeof info) return 0;
-  return info.ssi_code <= 0 && info.ssi_pid == 1 ? -(int)info.ssi_signo : (int)info.ssi_signo;
+  int from_init = info.ssi_code <= 0 && info.ssi_pid == 1;
+  int passed_on = info.ssi_code == SI_QUEUE && info.ssi_int == FROM_INIT && (pid_t)info.ssi_pid == getppid();
+  return from_init || passed_on ? -(int)info.ssi_signo : (int)info.ssi_signo;
+}
+
+int qublk_signal_pass(pid_t pid, int signal, int from_init) {
+  if (!from_init) return kill(pid, signal);
+  return sigqueue(pid, signal, (union sigval){.sival_int = FROM_INIT});
+}
+
+void qublk_end_by_signal(int number) {
+  const struct rlimit none = {0, 0};
+  setrlimit(RLIMIT_CORE, &none);
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, number);
+  signal(number, SIG_DFL);
+  sigprocmask(SIG_UNBLOCK, &set, NULL);
+  raise(number);
+  _exit(128 + number);
 }
 
 static struct flock one_byte(short type, int64_t offset) {
@@ -188,6 +217,101 @@ int qublk_unix_peer(int fd) {
   struct ucred peer;
   socklen_t size = sizeof peer;
   return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0 ? -1 : peer.pid;
+}
+
+int qublk_message_pair(int fds[2]) { return socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds); }
+
+enum { MOST_DESCRIPTORS = 253 };  // SCM_MAX_FD
+
+// Aligned room for as many descriptors as one message takes.
+union control_room {
+  struct cmsghdr header;
+  char bytes[CMSG_SPACE(MOST_DESCRIPTORS * sizeof(int))];
+};
+
+int qublk_message_send(int fd, const void *bytes, size_t size, const int *fds, int count) {
+  if (count < 0 || count > MOST_DESCRIPTORS) {
+    errno = EINVAL;
+    return -1;
+  }
+  struct iovec part = {(void *)bytes, size};
+  union control_room room;
+  struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+  if (count > 0) {
+    size_t length = (size_t)count * sizeof(int);
+    memset(&room, 0, sizeof room);
+    message.msg_control = &room;
+    message.msg_controllen = CMSG_SPACE(length);
+    room.header = (struct cmsghdr){.cmsg_len = CMSG_LEN(length), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+    memcpy(CMSG_DATA(&room.header), fds, length);
+  }
+  ssize_t sent;
+  do {
+    sent = sendmsg(fd, &message, MSG_NOSIGNAL);
+  } while (sent < 0 && errno == EINTR);
+  return sent < 0 ? -1 : 0;
+}
+
+long qublk_message_receive(int fd, void *bytes, size_t size, int *fds, int *count) {
+  struct iovec part = {bytes, size};
+  union control_room room;
+  struct msghdr message = {
+      .msg_iov = &part, .msg_iovlen = 1, .msg_control = &room, .msg_controllen = sizeof room};
+  int limit = *count;
+  *count = 0;
+  ssize_t got;
+  do {
+    got = recvmsg(fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  } while (got < 0 && errno == EINTR);
+  if (got < 0) return -1;
+  for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header; header = CMSG_NXTHDR(&message, header)) {
+    if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+    int came = (int)((header->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+    for (int i = 0; i < came; i++) {
+      int received;
+      memcpy(&received, CMSG_DATA(header) + (size_t)i * sizeof(int), sizeof received);
+      if (*count < limit) {
+        fds[(*count)++] = received;
+      } else {
+        close(received);
+      }
+    }
+  }
+  return (long)got;
+}
+
+int qublk_duplicate(int fd) { return fcntl(fd, F_DUPFD_CLOEXEC, 3); }
+
+int qublk_write_block_device_back(const char *path) {
+  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0) return -1;
+  int result = ioctl(fd, BLKFLSBUF, 0);
+  if (result == 0) result = fsync(fd);
+  if (result < 0) return closed_with_errno(fd);
+  close(fd);
+  return 0;
+}
+
+int qublk_notify(const char *path, const char *text) {
+  struct sockaddr_un address;
+  size_t length = strlen(path);
+  if (length == 0 || length >= sizeof address.sun_path) {
+    errno = EINVAL;
+    return -1;
+  }
+  memset(&address, 0, sizeof address);
+  address.sun_family = AF_UNIX;
+  memcpy(address.sun_path, path, length);
+  // "@" stands for an address without a file.
+  if (path[0] == '@') address.sun_path[0] = 0;
+  int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return -1;
+  socklen_t size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length + (path[0] != '@'));
+  size_t count = strlen(text);
+  ssize_t sent = sendto(fd, text, count, MSG_NOSIGNAL, (struct sockaddr *)&address, size);
+  if (sent < 0) return closed_with_errno(fd);
+  close(fd);
+  return 0;
 }
 
 int qublk_pidfd_open(pid_t pid) { return (int)syscall(SYS_pidfd_open, pid, 0); }

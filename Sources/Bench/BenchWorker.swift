@@ -57,7 +57,8 @@ final class BenchWorker: CompletionHandler, RingSource, @unchecked Sendable {
     self.loop = loop
     requests = RequestDriver(
       disk.target, worker: worker, slots: 0..<options.depth, counters: counters)
-    try loop.registerFiles(disk.files.prefix(256).map(\.descriptor))
+    let files = disk.files.prefix(256).map(\.descriptor)
+    try loop.registerFiles(files, room: files.count)
     unsafe load = .allocate(capacity: 1)
     unsafe load.initialize(to: BenchLoad(options, size: disk.target.size, queue: worker))
     readMemory = IOBuffer(count: options.reads ? options.depth * options.bufferSize : 0)

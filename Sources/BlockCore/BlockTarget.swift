@@ -8,6 +8,9 @@ public struct HostTransfer: Sendable {
     case zeroes
   }
 
+  /// How many host files can have a number.
+  public static var fileNumbers: Int { Int(UInt8.max) + 1 }
+
   public var kind: Kind
   /// Which host file: 0 for the image, else what the target numbers it as; meaningless for
   /// ``Kind/zeroes``.

@@ -78,6 +78,15 @@ public protocol HostFile: AnyObject, Sendable {
   /// other write may touch the range meanwhile.
   func fillHoles(at offset: HostOffset, length: UInt64) async throws(Errno)
 
+  /// Whether the bytes from `offset` on are in a hole, and how many after them are alike: 1 to `length`.
+  ///
+  /// A hole reads as zeros, and so does what lies beyond the end of the file. Not for the request path:
+  /// it asks the host each time, and may block.
+  func extent(at offset: HostOffset, length: UInt64) async -> HostExtent
+
+  /// The bytes of storage that the host has given to the file; nil if it cannot tell.
+  func storedBytes() async -> UInt64?
+
   /// A place, `offset` or later, behind which nothing was ever written: all of that is a hole, or storage
   /// without data, and reads as zeros. Nil if the host file cannot tell.
   func endOfData(from offset: HostOffset) async -> HostOffset?
@@ -87,6 +96,20 @@ public protocol HostFile: AnyObject, Sendable {
   ///
   /// - Returns: false if it cannot; the contents of the range are then undefined.
   func clear(at offset: HostOffset, length: UInt64) async -> Bool
+}
+
+/// A range of a host file that is all alike.
+public struct HostExtent: Equatable, Sendable {
+  /// In bytes, at least 1.
+  public var length: UInt64
+  /// No storage: reads as zeros.
+  public var isHole: Bool
+
+  /// A range of so many bytes.
+  public init(length: UInt64, isHole: Bool) {
+    self.length = length
+    self.isHole = isHole
+  }
 }
 
 /// What a host gave for a reservation.
@@ -118,6 +141,14 @@ extension HostFile {
 
   /// For a host file without holes.
   public func fillHoles(at offset: HostOffset, length: UInt64) async throws(Errno) {}
+
+  /// For a host file that cannot tell: all is data.
+  public func extent(at offset: HostOffset, length: UInt64) async -> HostExtent {
+    HostExtent(length: length, isHole: false)
+  }
+
+  /// For a host file that cannot tell.
+  public func storedBytes() async -> UInt64? { nil }
 
   /// For a host file that cannot tell.
   public func endOfData(from offset: HostOffset) async -> HostOffset? { nil }

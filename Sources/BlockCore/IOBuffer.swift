@@ -75,3 +75,14 @@ public final class IOBuffer: @unchecked Sendable {  // why: immutable address; u
     return try body(&span)
   }
 }
+
+extension IOBuffer {
+  /// Some bytes, then zeros up to `count` bytes.
+  public convenience init(starting bytes: [UInt8], count: Int) {
+    precondition(bytes.count <= count)
+    self.init(count: count)
+    unsafe bytes.withUnsafeBytes { source in
+      unsafe UnsafeMutableRawBufferPointer(start: base, count: count).copyMemory(from: source)
+    }
+  }
+}

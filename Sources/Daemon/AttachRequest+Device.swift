@@ -30,6 +30,7 @@ extension AttachRequest {
     // What is encrypted goes through memory in any case.
     if disk.isEncrypted { options.slowPathData = .memory }
     if self.disk.engine.compressesWrites { options.slowPathData = .memory }
+    options.survivesServer = recovery == .on
     options.retryNoSpace = hold?.retry
     options.maintenance = maintenance(of: disk)
     options.onTransferFailure = reportTransfer(of: disk)

@@ -5,12 +5,12 @@ package import DiskImages
 package struct AttachRequest {
   /// The absolute path, symbolic links resolved: what the image is known by.
   let path: String
-  let format: DiskFormat
+  package let format: DiskFormat
   /// The size of a null disk in bytes.
   let nullSize: UInt64
   /// How the image is opened: by its absolute path as it was given, since what it refers to counts
   /// from there; data files from the caller's directory.
-  var disk: DiskImageOptions
+  package var disk: DiskImageOptions
   let id: UInt32?
   let queues: Int
   let depth: Int
@@ -29,15 +29,19 @@ package struct AttachRequest {
   let dirtyAge: Int
   let printsJSON: Bool
   let noSpace: NoSpacePolicy
+  /// Leaks of an image that was in use when its daemon or the machine died are returned.
+  let returnsLeaks: Bool
   /// The program's version, for the state file.
   let version: String
+  /// Whether the device outlives its daemon; `auto`: where the kernel, and the format, can.
+  package var recovery = Switch.auto
 
   /// Everything but ``servingLimit``, which the daemon finds out.
   package init(
     path: String, format: DiskFormat, nullSize: UInt64, disk: DiskImageOptions, id: UInt32?,
     queues: Int, depth: Int, isReadOnly: Bool, blockSize: Int, zeroCopy: Switch,
     zeroCopySlots: Int?, batches: Bool, pollLimit: UInt64, scheduler: String?, dirtyAge: Int,
-    printsJSON: Bool, noSpace: NoSpacePolicy, version: String
+    printsJSON: Bool, noSpace: NoSpacePolicy, returnsLeaks: Bool = true, version: String
   ) {
     self.path = path
     self.format = format
@@ -56,6 +60,7 @@ package struct AttachRequest {
     self.dirtyAge = dirtyAge
     self.printsJSON = printsJSON
     self.noSpace = noSpace
+    self.returnsLeaks = returnsLeaks
     self.version = version
   }
 
@@ -63,4 +68,11 @@ package struct AttachRequest {
   package enum Switch: String, CaseIterable {
     case auto, on, off
   }
+}
+
+extension DiskFormat {
+  /// Whether a device of this format can outlive its daemon without losing a write that was acknowledged.
+  ///
+  /// What a qcow2 image has in memory ahead of its file dies with the daemon.
+  package var isRecoverable: Bool { self != .qcow2 }
 }

@@ -26,6 +26,18 @@ package struct Control {
     } catch { throw .device(error) }
   }
 
+  /// What the driver lacks of ``DeviceFeatures/recovery``.
+  ///
+  /// Drivers before Linux 6.16 always lack something: after a daemon that dies just as it takes over they
+  /// take no other one, and Linux 6.12 was seen to panic when daemons were killed at their start.
+  func missingForRecovery() throws(CommandError) -> DeviceFeatures {
+    do throws(UblkError) {
+      return try DeviceFeatures.recovery.union(.quiesce).subtracting(device.features())
+    } catch {
+      throw .device(error)
+    }
+  }
+
   /// What the driver says of a device.
   package func info(_ name: DeviceName) throws(CommandError) -> DeviceInfo {
     do throws(UblkError) { return try device.info(name.id) } catch { throw .device(error) }

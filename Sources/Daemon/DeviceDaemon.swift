@@ -20,15 +20,18 @@ package struct DeviceDaemon {
   ///
   /// - Parameters:
   ///   - request: What is asked for.
+  ///   - isCancelled: Whether the job that is asked for is not wanted any more.
   ///   - onEvent: Gets each message before the last.
   /// - Returns: The result; nil if nobody answers: the daemon goes, or has gone.
   /// - Throws: What the daemon says against it, or why it could not be asked.
   package func ask(
-    _ request: ControlRequest, onEvent: (ControlMessage) -> Void = { _ in }
+    _ request: ControlRequest, isCancelled: () -> Bool = { false },
+    onEvent: (ControlMessage) -> Void = { _ in }
   ) throws(CommandError) -> JSONValue? {
     let process = directory.read()?.process ?? 0
     guard speaksThisProtocol else { throw .otherVersion(device, process: process) }
-    let answer = ControlClient.ask(request, socket: directory.controlSocket, onEvent: onEvent)
+    let answer = ControlClient.ask(
+      request, socket: directory.controlSocket, isCancelled: isCancelled, onEvent: onEvent)
     switch answer {
     case .result(let value): return value
     case .error(let error): throw failure(error, process)

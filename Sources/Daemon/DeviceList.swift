@@ -7,7 +7,11 @@ import Ublk
 package struct ListedDevice {
   /// What the kernel and /run/qublk say of it.
   package enum State: String {
-    case live, dead, quiesced
+    case live, dead
+    /// Its daemon is gone, and requests wait.
+    case quiesced
+    /// Its daemon has died, and its supervisor starts another.
+    case recovering
     /// A signal has stopped its server: requests wait until it is continued.
     case stopped
     /// Its server is gone and requests fail.
@@ -35,6 +39,19 @@ package struct ListedDevice {
 
   /// Whether qublk made it: its state says so, or, if that is lost, the name of its server.
   package var isOurs: Bool { qublk != nil || process.map(DeviceList.isQublk) ?? false }
+
+  /// Why requests wait, and the way out; nil if they do not.
+  package var waitReason: String? {
+    switch state {
+    case .recovering: return qublk?.recovery?.reason
+    case .quiesced:
+      let recovery = qublk?.recovery
+      let reason = recovery?.phase == .quiesced ? recovery?.reason : nil
+      return (reason ?? "its daemon is gone")
+        + (recovery == nil ? "" : ": \"qublk recover \(name.id)\" starts another")
+    case .live, .dead, .stopped, .failing, .stale, .unknown: return nil
+    }
+  }
 
   /// The state as it is shown to people: of a device that is served, what is wrong with it, if anything
   /// is.
@@ -89,10 +106,18 @@ package enum DeviceList {
     let isLive = info?.state == .live
     var state = info.map(ListedDevice.State.init) ?? .unknown
     if isLive, let info, ProcessState(of: info.serverPID).isStopped { state = .stopped }
+    let qublk = owner(directory, isLive: isLive)
+    if isRecovering(qublk, directory), state == .live || state == .quiesced { state = .recovering }
     return ListedDevice(
-      name: name, state: state,
-      qublk: owner(directory, isLive: isLive), size: diskSize(name), queues: info?.queues,
-      depth: info?.depth, process: isLive ? info?.serverPID : nil)
+      name: name, state: state, qublk: qublk, size: diskSize(name), queues: info?.queues,
+      depth: info?.depth, process: state == .live || state == .stopped ? info?.serverPID : nil)
+  }
+
+  private static func isRecovering(_ state: DeviceState?, _ directory: StateDirectory) -> Bool {
+    switch state?.recovery?.phase {
+    case .recovering, .fetching: directory.hasDaemon
+    case .serving, .quiesced, nil: false
+    }
   }
 
   /// The state in `directory` if it is that of the kernel's device: a live one that no daemon of

@@ -4,6 +4,7 @@ import DiskImages
 import Glibc
 import HostFiles
 import Logging
+import Ublk
 import Uring
 
 /// The life of a daemon, in order: image, lock, engine, device, state, ready.
@@ -11,24 +12,55 @@ import Uring
 /// Then it waits, and then all that is undone backwards. Runs on the control thread, which never
 /// serves I/O.
 package enum DeviceServer {
-  /// Serves `request` until it is told to stop.
+  /// Serves until it is told to stop.
   ///
+  /// - Parameters:
+  ///   - start: What is served, and whether the device is there already.
+  ///   - ready: The message to the command that waits for the device.
   /// - Throws: Whatever kept it from serving, or went wrong at the end.
   package static func run(
-    _ request: AttachRequest, _ ready: ReadySignal
+    _ start: ServerStart, _ ready: ReadySignal
+  ) throws(CommandError) {
+    try run(start, ready, SupervisorLink?.none)
+  }
+
+  /// The same as the child of a supervisor.
+  package static func run(
+    _ start: ServerStart, _ ready: ReadySignal, _ supervisor: SupervisorLink
+  ) throws(CommandError) {
+    try run(start, ready, Optional(supervisor))
+  }
+
+  private static func run(
+    _ start: ServerStart, _ ready: ReadySignal, _ supervisor: SupervisorLink?
   ) throws(CommandError) {
     var loop = try ControlLoop()
     Hygiene.markAsStorageDaemon()
     let memory = MemoryLimit.current()
+    var request = start.request
     try ServingNeeds.checkForStart(request, memory)
     let monitor = try EventMonitor(holdsRequests: request.noSpace != .fail)
-    var request = request
     request.disk.events = monitor.events
+    let surroundings = ServingSurroundings(
+      stored: request.stored, mode: start.mode, supervisor: supervisor)
+    try surroundings.awaitOldServer()
     let disk = try request.openDisk()
-    let reservation = try prepare(disk, &request, memory)
-    // Now that it fits: a process that may not be killed would wait for memory for ever.
-    let unprotected = Hygiene.protectMemory()
-    let device = try ServedDevice(disk, request, monitor, &loop, reservation)
+    if request.disk.held == nil { supervisor?.hold(disk.files.map(\.descriptor)) }
+    // Before the first allocation, and while all paths can be reached.
+    let use = InUseRecord.begin(disk, request)
+    let device: ServedDevice
+    let unprotected: [String]
+    do throws(CommandError) {
+      let reservation = try prepare(
+        disk, &request, memory, isRecovery: surroundings.isRecovery)
+      // Now that it fits: a process that may not be killed would wait for memory for ever.
+      unprotected = Hygiene.protectMemory()
+      device = try ServedDevice(
+        disk, request, monitor, &loop, reservation, use, surroundings)
+    } catch {
+      use?.withdraw()
+      throw error
+    }
     try device.announce(ready, request)
     for failure in unprotected { Log.logger.warning("\(failure)") }
     for text in disk.warnings { Log.logger.warning("\(request.disk.name): \(text)") }
@@ -40,6 +72,7 @@ package enum DeviceServer {
         """)
     }
     for file in disk.files { file.dropPageCache() }
+    device.returnLeaks(request)
     try device.serve(loop)
   }
 
@@ -47,10 +80,17 @@ package enum DeviceServer {
   ///
   /// - Returns: Room for the files of the device.
   private static func prepare(
-    _ disk: any OpenDisk, _ request: inout AttachRequest, _ memory: MemoryLimit?
+    _ disk: any OpenDisk, _ request: inout AttachRequest, _ memory: MemoryLimit?,
+    isRecovery: Bool
   ) throws(CommandError) -> StateReservation {
     do throws(CommandError) {
       try Control.checkDriver()
+      if !isRecovery {
+        let identity = disk.identity
+        try Recovery.checkFree(
+          request.disk.name, device: identity.device, inode: identity.inode,
+          isReadOnly: request.isReadOnly)
+      }
       try ServingNeeds.check(request)
       let reservation = try StateReservation()
       try Hygiene.liftTimeLimit()
@@ -58,11 +98,29 @@ package enum DeviceServer {
       try Hygiene.setIOFlusher()
       // Last, since asking the driver takes a thread.
       if let memory { try fit(&request, disk, in: memory) }
+      request.recovery = try recovery(of: request)
       return reservation
     } catch {
-      // Nothing has been written: the reason for failing is the one to tell.
-      try? disk.closeBlocking()
+      // Nothing has been written: the reason for failing is the one to tell. The locks of a device that
+      // waits for its next daemon stay.
+      if !isRecovery { try? disk.closeBlocking() }
       throw error
+    }
+  }
+
+  /// Whether the device is to outlive its daemon: `on` or `off`.
+  private static func recovery(
+    of request: AttachRequest
+  ) throws(CommandError) -> AttachRequest.Switch {
+    switch request.recovery {
+    case .off: return .off
+    case .on:
+      let missing = try Control().missingForRecovery()
+      if !missing.isEmpty { throw .device(.lacks(missing)) }
+      return .on
+    case .auto:
+      guard request.format.isRecoverable else { return .off }
+      return try Control().missingForRecovery().isEmpty ? .on : .off
     }
   }
 

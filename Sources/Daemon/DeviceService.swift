@@ -24,8 +24,13 @@ struct DeviceService: ~Copyable {
   private var waiting: [Reason] = []
   /// The end of the workers has been noted.
   private var isEndNoted = false
+  /// What ends with the supervisor; -1 without one.
+  private var supervisor: Int32
 
-  init(_ device: ServedDevice) { self.device = device }
+  init(_ device: ServedDevice) {
+    self.device = device
+    supervisor = device.supervisor?.descriptor ?? -1
+  }
 
   /// Serves until the device is gone.
   ///
@@ -37,7 +42,7 @@ struct DeviceService: ~Copyable {
       note(
         loop.next(
           ended: isEndNoted ? -1 : device.endedDescriptor, attempt: attempt?.descriptor ?? -1,
-          device.jobs, waits: attempt?.outcome == nil))
+          supervisor: supervisor, device.jobs, waits: attempt?.outcome == nil))
       guard let attempt, let outcome = attempt.outcome else { continue }
       self.attempt = nil
       guard case .ended(let errors) = outcome else {
@@ -56,6 +61,11 @@ struct DeviceService: ~Copyable {
     if event.isEnded {
       isEndNoted = true
       waiting.insert(device.loss.map(Reason.loss) ?? .stoppedByOther, at: 0)
+    }
+    if event.hasLostSupervisor {
+      supervisor = -1
+      Log.logger.warning(
+        "\(device.name.path): the supervisor is gone: nobody starts a new daemon if this one dies")
     }
     if let signal = event.signal {
       waiting.append(.signal(signal, at: StopSignals.now, isFromInit: event.isFromInit))

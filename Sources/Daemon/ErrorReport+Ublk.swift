@@ -23,6 +23,7 @@ extension UblkError {
     case .noCharacterDevice(let id, let errno): "/dev/ublkc\(id): cannot open: \(errno)"
     case .worker(let queue, let stage, let errno):
       "queue \(queue): \(stage.text): \(errno)\(stage == .thread ? errno.threadHint : "")"
+    case .notRecoverable(let obstacle): "cannot be recovered: \(obstacle.text)"
     case .lost(let queue, let errno): "queue \(queue): the driver refuses its commands: \(errno)"
     }
   }
@@ -42,6 +43,22 @@ extension UblkError {
       ": perhaps the limit /sys/module/ublk_drv/parameters/ublks_max is reached"
     case (_, Errno(EPERM)): ": using ublk devices needs CAP_SYS_ADMIN"
     default: ""
+    }
+  }
+}
+
+extension RecoveryObstacle {
+  fileprivate var text: String {
+    switch self {
+    case .notEnabled: "the device was made without UBLK_F_USER_RECOVERY_REISSUE"
+    case .stopped: "the device was stopped meanwhile"
+    case .served(let process): "process \(process) serves the device"
+    case .queues(let found, let depth, let expected, let expectedDepth):
+      "the device has \(found) queues of depth \(depth), expected \(expected) of depth "
+        + "\(expectedDepth)"
+    case .features(let features): "the device and the daemon differ in \(features.names)"
+    case .size(let found, let expected):
+      "the device has \(found) bytes, the image \(expected), and this kernel cannot change that"
     }
   }
 }

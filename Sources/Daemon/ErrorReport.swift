@@ -58,6 +58,12 @@ package enum CommandError: Error {
   case goneMeanwhile(DeviceName)
   case leftBehind(DeviceName)
   case notStopped([CommandError])
+  /// A device is not given a new daemon.
+  case recoveryRefused(DeviceName, RecoveryRefusal)
+  /// A device waits for a new daemon, and something would be lost without it.
+  case waitsForRecovery(DeviceName, DeviceUse?)
+  /// An image belongs to a device that waits for a new daemon.
+  case imageWaits(String, DeviceName)
   /// A queue was lost, and the device with it.
   case lost(DeviceName, UblkError)
 
@@ -124,6 +130,15 @@ extension CommandError {
     case .leftBehind(let device): "\(device.disk): the device is still there after it was deleted"
     case .lost(let device, let error):
       "\(device.path): \(error.text): the device was stopped, and requests have failed"
+    case .recoveryRefused(let device, let refusal):
+      "\(device.disk): cannot be recovered: \(refusal.text)"
+    case .waitsForRecovery(let device, let use):
+      "\(device.disk): its daemon is gone, and "
+        + (use.map { "it is \($0.text), so requests wait" } ?? "what it had not written yet waits")
+        + ": \"qublk recover \(device.id)\" brings it back; --force deletes it, and that is lost"
+    case .imageWaits(let image, let device):
+      "\(image): the image of \(device.path), which waits for a daemon: "
+        + "\"qublk recover \(device.id)\", or \"qublk del \(device.id)\" first"
     case .notStopped(let errors): errors.map(\.text).joined(separator: "\nqublk: ")
     }
   }
@@ -144,7 +159,7 @@ extension CommandError {
   }
 
   /// How a child ended, from its wait status.
-  private static func ending(_ status: Int32) -> String {
+  static func ending(_ status: Int32) -> String {
     let signal = qublk_wait_signal(status)
     guard signal != 0 else { return "exit status \(qublk_wait_exit(status))" }
     guard let name = unsafe qublk_signal_name(signal) else { return "signal \(signal)" }

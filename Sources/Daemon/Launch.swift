@@ -92,6 +92,8 @@ package enum Launch {
 package final class ReadySignal {
   /// Whether the user's terminal stays the daemon's.
   let isForeground: Bool
+  /// The supervisor of a server that takes the place of a dead one; nil for all others.
+  private let restart: SupervisorLink?
   /// The pipe; -1 once used and with `--foreground`.
   private var pipe: Int32
   /// Where the parent tells that it has printed; -1 with `--foreground`.
@@ -100,14 +102,33 @@ package final class ReadySignal {
   /// With `--foreground`.
   package init() {
     isForeground = true
+    restart = nil
     pipe = -1
     answer = -1
   }
 
   init(pipe: Int32, answer: Int32) {
     isForeground = false
+    restart = nil
     self.pipe = pipe
     self.answer = answer
+  }
+
+  /// For a server that takes the place of a dead one: nobody waits for a text.
+  init(restartFor link: SupervisorLink) {
+    isForeground = false
+    restart = link
+    pipe = -1
+    answer = -1
+  }
+
+  /// Whether standard error is the user's, until there is a log.
+  var needsLog: Bool { !isForeground && restart == nil }
+
+  /// Lets go of the pipes, which a child has.
+  func leave() {
+    if pipe >= 0 { endPipe() }
+    if answer >= 0 { close(answer) }
   }
 
   /// Has `text` printed for the user.
@@ -115,7 +136,8 @@ package final class ReadySignal {
   /// To be called once.
   ///
   /// - Throws: If nobody is there to read it: a device that nobody knows of must not stay.
-  func give(_ text: String) throws(CommandError) {
+  package func give(_ text: String) throws(CommandError) {
+    if restart != nil { return }
     guard !isForeground else {
       guard writeAll(STDOUT_FILENO, text + "\n") else { throw .output(Errno(errno)) }
       return
@@ -142,6 +164,7 @@ package final class ReadySignal {
 
   /// Tells the parent why there will be no device, or after ``give(_:)`` the log what went wrong.
   func fail(_ error: CommandError) {
+    if let restart { return restart.tell(error) }
     guard pipe >= 0, writeAll(pipe, "E" + error.text) else {
       Log.logger.error("\(error.text)")
       return

@@ -24,17 +24,26 @@ final class ServedDevice: @unchecked Sendable {
   /// The path of what is served.
   private let path: String
   private let monitor: EventMonitor
+  /// Says that the image is in use; nil where there is no record.
+  private let use: InUseRecord?
   /// Runs jobs on the image.
   let jobs: LiveHost
+  /// The parent, if it is one.
+  let supervisor: SupervisorLink?
+  private let surroundings: ServingSurroundings
   /// When counting began.
   private let start = MonotonicClock.nanoseconds()
 
   /// Creates the device and leaves its state; on failure neither is left, and the image is closed.
   init(
     _ disk: any OpenDisk, _ request: AttachRequest, _ monitor: EventMonitor,
-    _ loop: inout ControlLoop, _ reservation: StateReservation
+    _ loop: inout ControlLoop, _ reservation: StateReservation, _ use: InUseRecord?,
+    _ surroundings: ServingSurroundings
   ) throws(CommandError) {
     self.disk = disk
+    self.use = use
+    self.surroundings = surroundings
+    supervisor = surroundings.supervisor
     path = request.path
     self.monitor = monitor
     hold = NoSpaceHold(request.noSpace)
@@ -42,25 +51,30 @@ final class ServedDevice: @unchecked Sendable {
       try? disk.closeBlocking()  // nothing has been written
       throw .hygiene(.events, error)
     }
-    do throws(UblkError) {
-      device = try UblkDevice.create(disk.target, request.deviceOptions(disk, hold))
+    do throws(CommandError) {
+      device = try surroundings.device(disk, request, request.deviceOptions(disk, hold))
     } catch {
-      try? disk.closeBlocking()  // the reason for failing is already known
-      throw .device(error)
+      // The reason for failing is already known. The locks of a device that waits for its next daemon stay.
+      if !surroundings.isRecovery { try? disk.closeBlocking() }
+      throw error
     }
+    jobs.serve(KernelCapacity(id: device.id))
     name = DeviceName(id: device.id)
     directory = StateDirectory(id: device.id)
+    supervisor?.tell(name, isRecoverable: device.survivesServer)
     reservation.release()
-    do throws(CommandError) { stateLock = try directory.claim(within: 30) } catch {
+    do throws(CommandError) { stateLock = try surroundings.lock(of: directory) } catch {
       // The directory is another's.
       Self.withdraw(device, disk)
       throw error
     }
     do throws(CommandError) {
-      try directory.write(Self.state(device, disk, request))
+      try directory.write(Self.state(device, disk, request, surroundings))
       try loop.listen(at: directory.controlSocket)
       try ServingNeeds.checkDescriptors(ServingNeeds.spareDescriptors)
     } catch {
+      // A device that somebody uses is not taken away for that.
+      if surroundings.isRecovery { throw error }
       Self.withdraw(device, disk)
       directory.remove()
       throw error
@@ -75,13 +89,16 @@ final class ServedDevice: @unchecked Sendable {
   }
 
   private static func state(
-    _ device: UblkDevice, _ disk: any OpenDisk, _ request: AttachRequest
+    _ device: UblkDevice, _ disk: any OpenDisk, _ request: AttachRequest,
+    _ surroundings: ServingSurroundings
   ) -> DeviceState {
-    DeviceState(
-      id: device.id, image: request.path, imageDevice: disk.identity.device,
-      imageInode: disk.identity.inode, process: getpid(), boot: Boot.id,
-      version: request.version, queues: request.queues, depth: request.depth,
-      size: disk.target.size, isReadOnly: request.isReadOnly, started: Int64(time(nil)))
+    var state = DeviceState(
+      of: request, DeviceName(id: device.id), supervisor: surroundings.supervisor?.process)
+    state.imageDevice = disk.identity.device
+    state.imageInode = disk.identity.inode
+    state.size = disk.target.size
+    state.recovery = device.survivesServer ? surroundings.recovery : nil
+    return state
   }
 
   /// Tells the user that the device can be used, and moves messages to the log.
@@ -91,15 +108,27 @@ final class ServedDevice: @unchecked Sendable {
     do throws(CommandError) {
       let appeared = wait(seconds: 10) { isBlockDevice(name.path) }
       guard appeared else { throw .noNode(name) }
-      setScheduler(request)
-      if !ready.isForeground { try Log.redirect(orTo: directory.log) }
-      try monitor.start(name, Self.state(device, disk, request), in: directory)
+      if !surroundings.isRecovery { setScheduler(request) }
+      if ready.needsLog { try Log.redirect(orTo: directory.log) }
+      try monitor.start(name, Self.state(device, disk, request, surroundings), in: directory)
       try ready.give(request.printsJSON ? description(request).text : name.path)
+      supervisor?.tellServing()
+      if ready.isForeground { Self.notifyServiceManager() }
+      if surroundings.isRecovery { Log.logger.info("\(name.path): served again") }
       for warning in device.warnings { Log.logger.warning("\(name.path): \(warning.text)") }
     } catch {
+      if surroundings.isRecovery { throw error }
       _ = stop(isForced: true)
       removeState()
       throw error
+    }
+  }
+
+  /// Tells systemd that a unit of Type=notify is ready.
+  private static func notifyServiceManager() {
+    guard let socket = unsafe getenv("NOTIFY_SOCKET") else { return }
+    if unsafe qublk_notify(socket, "READY=1") < 0 {
+      Log.logger.warning("NOTIFY_SOCKET: cannot tell that the device is ready: \(Errno(errno))")
     }
   }
 
@@ -115,6 +144,12 @@ final class ServedDevice: @unchecked Sendable {
     if descriptor >= 0 { close(descriptor) }
   }
 
+  /// Has leaks returned in the background if a session has died with the image open.
+  func returnLeaks(_ request: AttachRequest) {
+    guard let use, let cause = use.found, request.returnsLeaks, !use.isSettledNow else { return }
+    jobs.returnLeaks(of: name.path, cause.text) { use.noteSettled() }
+  }
+
   private func description(_ request: AttachRequest) -> JSONValue {
     .object([
       .init("device", .string(name.path)),
@@ -126,6 +161,7 @@ final class ServedDevice: @unchecked Sendable {
       .init("read-only", .bool(request.isReadOnly)),
       .init("zero-copy", .bool(device.usesZeroCopy)),
       .init("batch", .bool(device.usesBatches)),
+      .init("recovery", .bool(device.survivesServer)),
       .init("pid", .integer(Int64(getpid()))),
     ])
   }
@@ -169,10 +205,12 @@ extension ServedDevice {
     switch attempt.manner {
     case .forced: break
     case .check, .ifUnused:
-      if let use = DeviceUse.findLasting(name) { return .serving([.busy(name, use)]) }
+      if let use = DeviceUse.findLasting(name, reads: !device.survivesServer) {
+        return .serving([.busy(name, use)])
+      }
       if attempt.manner == .check { return .unused }
     case .whenUnused:
-      while DeviceUse.find(name) != nil {
+      while DeviceUse.find(name, reads: !device.survivesServer) != nil {
         usleep(200_000)
         if !attempt.isWanted { return .serving([]) }
       }
@@ -205,7 +243,7 @@ extension ServedDevice {
         return nil
       } catch {
         guard error.isInUse else { return .device(error) }
-        let use = DeviceUse.find(name)
+        let use = DeviceUse.find(name, reads: !device.survivesServer)
         if use.map(\.mayPass) != false, !deadline.hasPassed {
           usleep(20_000)
           continue
@@ -229,7 +267,12 @@ extension ServedDevice {
       return errors
     }
     jobs.finish()
-    do throws(CommandError) { try disk.closeBlocking() } catch { errors.append(error) }
+    var isClosed = true
+    do throws(CommandError) { try disk.closeBlocking() } catch {
+      isClosed = false
+      errors.append(error)
+    }
+    use?.end(isClean: isClosed)
     return errors
   }
 }

@@ -47,8 +47,9 @@ enum ServingNeeds {
   /// The descriptors of a device beyond those of its files.
   private static func descriptors(_ request: AttachRequest) -> Int {
     // A ring and an eventfd for each queue. Then /dev/ublk-control and its ring, /dev/ublkcN, /dev/zero, the
-    // end of the workers, the news of jobs, the state's lock, its socket, the log, and the room for all that.
-    2 * request.queues + 10 + spareDescriptors
+    // end of the workers, the news of jobs, the supervisor, the state's lock, its socket, the log, and the
+    // room for all that.
+    2 * request.queues + 11 + spareDescriptors
   }
 
   /// Whether so many descriptors are left.

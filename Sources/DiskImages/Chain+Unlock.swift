@@ -13,6 +13,7 @@ extension Chain {
         layers[index].cipher = try await cipher(of: index)
       } catch { throw self.error(error, in: index) }
     }
+    if options.keepsSecrets { return }
     let rest = options.secrets.dropRest()
     if rest > 0 { throw error(.secretsLeft(rest), in: 0) }
   }

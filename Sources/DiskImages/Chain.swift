@@ -11,12 +11,14 @@ struct ChainLayer {
   /// Absolute, symbolic links as they are: what relative names of backing files in it count from.
   let path: String
   let file: RingHostFile
-  let number: UInt8?
+  var number: UInt8?
   /// Nil for a raw file.
   var head: HeaderCluster?
   var dataFile: RingHostFile?
   var dataNumber: UInt8?
   var dataPath: String?
+  /// As the image or the user names it.
+  var dataName: String?
   /// Unlocked; nil for plain images.
   var cipher: (any SectorCipher)?
 }
@@ -33,8 +35,10 @@ struct Chain {
   /// Host transfers name files with one byte.
   private static let numberLimit = 255
 
-  let options: DiskImageOptions
+  private(set) var options: DiskImageOptions
   private let opener: ChainFileOpener
+  /// Which layer is open for writing beside the image: ``DiskImageOptions/writableBase``.
+  private(set) var baseIndex: Int?
   private var seen: Set<FileKey> = []
   var layers: [ChainLayer] = []
   /// In the order of their numbers.
@@ -43,12 +47,15 @@ struct Chain {
   init(_ options: DiskImageOptions) {
     self.options = options
     opener = ChainFileOpener(options: options)
+    if let above = options.imageAbove { seen.insert(above) }
   }
 
   /// Opens everything; after an error the files so far are still open.
   mutating func open() async throws(DiskImageError) {
     try await openTop()
     while let next = try nextReference() { try await openBacking(next) }
+    guard let base = options.writableBase, baseIndex == nil else { return }
+    throw error(.image, base.absence, below: 0)
   }
 
   func close() { Self.close(files) }
@@ -65,7 +72,7 @@ struct Chain {
   /// Lets go of files and, at once, of their locks.
   static func close(_ files: [RingHostFile]) {
     for file in files {
-      ImageLock.release(file.descriptor)
+      if !file.isHeld { ImageLock.release(file.descriptor) }
       file.closeDescriptor()
     }
   }
@@ -82,13 +89,13 @@ struct Chain {
       seen.insert(try FileKey(file.descriptor))
       try opener.lock(file, readOnly: options.readOnly)
       layers.append(ChainLayer(name: options.name, path: path, file: file, number: number))
-      layers[0].head = try await Self.head(of: file)
+      layers[0].head = try await Self.head(of: options.headerFile(file))
     } catch { throw self.error(.image, error, below: 0) }
     try await openDataFile(override: options.dataFile, readOnly: options.readOnly)
   }
 
   private static func head(
-    of file: RingHostFile
+    of file: any HostFile
   ) async throws(DiskImageError.Reason) -> HeaderCluster {
     do throws(ImageError) { return try await HeaderCluster.read(file) } catch {
       throw .engine(error)
@@ -121,6 +128,7 @@ struct Chain {
         path, for: override == nil ? layers[index].path : nil, readOnly: readOnly, seen: &seen)
       layers[index].dataFile = file
       layers[index].dataPath = path
+      layers[index].dataName = name
       layers[index].dataNumber = add(file)
     } catch {
       let isLost = override == nil && !name.hasPrefix("/") && error.isMissingFile
@@ -163,12 +171,19 @@ struct Chain {
   /// A name of no length is no backing file, as in QEMU.
   private func nextReference() throws(DiskImageError) -> Reference? {
     let index = layers.count - 1
+    if options.ignoresBacking { return nil }
+    let given = options.backingPaths[index]
     guard let head = layers[index].head,
-      let name = head.backingFile, !name.isEmpty
+      let name = given ?? head.backingFile, !name.isEmpty
     else { return nil }
     do throws(DiskImageError.Reason) {
       if layers.count > Self.depthLimit { throw .tooDeep(Self.depthLimit) }
-      return Reference(name: name, format: try format(head, index))
+      let format = try format(head, index)
+      guard given != nil else { return Reference(name: name, format: format) }
+      do throws(Errno) { return Reference(name: try FilePath.absolute(name), format: format) } catch
+      {
+        throw .open(error)
+      }
     } catch { throw self.error(.backingFile(name), error, below: index) }
   }
 
@@ -186,13 +201,56 @@ struct Chain {
     let referrer = layers[index].path
     do throws(DiskImageError.Reason) {
       let path = try ReferenceName.path(of: reference.name, from: referrer)
-      let file = try opener.open(path, for: referrer, readOnly: true, seen: &seen)
+      let isBase = isBase(path, for: referrer)
+      let file = try opener.open(path, for: referrer, readOnly: !isBase, seen: &seen)
       let number = add(file)
+      if isBase { baseIndex = layers.count }
       var layer = ChainLayer(name: reference.name, path: path, file: file, number: number)
       if reference.format == .qcow2 { layer.head = try await Self.head(of: file) }
       layers.append(layer)
     } catch { throw self.error(.backingFile(reference.name), error, below: index) }
-    try await openDataFile(override: nil, readOnly: true)
+    try await openDataFile(override: nil, readOnly: baseIndex != layers.count - 1)
+  }
+
+  /// Whether the file at `path`, which the image at `referrer` names, is to be written beside the image.
+  ///
+  /// A name that the user gave counts from the directory of each image that may refer to it, as in QEMU.
+  private func isBase(_ path: String, for referrer: String) -> Bool {
+    guard baseIndex == nil else { return false }
+    switch options.writableBase {
+    case nil: return false
+    case .next: return true
+    case .named(let name):
+      guard let wanted = try? ReferenceName.path(of: name, from: referrer) else { return false }
+      guard let found = try? FilePath.real(path) else { return false }
+      return (try? FilePath.real(wanted)) == found
+    }
+  }
+
+  /// Takes the layers from `index` on out of the chain.
+  ///
+  /// - Returns: A chain of their own, whose files have numbers from 0.
+  mutating func split(at index: Int) -> Chain {
+    var lower = self
+    let kept = layers[..<index].reduce(0) { $0 + ($1.dataFile == nil ? 1 : 2) }
+    lower.layers.removeFirst(index)
+    lower.files.removeFirst(kept)
+    lower.baseIndex = nil
+    lower.options.name = layers[index].path
+    lower.options.path = layers[index].path
+    lower.options.readOnly = false
+    var number = 0
+    func next() -> UInt8? {
+      defer { number += 1 }
+      return number < Self.numberLimit ? UInt8(number) : nil
+    }
+    for layer in lower.layers.indices {
+      lower.layers[layer].number = next()
+      if lower.layers[layer].dataFile != nil { lower.layers[layer].dataNumber = next() }
+    }
+    layers.removeSubrange(index...)
+    files.removeSubrange(kept...)
+    return lower
   }
 
   // MARK: Errors

@@ -4,10 +4,18 @@ import Glibc
 import HostFiles
 
 /// What tells whether two files are the same one.
-enum FileKey: Hashable {
+enum FileKey: Hashable, Sendable {
   case file(device: UInt64, inode: UInt64)
   /// A block device, by its number: it may have several nodes.
   case device(UInt64)
+
+  /// The same of the file at a path; nothing is opened for reading or writing.
+  init(path: String) throws(DiskImageError.Reason) {
+    let handle = unsafe qublk_open_path(path)
+    if handle < 0 { throw .open(Errno(-handle)) }
+    defer { close(handle) }
+    try self.init(handle)
+  }
 
   /// - Throws: ``DiskImageError/Reason/notAFile`` for everything else.
   init(_ descriptor: Int32) throws(DiskImageError.Reason) {
@@ -67,6 +75,16 @@ struct ChainFileOpener {
 
   func openFile(_ path: String, readOnly: Bool) throws(DiskImageError.Reason) -> RingHostFile {
     do throws(HostFileError) {
+      if let descriptor = options.held?.descriptor(of: path, readOnly: readOnly) {
+        do throws(HostFileError) {
+          return try RingHostFile.adopt(
+            descriptor, readOnly: readOnly, mode: options.mode, granularity: options.granularity,
+            isHeld: true)
+        } catch {
+          close(descriptor)
+          throw error
+        }
+      }
       return try RingHostFile.open(
         path, readOnly: readOnly, mode: options.mode, granularity: options.granularity)
     } catch {
@@ -81,6 +99,7 @@ struct ChainFileOpener {
 
   func lock(_ file: RingHostFile, readOnly: Bool) throws(DiskImageError.Reason) {
     guard options.locks == .qemu else { return }
+    if file.isHeld { return }
     do throws(ImageLockError) {
       try ImageLock.acquire(readOnly ? .reader : .writer, descriptor: file.descriptor)
     } catch { throw .lock(error) }

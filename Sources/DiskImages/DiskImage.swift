@@ -3,7 +3,7 @@ import Glibc
 package import HostFiles
 package import QCOW2Engine
 import QCOW2Format
-import QCOW2Tools
+package import QCOW2Tools
 
 /// An open qcow2 image with everything that it refers to: backing chain and data files.
 package final class DiskImage: OpenDisk {
@@ -22,30 +22,66 @@ package final class DiskImage: OpenDisk {
   package let isEncrypted: Bool
   /// What was done to the refcounts of an image that was marked dirty; nil if it was not.
   package let rebuilt: String?
-  private let name: String
+  package let name: String
+  /// The backing files, from the image's own down; none that another disk has taken over.
+  package let backingFiles: [OpenBackingFile]
+  /// The names of the layers and of their data files, as they stand in what refers to them.
+  private let layerNames: [(file: String, data: String?)]
 
-  package var target: any BlockTarget { engine }
+  package let target: any BlockTarget
   package var allocationUnit: UInt64 { engine.geometry.clusterSize }
   package var warnings: [String] {
     (rebuilt.map { ["image was marked dirty: \($0)"] } ?? []) + engine.bitmaps.warnings
   }
   package func maintain() async { await engine.maintain() }
 
+  package func status(
+    at offset: GuestOffset, length: UInt64
+  ) async throws(ImageError) -> BlockStatus { try await engine.status(at: offset, length: length) }
+
   /// Whether the page cache is bypassed for every file.
   package var isDirect: Bool { files.allSatisfy(\.isDirect) }
 
+  /// The bytes of the image file, for reading, as the host has them; they lag behind the engine.
+  package func imageBytes() throws(ToolError) -> FileBytes {
+    try FileBytes(
+      path: "/proc/self/fd/\(files[0].descriptor)", access: .readOnly, lock: ToolLock.none)
+  }
+
   private init(
-    _ engine: Image, _ rebuilt: RefcountChanges?, _ chain: Chain,
-    _ identity: (device: UInt64, inode: UInt64)
+    _ engines: Engines, _ chain: Chain, _ identity: (device: UInt64, inode: UInt64)
   ) {
-    self.engine = engine
-    self.rebuilt = rebuilt?.text
+    engine = engines.top
+    target = chain.options.detectZeroes.applied(to: engines.top)
+    rebuilt = engines.rebuilt?.text
+    backingFiles = zip(chain.layers.dropFirst(), engines.backing).map {
+      OpenBackingFile(layer: $1, isRaw: $0.head == nil, file: $0.file)
+    }
     self.identity = identity
     files = chain.files
     objects = chain.objects
     backingDepth = chain.layers.count - 1
     isEncrypted = engine.header.cryptMethod != 0
     name = chain.options.name
+    layerNames = chain.layers.map { ($0.name, $0.dataName) }
+  }
+
+  /// What the files with the guest's data are called, by the depth of their layer: relative names of
+  /// backing files count from what refers to them, as QEMU shows them.
+  ///
+  /// - Parameter top: What the image itself is called.
+  /// - Returns: A name for each layer of the chain, from the top down.
+  package func dataFileNames(top: String) -> [String] {
+    var names: [String] = []
+    var last = top
+    for (depth, layer) in layerNames.enumerated() {
+      if depth > 0 {
+        let path = try? ReferenceName.path(of: layer.file, from: last)
+        last = path ?? layer.file
+      }
+      names.append(layer.data ?? last)
+    }
+    return names
   }
 
   /// Opens, locks, and reads the metadata of everything; on failure nothing stays open.
@@ -55,19 +91,32 @@ package final class DiskImage: OpenDisk {
     _ options: DiskImageOptions
   ) async throws(DiskImageError) -> DiskImage {
     var chain = Chain(options)
-    defer { _ = options.secrets.dropRest() }
+    defer { if !options.keepsSecrets { _ = options.secrets.dropRest() } }
     do throws(DiskImageError) {
       try await chain.open()
       try await chain.unlock()
-      let identity = try identity(of: chain)
-      let (engine, rebuilt) = try await openEngines(chain)
-      let disk = DiskImage(engine, rebuilt, chain, identity)
-      disk.reportOpening(options.events)
-      return disk
+      return try await open(chain)
     } catch {
       chain.close()
       throw error
     }
+  }
+
+  /// Opens the engines of a chain whose files are open and unlocked; on failure they stay open.
+  ///
+  /// - Parameters:
+  ///   - chain: The files.
+  ///   - bottom: What lies below them; nil for nothing.
+  /// - Returns: The disk, which owns the files.
+  /// - Throws: What is wrong with the metadata of a layer.
+  static func open(
+    _ chain: Chain, upon bottom: (any BackingLayer)? = nil
+  ) async throws(DiskImageError) -> DiskImage {
+    let identity = try identity(of: chain)
+    let fence = chain.options.ignoresBacking ? FencedLayer() : nil
+    let disk = DiskImage(try await openEngines(chain, upon: bottom ?? fence), chain, identity)
+    disk.reportOpening(chain.options.events)
+    return disk
   }
 
   /// Writes back what is in memory, makes it durable, and lets go of all files and their locks.
@@ -101,23 +150,35 @@ package final class DiskImage: OpenDisk {
     return (UInt64(status.st_dev), UInt64(status.st_ino))
   }
 
+  /// The engines of a chain.
+  private struct Engines {
+    let top: Image
+    let rebuilt: RefcountChanges?
+    /// From the top down.
+    let backing: [any BackingLayer]
+  }
+
   /// Opens the engines from the bottom up, each upon the one before.
   private static func openEngines(
-    _ chain: Chain
-  ) async throws(DiskImageError) -> (Image, RefcountChanges?) {
-    var backing: (any BackingLayer)?
+    _ chain: Chain, upon bottom: (any BackingLayer)?
+  ) async throws(DiskImageError) -> Engines {
+    var backing = bottom
+    var layers: [any BackingLayer] = []
     let images = chain.layers.dropFirst().count { $0.head != nil }
     for index in chain.layers.indices.dropFirst().reversed() {
       do throws(ImageError) {
-        backing = try await layer(
+        let next = try await layer(
           chain.layers[index], upon: backing, chain.options, images: images)
+        backing = next
+        layers.insert(next, at: 0)
       } catch { throw chain.error(.engine(error), in: index) }
     }
     let top = chain.layers[0]
     do throws(DiskImageError.Reason) {
-      return try await DirtyImage.open(
+      let (image, rebuilt) = try await DirtyImage.open(
         sources(top, backing, chain.options), top.file,
         options(chain.options.engine, for: top, .image, chain.options))
+      return Engines(top: image, rebuilt: rebuilt, backing: layers)
     } catch { throw chain.error(error, in: 0) }
   }
 
@@ -177,7 +238,11 @@ package final class DiskImage: OpenDisk {
     var sources = ImageSources(
       file: options.engineFile(layer.file), dataFile: layer.dataFile.map(options.engineFile),
       backing: backing, cipher: layer.cipher)
-    sources.fileNumber = layer.dataFile == nil ? layer.number : layer.dataNumber
+    if options.keepsEngineFiles {
+      sources.fileNumber = nil
+    } else {
+      sources.fileNumber = layer.dataFile == nil ? layer.number : layer.dataNumber
+    }
     return sources
   }
 }

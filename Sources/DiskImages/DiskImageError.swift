@@ -61,6 +61,10 @@ package struct DiskImageError: Error, Sendable {
     case dataFileNotWanted
     /// There is no data file of the relative name that the image has.
     case dataFileLost
+    /// The image has no backing file.
+    case noBackingFile
+    /// No backing file of the chain has this name.
+    case baseNotFound(String)
   }
 
   /// The image that the user wanted to open, by the name the user gave it.
@@ -86,6 +90,22 @@ extension DiskImageError {
   }
 }
 
+extension DiskImageError {
+  /// The path of what could not be opened; nil if that cannot be told.
+  ///
+  /// - Parameter image: The path of the image.
+  /// - Returns: A path that need not exist.
+  package func path(from image: String) -> String? {
+    switch subject {
+    case .image: referrer ?? image
+    case .backingFile(let name), .dataFile(let name):
+      (try? FilePath.absolute(referrer ?? image)).flatMap {
+        try? ReferenceName.path(of: name, from: $0)
+      }
+    }
+  }
+}
+
 extension DiskImageError.Reason {
   var isMissingFile: Bool { if case .open(.noEntry) = self { true } else { false } }
 
@@ -99,7 +119,8 @@ extension DiskImageError.Reason {
     case .lock(let error): error.text
     case .engine(let error): error.message
     case .refcounts(let problem): "image is marked dirty: \(problem)"
-    case .unlockedWriting: "only an image that is opened read-only can do without locks"
+    case .unlockedWriting:
+      "only an image that is opened for reading alone (-r) can do without locks (-U)"
     case .emptyName: "the name is empty"
     case .jsonName: "\"json:\" names are not supported, only paths are"
     case .protocolName(let name): "protocol \"\(name)\" is not supported, only paths are"
@@ -128,6 +149,9 @@ extension DiskImageError.Reason {
       "encryption is \"\(found?.rawValue ?? "none")\", expected \"\(expected.rawValue)\""
     case .dataFileLost:
       "cannot open: \(Errno.noEntry): the name counts from the current directory"
+    case .noBackingFile: "Image does not have a backing file"
+    case .baseNotFound(let name):
+      "Did not find '\(name)' in the backing chain: \"qublk info --backing-chain\" lists the names"
     case .dataFileNotWanted: "the image has no external data file: leave --data-file out"
     }
   }

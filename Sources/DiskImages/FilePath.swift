@@ -1,12 +1,12 @@
-import BlockCore
+package import BlockCore
 import Glibc
 
 /// Paths as texts, apart from what the file system says of them.
-enum FilePath {
+package enum FilePath {
   /// `path` made independent of the current directory; symbolic links stay as they are.
   ///
   /// An empty path, which names nothing, stays empty.
-  static func absolute(_ path: String) throws(Errno) -> String {
+  package static func absolute(_ path: String) throws(Errno) -> String {
     if path.isEmpty || path.hasPrefix("/") { return path }
     return combine(try currentDirectory() + "/", path)
   }
@@ -19,7 +19,7 @@ enum FilePath {
   }
 
   /// `name` below the directory of `path`; an absolute `name` as it is.
-  static func combine(_ path: String, _ name: String) -> String {
+  package static func combine(_ path: String, _ name: String) -> String {
     if name.hasPrefix("/") { return name }
     return directory(of: path) + name
   }

@@ -12,6 +12,7 @@ package final class NullDisk: OpenDisk, BlockTarget {
   /// - Parameter size: The bytes of the disk, a multiple of 512.
   package init(size: UInt64) { self.size = size }
 
+  package var name: String { "null" }
   package var target: any BlockTarget { self }
   package var files: [RingHostFile] { [] }
   package var objects: [HostObject] { [] }
@@ -22,6 +23,10 @@ package final class NullDisk: OpenDisk, BlockTarget {
     ["null: writes are forgotten and reads return nothing defined; for measurements only"]
   }
   package func maintain() async {}
+
+  package func status(
+    at offset: GuestOffset, length: UInt64
+  ) async throws(ImageError) -> BlockStatus { BlockStatus(kind: .zero, length: max(length, 1)) }
   package func close() async {}
 
   package func plan(

@@ -4,6 +4,8 @@ package import QCOW2Engine
 
 /// A disk that is open, whatever its format: what a device serves, and how it is looked after.
 package protocol OpenDisk: AnyObject, Sendable {
+  /// What messages call the disk.
+  var name: String { get }
   /// What requests go to.
   var target: any BlockTarget { get }
   /// Every file of the disk; transfers know the first 255 by their number here.
@@ -18,6 +20,12 @@ package protocol OpenDisk: AnyObject, Sendable {
   var isEncrypted: Bool { get }
   /// What the user should know about the way it was opened.
   var warnings: [String] { get }
+
+  /// What the bytes from `offset` on are, through the backing chain, and how many are alike: 1 to
+  /// `length`. True until the next request changes it.
+  ///
+  /// - Throws: ``ImageError/badRequest`` for a range that is empty or not inside the disk.
+  func status(at offset: GuestOffset, length: UInt64) async throws(ImageError) -> BlockStatus
 
   /// One step of background work; call every now and then on a worker.
   func maintain() async

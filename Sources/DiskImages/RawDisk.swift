@@ -10,27 +10,46 @@ package final class RawDisk: OpenDisk {
   package let files: [RingHostFile]
   package let objects: [HostObject]
   package let identity: (device: UInt64, inode: UInt64)
-  private let name: String
+  /// The bytes of the file when it was opened.
+  let length: UInt64
+  package let name: String
 
   private init(
     _ file: RingHostFile, length: UInt64, _ identity: (device: UInt64, inode: UInt64),
     _ options: DiskImageOptions
   ) {
     files = [file]
+    self.length = length
     name = options.name
     self.identity = identity
     let object = HostObject(.image, path: options.path)
     objects = [object]
     raw = RawTarget(
-      file, length: length, discardsToHost: options.engine.discardsToHost,
+      options.engineFile(file), length: length, discardsToHost: options.engine.discardsToHost,
       reporter: options.events.map { EventReporter($0, object) })
+    target = options.detectZeroes.applied(to: raw)
   }
 
-  package var target: any BlockTarget { raw }
+  package let target: any BlockTarget
   package var allocationUnit: UInt64 { 4096 }
   package var isEncrypted: Bool { false }
   package var warnings: [String] { [] }
   package func maintain() async {}
+
+  /// Holes of a regular file are zeros.
+  package func status(
+    at offset: GuestOffset, length: UInt64
+  ) async throws(ImageError) -> BlockStatus {
+    guard length > 0, offset.bytes < raw.size, length <= raw.size - offset.bytes else {
+      throw .badRequest
+    }
+    let host = HostOffset(offset.bytes)
+    let found = await files[0].extent(at: host, length: length)
+    // A file may end within a sector, which is data then.
+    let end = (offset.bytes + found.length + 511) & ~511
+    return BlockStatus(
+      kind: found.isHole ? .zero : .data, length: min(length, end - offset.bytes), host: host)
+  }
 
   /// Opens and locks the file; what it holds is not looked at [SEC-2].
   package static func open(_ options: DiskImageOptions) async throws(DiskImageError) -> RawDisk {
@@ -48,6 +67,14 @@ package final class RawDisk: OpenDisk {
     } catch {
       throw DiskImageError(image: options.name, referrer: nil, subject: .image, reason: error)
     }
+  }
+
+  /// A disk of the only layer of a chain, a raw file that is open; it stays open on failure.
+  static func open(_ chain: Chain) async throws(DiskImageError) -> RawDisk {
+    let file = chain.layers[0].file
+    do throws(DiskImageError.Reason) {
+      return try RawDisk(file, length: await length(of: file), identity(of: file), chain.options)
+    } catch { throw chain.error(error, in: 0) }
   }
 
   private static func length(

@@ -142,6 +142,26 @@ package final class RawTarget: BlockTarget {
     }
   }
 
+  /// Whether the disk is a block device, which keeps its size.
+  package var isBlockDevice: Bool { file.traits.isBlockDevice }
+
+  /// Gives a range of a regular file, which nobody has written, the host's storage, by writing zeros if
+  /// asked to.
+  package func provideStorage(_ range: Range<UInt64>, writesZeros: Bool) async throws(Errno) {
+    if isReadOnly { throw .readOnly }
+    let start = HostOffset(range.lowerBound)
+    let length = UInt64(range.count)
+    if !writesZeros, try await file.allocateHoles(at: start, length: length) { return }
+    try await file.fillHoles(at: start, length: length)
+  }
+
+  /// Takes the disk for one of `length` bytes, a multiple of 512, before the file is so long: a copy fills
+  /// it from the start to the end, and nobody else uses it.
+  package func presume(length: UInt64) {
+    bytes.store(length, ordering: .releasing)
+    present.store(length, ordering: .releasing)
+  }
+
   /// Changes the size of a regular file to `length`, a multiple of 512; no request may be running.
   package func resize(to length: UInt64) async throws(Errno) {
     if isReadOnly { throw .readOnly }

@@ -1,3 +1,6 @@
+import DiskImages
+import QCOW2Tools
+
 /// A command of `qublk io`, read and checked, ready to be carried out.
 enum IOAction: Sendable {
   case read(IORead)
@@ -7,11 +10,14 @@ enum IOAction: Sendable {
   case drain
   case flush
   case discard(IODiscard)
-  case truncate(UInt64)
+  case startDiscard(IODiscard)
+  case truncate(UInt64, Preallocation)
   case length
   case allocation(offset: UInt64, count: UInt64)
   case map
-  case open(IOOpening)
+  case open(DiskOpening)
+  case reopen(IOReopening)
+  case zones
   case close
   case info
   /// Milliseconds.
@@ -78,6 +84,13 @@ struct IOWrite: Sendable {
   /// Not to be carried out at all.
   var isInvalid = false
   var printing = IOPrinting()
+}
+
+/// What `reopen` changes; the rest stays as it is.
+struct IOReopening: Sendable {
+  var isReadOnly: Bool?
+  var cache: String?
+  var lists: [String] = []
 }
 
 /// A discard.

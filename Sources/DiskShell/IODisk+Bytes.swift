@@ -1,4 +1,5 @@
 import BlockCore
+import DiskImages
 
 /// Requests of any offset and length, in pieces that fit into memory.
 ///

@@ -10,9 +10,11 @@ import QCOW2Tools
 extension IODisk {
   /// Hands `show` the ranges of a part of the disk that are all alike, in their order.
   func map(
-    _ part: MapJob, _ show: @escaping @Sendable (MapJob.Range) -> Void
+    _ part: MapJob, _ show: @escaping @Sendable (MapRange) -> Void
   ) async throws(IOFailure) {
-    let context = JobContext<MapJob.Range>(take: { range in show(range) })
+    let context = JobContext<MapRange>(take: { range in show(range) })
+    var part = part
+    part.isOwnOnly = true
     do throws(JobError) { _ = try await part.run(on: open, context) } catch {
       if case .image(let error) = error { throw .queryFailed(error.errno) }
       throw .disk(error.message)
@@ -50,9 +52,11 @@ extension IODisk {
     }
   }
 
-  func resize(to size: UInt64) async throws(IOFailure) {
+  /// Changes the size, to a smaller one too; `places` is what a larger one gets in advance.
+  func resize(to size: UInt64, _ places: Preallocation) async throws(IOFailure) {
     do throws(JobError) {
-      _ = try await ResizeJob(size: size).run(on: open, JobContext())
+      let job = ResizeJob(.exactly(size), mayShrink: true, preallocation: places)
+      _ = try await job.run(on: open, JobContext())
     } catch {
       if case .raw(let errno) = error { throw .request("truncate", errno) }
       throw .disk(error.message)

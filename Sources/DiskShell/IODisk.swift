@@ -3,6 +3,7 @@ import DiskImages
 import HostFiles
 import QCOW2Engine
 import QCOW2Format
+import QCOW2Tools
 import Serving
 
 /// What `open` has opened, as a worker serves it: whole sectors, by plan or by service.
@@ -14,7 +15,7 @@ final class IODisk: @unchecked Sendable {  // why: confined to its loop's thread
   }
 
   let kind: Kind
-  let opening: IOOpening
+  let opening: DiskOpening
   /// The disk, for jobs.
   let open: any OpenDisk
   private let target: any BlockTarget
@@ -22,7 +23,7 @@ final class IODisk: @unchecked Sendable {  // why: confined to its loop's thread
   private var slots = IOSlots()
   let ranges = IOWriteRanges()
 
-  private init(_ kind: Kind, _ opening: IOOpening) {
+  private init(_ kind: Kind, _ opening: DiskOpening) {
     self.kind = kind
     self.opening = opening
     switch kind {
@@ -35,20 +36,33 @@ final class IODisk: @unchecked Sendable {  // why: confined to its loop's thread
 
   /// Opens what is asked for; `secrets` are those that can be named.
   static func open(
-    _ opening: IOOpening, _ secrets: [ObjectSecret]
+    _ opening: DiskOpening, _ secrets: [ObjectSecret]
   ) async throws(IOFailure) -> IODisk {
     if opening.copiesOnRead && opening.isReadOnly {
-      throw .openOption("Can't use copy-on-read on read-only device")
+      throw .openOption(OpeningError("Can't use copy-on-read on read-only device"))
     }
-    let options = try opening.diskOptions(secrets)
+    var opening = opening
+    opening.slots = IOSlots.count
+    let overlay = try opening.usesOverlay ? overlay(over: &opening) : nil
+    defer { overlay?.remove() }
+    let options = try IOFailure.opening { [opening] () throws(OpeningError) in
+      try opening.diskOptions(secrets)
+    }
     do throws(DiskImageError) {
-      switch opening.format {
-      case .qcow2:
-        return IODisk(.image(try await DiskImage.open(options)), opening)
-      case .raw:
+      if opening.format == .raw {
         return IODisk(.raw(try await RawDisk.open(options)), opening)
       }
+      return IODisk(.image(try await DiskImage.open(options)), opening)
     } catch { throw .open(error) }
+  }
+
+  /// Makes an overlay over what `opening` says, and has it opened instead.
+  private static func overlay(
+    over opening: inout DiskOpening
+  ) throws(IOFailure) -> TemporaryOverlay {
+    do throws(ToolError) { return try TemporaryOverlay(over: &opening) } catch {
+      throw .disk("\(opening.path ?? ""): \(error.message)")
+    }
   }
 
   /// The bytes of the disk, a multiple of 512.

@@ -1,6 +1,5 @@
 package import BlockCore
 package import DiskImages
-import Glibc
 
 /// Why a command of `qublk io` was not carried out.
 package enum IOFailure: Error {
@@ -19,6 +18,7 @@ package enum IOFailure: Error {
   case badPattern(String)
   case badNumber(String)
   case noSuchHelp(String)
+  case badPreallocation(String)
   case lengthLimit(String, unlessNoFallback: Bool)
   case vectorLimit(String)
   case vectorTotalLimit
@@ -33,7 +33,7 @@ package enum IOFailure: Error {
   /// A request failed, told at the end of the disk or in the engine.
   case disk(String)
   case open(DiskImageError)
-  case openOption(String)
+  case openOption(OpeningError)
   case optionText(OptionTextError)
   case missing(IOMissing)
   case queryFailed(Errno)
@@ -47,10 +47,19 @@ package enum IOFailure: Error {
   }
 }
 
+extension IOFailure {
+  /// Has `body` say how to open a disk.
+  package static func opening<T>(
+    _ body: () throws(OpeningError) -> T
+  ) throws(IOFailure) -> T {
+    do throws(OpeningError) { return try body() } catch { throw .openOption(error) }
+  }
+}
+
 /// What this build cannot do.
 package enum IOMissing {
   case faultInjection
-  case preallocation
+  case zones
 }
 
 extension IOFailure {
@@ -64,7 +73,7 @@ extension IOFailure {
       (command.usageLine, "\(command.name): option requires an argument -- '\(letter)'")
     case .usage(let command): (command.usageLine, nil)
     case .unknownCommand, .noFile, .fileOpen, .argumentCount, .lineTooLong, .readOnly, .source,
-      .open, .openOption, .optionText, .disk, .missing:
+      .open, .openOption, .optionText, .disk, .missing, .badPreallocation:
       (nil, text)
     case .told: (nil, nil)
     default: (text, nil)
@@ -85,6 +94,7 @@ extension IOFailure {
     case .tooLarge(let word): "Parsing error: argument too large -- \(word)"
     case .badPattern(let word): "\(word) is not a valid pattern byte"
     case .badNumber(let word): "\(word) is not a valid number"
+    case .badPreallocation(let word): "qublk: Invalid preallocation mode '\(word)'"
     case .noSuchHelp(let name): "command \(name) not found"
     case .lengthLimit(let word, let unlessNoFallback):
       "length cannot exceed \(IOLimit.length)\(unlessNoFallback ? " without -n" : ""), given \(word)"
@@ -102,7 +112,7 @@ extension IOFailure {
     case .request(let name, let errno): "\(name) failed: \(errno.systemText)"
     case .disk(let text): "qublk: \(text)"
     case .open(let error): "qublk: \(error.message)"
-    case .openOption(let text): "qublk: \(text)"
+    case .openOption(let error): "qublk: \(error.text)"
     case .optionText(let error): "qublk: \(error.message)"
     case .missing(let feature): "qublk: \(feature.text)"
     case .queryFailed(let errno): "Failed to get allocation status: \(errno.systemText)"
@@ -124,15 +134,7 @@ extension IOMissing {
     switch self {
     case .faultInjection:
       "break, wait_break, resume and remove_break need fault injection, which only the tests have"
-    case .preallocation: "truncate -m: only \"off\" is supported"
+    case .zones: "zoned devices are not supported"
     }
-  }
-}
-
-extension Errno {
-  /// The C library's text alone: what qemu-io prints.
-  var systemText: String {
-    guard let text = unsafe strerror(code) else { return "error \(code)" }
-    return unsafe String(cString: text)
   }
 }

@@ -1,6 +1,6 @@
 extension IOParser {
   static func read(_ words: [String], _ command: IOCommandSpec) throws(IOFailure) -> IOAction {
-    let words = try IOWords(words, flags: "bCpqv", valued: "lPs", of: command)
+    let words = try IOWords(words, flags: "abCpqrv", valued: "lPs", of: command)
     let pattern = try self.pattern(words)
     let start: UInt64? = if let word = words.value("s") { try IONumber.bytes(word) } else { nil }
     let most: UInt64? = if let word = words.value("l") { try IONumber.bytes(word) } else { nil }
@@ -19,14 +19,14 @@ extension IOParser {
   static func readVector(
     _ words: [String], _ command: IOCommandSpec
   ) throws(IOFailure) -> IOAction {
-    let words = try IOWords(words, flags: "Cqv", valued: "P", of: command)
+    let words = try IOWords(words, flags: "Cqrv", valued: "P", of: command)
     return .read(try vector(words, command))
   }
 
   static func startRead(
     _ words: [String], _ command: IOCommandSpec
   ) throws(IOFailure) -> IOAction {
-    let words = try IOWords(words, flags: "Ciqv", valued: "P", of: command)
+    let words = try IOWords(words, flags: "Ciqrv", valued: "P", of: command)
     var read = try vector(words, command)
     read.isInvalid = words.has("i")
     return .startRead(read)

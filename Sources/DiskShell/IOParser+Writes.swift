@@ -1,6 +1,6 @@
 extension IOParser {
   static func write(_ words: [String], _ command: IOCommandSpec) throws(IOFailure) -> IOAction {
-    let words = try IOWords(words, flags: "bcCfnpquz", valued: "Ps", of: command)
+    let words = try IOWords(words, flags: "bcCfnpqruz", valued: "Ps", of: command)
     let pattern = try self.pattern(words)
     guard words.operands.count == 2 else { throw .usage(command) }
     try checkTogether(words, hasPattern: pattern != nil)
@@ -40,14 +40,14 @@ extension IOParser {
   static func writeVector(
     _ words: [String], _ command: IOCommandSpec
   ) throws(IOFailure) -> IOAction {
-    let words = try IOWords(words, flags: "Cfq", valued: "P", of: command)
+    let words = try IOWords(words, flags: "Cfqr", valued: "P", of: command)
     return .write(try vector(words, command, name: "writev"))
   }
 
   static func startWrite(
     _ words: [String], _ command: IOCommandSpec
   ) throws(IOFailure) -> IOAction {
-    let words = try IOWords(words, flags: "Cfiquz", valued: "P", of: command)
+    let words = try IOWords(words, flags: "Cfiqruz", valued: "P", of: command)
     guard words.has("z") else {
       if words.has("u") { throw .needsZeroes("u") }
       var write = try vector(words, command, name: "aio_write")

@@ -1,3 +1,5 @@
+import QCOW2Tools
+
 /// Turns the words of the commands into actions; touches nothing.
 enum IOParser {
   static func allocation(
@@ -16,11 +18,19 @@ enum IOParser {
     return .discard(IODiscard(offset: offset, count: count, printing: printing(words)))
   }
 
+  static func startDiscard(
+    _ words: [String], _ command: IOCommandSpec
+  ) throws(IOFailure) -> IOAction {
+    guard case .discard(let discard) = try discard(words, command) else { throw .usage(command) }
+    return .startDiscard(discard)
+  }
+
   static func truncate(_ words: [String], _ command: IOCommandSpec) throws(IOFailure) -> IOAction {
     let words = try IOWords(words, flags: "", valued: "m", of: command)
-    if let mode = words.value("m"), mode != "off" { throw .missing(.preallocation) }
     guard let size = words.operands.first else { throw .usage(command) }
-    return .truncate(try IONumber.bytes(size))
+    let word = words.value("m") ?? "off"
+    guard let mode = Preallocation(rawValue: word) else { throw .badPreallocation(word) }
+    return .truncate(try IONumber.bytes(size), mode)
   }
 
   static func signal(_ words: [String], _ command: IOCommandSpec) throws(IOFailure) -> IOAction {

@@ -1,4 +1,5 @@
 import BlockCore
+import DiskImages
 import Glibc
 import QCOW2Engine
 import QCOW2Tools
@@ -14,7 +15,7 @@ extension Workbench {
     case .signal(let number): raise(number)
     case .sleep(let milliseconds): await loop.sleep(milliseconds: milliseconds)
     case .open(let opening):
-      if opening.path == nil { throw .openOption("open: no file is named") }
+      if opening.path == nil { throw .openOption(OpeningError("open: no file is named")) }
       try await open(opening)
     default:
       guard let disk else { throw .noFile }
@@ -32,11 +33,15 @@ extension Workbench {
     case .flush:
       do throws(Errno) { try await disk.flush() } catch { throw .request("flush", error) }
     case .discard(let discard): try await self.discard(discard, on: disk)
-    case .truncate(let size): try await truncate(disk, to: size)
+    case .startDiscard(let discard):
+      start { [self] () async throws(IOFailure) in try await self.discard(discard, on: disk) }
+    case .truncate(let size, let places): try await truncate(disk, to: size, places)
     case .length: IOOutput.write(IOReport.size(disk.size) + "\n")
     case .allocation(let offset, let count): try await showAllocation(disk, offset, count)
     case .map: try await showMap(disk)
     case .close: try await close()
+    case .reopen(let change): try await reopen(disk, change)
+    case .zones: throw .missing(.zones)
     case .info: try await showInfo(disk)
     case .breakpoint: throw .missing(.faultInjection)
     case .help, .quit, .abort, .signal, .sleep, .open: break
@@ -64,9 +69,29 @@ extension Workbench {
     IOOutput.write("\(command.usageLine)\n\(details.isEmpty ? "" : "\n")\(details)")
   }
 
-  private func truncate(_ disk: IODisk, to size: UInt64) async throws(IOFailure) {
+  /// Opens what is open again; if that fails, as it was.
+  private func reopen(_ disk: IODisk, _ change: IOReopening) async throws(IOFailure) {
+    let before = disk.opening
+    let opening = try IOFailure.opening { () throws(OpeningError) in
+      var opening = before
+      if let isReadOnly = change.isReadOnly { opening.isReadOnly = isReadOnly }
+      if let cache = change.cache { try opening.setCache(cache) }
+      for list in change.lists { try opening.apply(list: list) }
+      return opening
+    }
+    if before.usesOverlay { throw .disk("an overlay that is thrown away cannot be opened again") }
+    try await close()
+    do throws(IOFailure) { try await open(opening) } catch {
+      try await open(before)
+      throw error
+    }
+  }
+
+  private func truncate(
+    _ disk: IODisk, to size: UInt64, _ places: Preallocation
+  ) async throws(IOFailure) {
     guard size % 512 == 0 else { throw .disk("The new size must be a multiple of 512") }
     await drain()
-    try await disk.resize(to: size)
+    try await disk.resize(to: size, places)
   }
 }

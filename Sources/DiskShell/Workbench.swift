@@ -32,13 +32,13 @@ package final class Workbench: CompletionHandler, @unchecked Sendable {
 
   /// What to run: opens, then runs the commands given or those of standard input.
   package struct Script: Sendable {
-    var opening: IOOpening?
+    var opening: DiskOpening?
     var commands: [String]
     /// What images can be unlocked with.
     var secrets: [ObjectSecret]
 
     /// What to open, the commands, and what images can be unlocked with.
-    package init(opening: IOOpening?, commands: [String], secrets: [ObjectSecret]) {
+    package init(opening: DiskOpening?, commands: [String], secrets: [ObjectSecret]) {
       self.opening = opening
       self.commands = commands
       self.secrets = secrets
@@ -149,7 +149,7 @@ package final class Workbench: CompletionHandler, @unchecked Sendable {
 
   // MARK: Open and close
 
-  func open(_ opening: IOOpening) async throws(IOFailure) {
+  func open(_ opening: DiskOpening) async throws(IOFailure) {
     if disk != nil { throw .fileOpen }
     disk = try await IODisk.open(opening, secrets)
   }

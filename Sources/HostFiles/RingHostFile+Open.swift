@@ -43,8 +43,11 @@ extension RingHostFile {
   }
 
   /// The same for a descriptor that is open already; takes it over unless it throws.
+  ///
+  /// With `isHeld`, the open file description is another process's too, and its locks are not given up.
   package static func adopt(
-    _ descriptor: Int32, readOnly: Bool, mode: HostFileMode = .direct, granularity: Int = 512
+    _ descriptor: Int32, readOnly: Bool, mode: HostFileMode = .direct, granularity: Int = 512,
+    isHeld: Bool = false
   ) throws(HostFileError) -> RingHostFile {
     let kind = qublk_file_kind(descriptor)
     if kind < 0 { throw .inspect(Errno(-kind)) }
@@ -55,7 +58,7 @@ extension RingHostFile {
       isBlockDevice: kind == 2, offsetAlignment: alignment?.offset ?? 1, isReadOnly: readOnly)
     return RingHostFile(
       descriptor: descriptor, traits: traits, isDirect: alignment != nil,
-      memoryAlignment: alignment?.memory ?? 1,
+      memoryAlignment: alignment?.memory ?? 1, isHeld: isHeld,
       clearsAtOnce: kind == 2 && qublk_discards(descriptor) != 0)
   }
 

@@ -201,6 +201,31 @@ extension RingHostFile {
     return nil
   }
 
+  package func storedBytes() async -> UInt64? {
+    var status = stat()
+    guard !traits.isBlockDevice, unsafe fstat(descriptor, &status) == 0 else { return nil }
+    return UInt64(max(0, status.st_blocks)) &* 512
+  }
+
+  package func extent(at offset: HostOffset, length: UInt64) async -> HostExtent {
+    let start = offset.bytes
+    let (end, overflow) = start.addingReportingOverflow(length)
+    guard !traits.isBlockDevice, !overflow, length > 0 else {
+      return HostExtent(length: max(length, 1), isHole: false)
+    }
+    let data = qublk_next_data(descriptor, start)
+    // ENXIO: no data from here to the end of the file, nor behind it.
+    if data == -Int64(ENXIO) { return HostExtent(length: length, isHole: true) }
+    if data < 0 { return HostExtent(length: length, isHole: false) }
+    if UInt64(data) > start {
+      return HostExtent(length: min(UInt64(data), end) - start, isHole: true)
+    }
+    let hole = qublk_next_hole(descriptor, start)
+    // A writer may have changed it in between.
+    guard hole > start else { return HostExtent(length: length, isHole: false) }
+    return HostExtent(length: min(UInt64(hole), end) - start, isHole: false)
+  }
+
   /// Whether SEEK_HOLE can be believed; a file system without it says that all is data.
   private func mayTellHoles(_ offset: UInt64, _ end: UInt64) -> Bool {
     let hole = qublk_next_hole(descriptor, offset)

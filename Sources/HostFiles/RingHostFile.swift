@@ -18,7 +18,9 @@ package final class RingHostFile: HostFile {
   /// What the addresses of transfers must be multiples of; 1 for buffered.
   package let memoryAlignment: Int
   /// The file lies in a file system that is nothing but memory.
-  let isInMemory: Bool
+  package let isInMemory: Bool
+  /// The open file description, with its locks, is another process's too, and is to outlive this one.
+  package let isHeld: Bool
   /// A block device that makes ranges zero without being sent the zeros.
   let clearsAtOnce: Bool
   /// Ways to write zeros and to free space that the host refused once; bits of ``Refusal``.
@@ -30,12 +32,13 @@ package final class RingHostFile: HostFile {
   /// Takes `descriptor` over.
   init(
     descriptor: Int32, traits: HostFileTraits, isDirect: Bool, memoryAlignment: Int,
-    clearsAtOnce: Bool = false
+    isHeld: Bool = false, clearsAtOnce: Bool = false
   ) {
     self.descriptor = descriptor
     self.traits = traits
     self.isDirect = isDirect
     self.memoryAlignment = memoryAlignment
+    self.isHeld = isHeld
     self.clearsAtOnce = clearsAtOnce
     isInMemory = qublk_is_in_memory(descriptor) != 0
   }

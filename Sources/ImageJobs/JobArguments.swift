@@ -32,6 +32,18 @@ package struct JobArguments {
     try take(name, "true or false", \.bool)
   }
 
+  /// Takes a list; nil if it is not given.
+  package mutating func array(_ name: String) throws(JobError) -> [JSONValue]? {
+    try take(name, "a list", \.array)
+  }
+
+  /// Takes a value of another form; nil if it is not given.
+  package mutating func value<Value>(
+    _ name: String, _ expected: String, _ read: (JSONValue) -> Value?
+  ) throws(JobError) -> Value? {
+    try take(name, expected, read)
+  }
+
   /// Takes a word of an enumeration; nil if it is not given.
   package mutating func word<Word: RawRepresentable & CaseIterable>(
     _ name: String, _ type: Word.Type

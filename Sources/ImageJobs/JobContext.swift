@@ -16,6 +16,8 @@ package struct JobContext<Item: JobValue>: Sendable {
   package let rate: RateLimit
   /// Hands a message on, at once.
   package let tell: @Sendable (JobMessage) -> Void
+  /// The device that shows the disk; nil if none does.
+  package var capacity: (any DeviceCapacity)?
   private let take: @Sendable (Item) async throws(JobError) -> Void
 
   /// A way.

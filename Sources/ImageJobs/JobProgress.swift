@@ -49,6 +49,12 @@ package final class JobProgress: Sendable {
   /// Notes that so much more is done.
   package func advance(by count: UInt64) { done.wrappingAdd(count, ordering: .relaxed) }
 
+  /// Notes how far a job elsewhere has come.
+  package func follow(_ now: Snapshot) {
+    begin(now.total, now.unit)
+    reach(now.done)
+  }
+
   /// How far it has come now.
   package var snapshot: Snapshot {
     Snapshot(

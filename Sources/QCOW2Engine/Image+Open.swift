@@ -17,6 +17,10 @@ struct ImageParts {
   let frees: DeferredFrees
   let headerEditor: HeaderEditor
   var bitmaps: [TrackedBitmap] = []
+  /// Where the bits of bitmaps lie; nil if the image is only read.
+  var bitmapWords: BitmapWords?
+  /// Where the tables of bitmaps start whose clusters are known to be theirs alone.
+  var soundBitmaps: Set<UInt64> = []
   var bitmapReport = BitmapReport()
 
   /// Refcounts may stay in memory while the DIRTY bit is set.
@@ -81,7 +85,12 @@ extension Image {
   ) async throws(ImageError) {
     var loader = BitmapLoader(parts, head, fileLength: fileLength)
     let bitmaps = try await loader.load()
+    if let problem = bitmaps.problem, parts.options.requiresBitmaps {
+      throw .bitmapRefused(.damaged(problem))
+    }
     parts.bitmaps = bitmaps.tracked
+    parts.bitmapWords = loader.words
+    parts.soundBitmaps = bitmaps.sound
     parts.bitmapReport = bitmaps.report
     let kept = parts.header.autoclearToKeep(keepsBitmaps: bitmaps.isConsistent)
     if parts.header.autoclear == kept { return }

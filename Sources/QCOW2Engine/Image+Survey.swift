@@ -46,7 +46,7 @@ extension Image {
     }
   }
 
-  private static func requireUsable(
+  static func requireUsable(
     _ entry: L1Entry, index: Int, _ geometry: ClusterGeometry, fileLength: UInt64
   ) throws(ImageError) {
     let judged = entry.leadsBeyond(fileLength) ? entry.unusable : entry
@@ -88,22 +88,24 @@ extension Image {
 
 /// The areas that the header points at, as host clusters.
 private struct FixedAreas {
-  private let named: [(name: FieldName, offset: UInt64, clusters: Range<UInt64>)]
+  private static let header = HostCluster(0)..<HostCluster(1)
+
+  private let named: [(name: FieldName, offset: UInt64, clusters: Range<HostCluster>)]
   /// All but the refcount table and the L1 table, which move when they grow, and the snapshot table.
-  private(set) var unmovable: [Range<UInt64>] = [0..<1]
-  let refcountTable: Range<UInt64>
-  private(set) var l1Table: Range<UInt64> = 0..<0
+  private(set) var unmovable = [FixedAreas.header]
+  let refcountTable: Range<HostCluster>
+  private(set) var l1Table = HostCluster(0)..<HostCluster(0)
   /// Moves whenever a snapshot is taken or deleted.
-  private(set) var snapshotTable: Range<UInt64> = 0..<0
+  private(set) var snapshotTable = HostCluster(0)..<HostCluster(0)
 
   init(_ head: HeaderCluster, _ table: DiskTable, _ snapshots: SnapshotTable) {
     let header = head.header
     let geometry = header.geometry
-    func clusters(_ offset: UInt64, _ bytes: UInt64) -> Range<UInt64> {
-      let first = offset >> UInt64(geometry.clusterBits)
+    func clusters(_ offset: UInt64, _ bytes: UInt64) -> Range<HostCluster> {
+      let first = geometry.hostCluster(of: HostOffset(offset))
       return first..<(first + geometry.clusters(covering: bytes))
     }
-    var named: [(FieldName, UInt64, Range<UInt64>)] = [("header", 0, 0..<1)]
+    var named: [(FieldName, UInt64, Range<HostCluster>)] = [("header", 0, Self.header)]
     if header.l1Size > 0 {
       l1Table = clusters(header.l1TableOffset, UInt64(header.l1Size) * 8)
       named.append(("l1_table_offset", header.l1TableOffset, l1Table))

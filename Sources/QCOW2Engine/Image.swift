@@ -28,14 +28,21 @@ package final class Image: BlockTarget {
   let reader: Reader
   let writer: Writer
   let planner: Planner
-  /// Keeps the persistent bitmaps; nil if there are none to keep.
+  /// Keeps the persistent bitmaps, if there are any; nil if the image is only read.
   let changes: ChangeTracker?
-  /// What became of the persistent bitmaps.
+  /// What became of the persistent bitmaps when the image was opened.
   package let bitmaps: BitmapReport
   /// Held by whoever resizes the disk or moves VM state.
   let administration = AsyncMutex()
   /// Held by whoever closes the gate; taken after ``administration``.
   let exclusion = AsyncMutex()
+  /// Held by whoever takes, deletes or applies a snapshot, from the start to the end; taken before
+  /// ``exclusion``.
+  let snapshotting = AsyncMutex()
+  /// Whether metadata is preallocated: 0 not known yet, 1 no, 2 yes; see ``BlockStatus/isHole``.
+  let sparseness = Atomic<UInt8>(0)
+  /// How far the return of leaks has come.
+  let leaks = LeakProgress()
   let longJobs: JobSlots
   let shortJobs: JobSlots
 
@@ -54,7 +61,8 @@ package final class Image: BlockTarget {
     stamps = RequestStamps(workers: workers, slotsPerWorker: options.slotsPerWorker)
     fresh = FreshWrites(workers: workers, slotsPerWorker: options.slotsPerWorker)
     let arenas = WorkerArenas(
-      workers: workers, clusterSize: geometry.clusterSize, allocator: parts.allocator,
+      workers: workers, clusterSize: geometry.clusterSize, most: options.arenaBytes,
+      allocator: parts.allocator,
       records: parts.arenaRecords)
     let l1 = ActiveL1(parts.l1)
     let flusher = FlushCoordinator(
@@ -62,7 +70,7 @@ package final class Image: BlockTarget {
       externalData: parts.guestData.isExternal ? parts.guestData.storage : nil,
       splitsEntries: rules.isExtended, l1: l1, l2: parts.l2, refcounts: parts.allocator.refcounts,
       arenas: arenas, frees: parts.frees, stamps: stamps, health: health,
-      lazy: parts.hasLazyRefcounts ? LazyRefcounts(editor: parts.headerEditor) : nil)
+      lazy: LazyRefcounts(editor: parts.headerEditor, isOn: parts.hasLazyRefcounts))
     mapping = Mapping(
       rules, size: header.size,
       tables: L2Tables(
@@ -80,7 +88,8 @@ package final class Image: BlockTarget {
       clusterSize: Int(geometry.clusterSize))
     reader = Reader(parts, mapping, contexts)
     writer = Writer(parts, mapping, supply, durability, faults, reader)
-    changes = parts.bitmaps.isEmpty ? nil : ChangeTracker(parts.bitmaps, parts, flusher)
+    changes = parts.bitmapWords.map { ChangeTracker(parts, $0, flusher) }
+    gate.setTracking(!parts.bitmaps.isEmpty)
     planner = Planner(
       parts, admission, supply, durability, reader, changes: changes, fresh: fresh)
     hits = HitMap(

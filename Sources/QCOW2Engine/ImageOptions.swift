@@ -11,6 +11,10 @@ package struct ImageOptions: Sendable {
   /// Memory for L2 slices in bytes, taken as it is used; nil: what the whole disk needs, at most
   /// ``standardCacheBytes``.
   package var cacheBytes: Int?
+  /// The most bytes of clusters that a worker reserves at once.
+  ///
+  /// A copy that fills a new image takes few, so that no gaps stay between those of several workers.
+  package var arenaBytes: UInt64 = 16 << 20
   /// Metadata is written back when it has been dirty for this long.
   package var dirtyAgeMilliseconds = 1000
   /// Of a bitmap, the bits of this much of the disk are set together, in bytes.
@@ -28,6 +32,10 @@ package struct ImageOptions: Sendable {
   package var copyOnRead = false
   /// Clusters that are written whole are compressed; what does not get smaller is written plain.
   package var compressesWrites = false
+
+  /// Refuse to open for writing, with nothing changed, where the bitmap directory breaks the format;
+  /// else all bitmaps are declared inconsistent.
+  package var requiresBitmaps = false
 
   /// The way to the administrator for what goes wrong; nil if there is none.
   package var reporter: EventReporter?

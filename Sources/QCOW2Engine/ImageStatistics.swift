@@ -40,6 +40,13 @@ package struct ImageStatistics: Sendable, Equatable {
   package var durableFrees: UInt64 = 0
   /// Persistent bitmaps that are kept.
   package var bitmaps = 0
+  /// What becomes of clusters that a session which died has left reserved, and how many were given back.
+  package var leaks = LeakState.none
+  package var leaksReturned: UInt64 = 0
+  /// How often requests were kept out as a whole: for a snapshot, another size, a larger L1 table.
+  package var pauses: UInt64 = 0
+  /// For how many nanoseconds at most, the wait for requests in flight included.
+  package var longestPause: UInt64 = 0
 
   package init() {}
 }
@@ -55,7 +62,11 @@ extension Image {
     statistics.reservedClusters = supply.allocator.reserved.load(ordering: .relaxed)
     statistics.returnedClusters = supply.allocator.returned.load(ordering: .relaxed)
     (statistics.pendingFrees, statistics.durableFrees) = supply.frees.clusterCounts
-    statistics.bitmaps = changes?.bitmaps.count ?? 0
+    statistics.bitmaps = changes?.trackedCount ?? 0
+    statistics.leaks = LeakState(rawValue: leaks.state.load(ordering: .relaxed)) ?? .none
+    statistics.leaksReturned = leaks.returned.load(ordering: .relaxed)
+    statistics.pauses = gate.pauses.load(ordering: .relaxed)
+    statistics.longestPause = gate.longestPause.load(ordering: .relaxed)
     return statistics
   }
 }

@@ -27,6 +27,12 @@ public struct BitmapsExtension: Equatable, Sendable {
     directory = HostOffset(bytes.be64(16))
   }
 
+  /// The data of the extension, with the directory somewhere else.
+  public func encoded(directory: HostOffset) -> [UInt8] {
+    bigEndianBytes(bitmapCount) + bigEndianBytes(reserved) + bigEndianBytes(directoryLength)
+      + bigEndianBytes(directory.bytes)
+  }
+
   /// Checks the fields against the specification and QEMU's limits.
   public func validate(_ geometry: ClusterGeometry) throws(FormatError) {
     guard (1...Self.mostBitmaps).contains(bitmapCount) else {
@@ -168,6 +174,19 @@ public struct BitmapEntry: Equatable, Sendable {
   public let nameLength: UInt16
   public let extraLength: UInt32
 
+  init(
+    table: HostOffset, tableSize: UInt32, flags: Flags, type: UInt8, granularityBits: UInt8,
+    nameLength: UInt16, extraLength: UInt32
+  ) {
+    self.table = table
+    self.tableSize = tableSize
+    self.flags = flags
+    self.type = type
+    self.granularityBits = granularityBits
+    self.nameLength = nameLength
+    self.extraLength = extraLength
+  }
+
   /// Reads the fixed part, ``fixedLength`` bytes.
   public init(parsing bytes: Span<UInt8>) {
     table = HostOffset(bytes.be64(Field.table))
@@ -177,6 +196,28 @@ public struct BitmapEntry: Equatable, Sendable {
     granularityBits = bytes[Field.granularityBits]
     nameLength = bytes.be16(Field.nameLength)
     extraLength = bytes.be32(Field.extraLength)
+  }
+
+  /// Makes the entry in the bytes of a directory lead to another table.
+  ///
+  /// - Parameters:
+  ///   - bytes: The directory, with the entry at `position`.
+  ///   - position: Where the entry starts.
+  ///   - table: Where the new table starts.
+  ///   - size: Its entries.
+  public static func setTable(
+    in bytes: inout MutableSpan<UInt8>, at position: Int, _ table: HostOffset, size: UInt32
+  ) {
+    bytes.storeBE(table.bytes, position + Field.table)
+    bytes.storeBE(size, position + Field.tableSize)
+  }
+
+  /// The same entry with another table and other flags.
+  init(_ other: BitmapEntry, table: HostOffset, flags: Flags) {
+    self = BitmapEntry(
+      table: table, tableSize: other.tableSize, flags: flags, type: other.type,
+      granularityBits: other.granularityBits, nameLength: other.nameLength,
+      extraLength: other.extraLength)
   }
 
   /// The bytes of the entry with its padding; below 2^33.
@@ -225,10 +266,9 @@ public struct BitmapEntry: Equatable, Sendable {
     return diskSize / granularity + (diskSize % granularity == 0 ? 0 : 1)
   }
 
-  /// The number of table entries for a disk: its bits, in whole 64-bit words, in whole clusters.
-  private func entriesNeeded(_ geometry: ClusterGeometry, _ diskSize: UInt64) -> UInt64 {
-    let bits = bitCount(diskSize: diskSize)
-    return geometry.clusters(covering: (bits / 64 + (bits % 64 == 0 ? 0 : 1)) * 8)
+  /// The number of table entries for a disk.
+  public func entriesNeeded(_ geometry: ClusterGeometry, _ diskSize: UInt64) -> UInt64 {
+    Self.tableSize(for: diskSize, granularityBits: granularityBits, geometry)
   }
 
   private func bad(_ name: FieldName, _ found: UInt64, _ allowed: String) -> FormatError {

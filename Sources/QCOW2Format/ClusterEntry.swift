@@ -121,6 +121,13 @@ public struct EntryRules: Equatable, Sendable {
       : state(entry.descriptor) == .data
   }
 
+  /// The entry of a cluster that reads as zeros and has no host cluster; version 3 only.
+  public var zeros: ClusterEntry {
+    isExtended
+      ? ClusterEntry(.unallocated, SubclusterBitmap(allocated: 0, zero: .max))
+      : ClusterEntry(.unallocated.zeroed)
+  }
+
   /// The entry of a host cluster that is ours alone, with the given subclusters in use.
   ///
   /// Without extended L2 entries, the bits are ignored: the whole cluster is data.

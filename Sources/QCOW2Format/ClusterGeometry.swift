@@ -46,21 +46,21 @@ public struct ClusterGeometry: Equatable, Sendable {
   }
 
   /// The number of the refcount block that counts a host cluster: the index of its table entry.
-  @inlinable public func refcountBlock(of cluster: UInt64) -> UInt64 {
-    cluster >> UInt64(refcountBlockBits)
+  @inlinable public func refcountBlock(of cluster: HostCluster) -> UInt64 {
+    cluster.number >> UInt64(refcountBlockBits)
   }
   /// The index of a host cluster's refcount in its block.
-  @inlinable public func indexInRefcountBlock(of cluster: UInt64) -> Int {
-    Int(cluster & (refcountBlockEntries &- 1))
+  @inlinable public func indexInRefcountBlock(of cluster: HostCluster) -> Int {
+    Int(cluster.number & (refcountBlockEntries &- 1))
   }
   /// The numbers of the refcount blocks that count host clusters.
-  @inlinable public func refcountBlocks(of clusters: Range<UInt64>) -> Range<UInt64> {
+  @inlinable public func refcountBlocks(of clusters: Range<HostCluster>) -> Range<UInt64> {
     guard let last = clusters.last else { return 0..<0 }
     return refcountBlock(of: clusters.lowerBound)..<(refcountBlock(of: last) + 1)
   }
   /// The host clusters that a refcount block counts.
-  @inlinable public func clusters(ofRefcountBlock number: UInt64) -> Range<UInt64> {
-    let first = number << UInt64(refcountBlockBits)
+  @inlinable public func clusters(ofRefcountBlock number: UInt64) -> Range<HostCluster> {
+    let first = HostCluster(number << UInt64(refcountBlockBits))
     return first..<(first + refcountBlockEntries)
   }
 
@@ -73,12 +73,16 @@ public struct ClusterGeometry: Equatable, Sendable {
     GuestOffset(cluster.number << UInt64(clusterBits))
   }
   /// The host cluster that holds `offset`.
-  @inlinable public func hostCluster(of offset: HostOffset) -> UInt64 {
-    offset.bytes >> UInt64(clusterBits)
+  @inlinable public func hostCluster(of offset: HostOffset) -> HostCluster {
+    HostCluster(offset.bytes >> UInt64(clusterBits))
   }
   /// The first byte of a host cluster.
-  @inlinable public func start(ofHostCluster cluster: UInt64) -> HostOffset {
-    HostOffset(cluster << UInt64(clusterBits))
+  @inlinable public func start(of cluster: HostCluster) -> HostOffset {
+    HostOffset(cluster.number << UInt64(clusterBits))
+  }
+  /// No pointer of the format leads to a host cluster from here on.
+  @inlinable public var endOfHostClusters: HostCluster {
+    HostCluster(FormatLimit.hostOffset >> UInt64(clusterBits))
   }
   /// The index into the L1 table for `offset`.
   @inlinable public func l1Index(of offset: GuestOffset) -> UInt64 {

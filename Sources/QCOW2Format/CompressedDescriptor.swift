@@ -39,7 +39,7 @@ public struct CompressedDescriptor: Equatable, Sendable {
   }
 
   /// The host clusters that count a reference for it.
-  public func hostClusters(_ geometry: ClusterGeometry) -> ClosedRange<UInt64> {
+  public func hostClusters(_ geometry: ClusterGeometry) -> ClosedRange<HostCluster> {
     geometry.hostCluster(of: offset)...geometry.hostCluster(of: offset + (length &- 1))
   }
 

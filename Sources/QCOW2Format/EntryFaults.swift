@@ -116,6 +116,11 @@ extension EntryRules {
       fileLength: hasDataFile ? .max : fileLength)
   }
 
+  /// Whether an entry has a subcluster bitmap that nobody reads: the format wants zeros there.
+  public func isUnread(_ bitmap: SubclusterBitmap, of entry: L2Entry) -> Bool {
+    isExtended && !hasDataFile && entry.raw & EntryBits.compressed != 0 && bitmap.raw != 0
+  }
+
   /// Whether a host cluster may have the data of the guest cluster that `guest` lies in.
   ///
   /// In an external data file that is the one at the guest's own offset alone. QEMU, too, calls an

@@ -22,7 +22,7 @@ public enum FormatError: Error, Equatable, Sendable {
 /// What is wrong with an offset.
 public enum OffsetProblem: String, Equatable, Sendable {
   case unaligned = "not aligned to a cluster"
-  case zero = "zero"
+  case zero = "zero, expected a place in the file"
   case beyondLimit = "beyond the format's limit"
   case beyondEnd = "beyond the end of the file"
   case missing = "the file ends before it"

@@ -97,3 +97,26 @@ extension Header {
     if headerLength > Field.compressionType { span[Field.compressionType] = compressionType }
   }
 }
+
+extension Header {
+  /// Takes the fields as they are, whatever they say: for who judges each by itself.
+  ///
+  /// - Parameter bytes: The first 112 bytes of a file, zeros beyond its end.
+  public init(unjudged bytes: Span<UInt8>) {
+    self.init(version: 3, clusterBits: 16, size: bytes.be64(Field.size))
+    version = bytes.be32(Field.version)
+    backingFileOffset = bytes.be64(Field.backingFileOffset)
+    backingFileSize = bytes.be32(Field.backingFileSize)
+    clusterBits = bytes.be32(Field.clusterBits)
+    cryptMethod = bytes.be32(Field.cryptMethod)
+    l1Size = bytes.be32(Field.l1Size)
+    l1TableOffset = bytes.be64(Field.l1TableOffset)
+    snapshotCount = bytes.be32(Field.snapshotCount)
+    snapshotsOffset = bytes.be64(Field.snapshotsOffset)
+    headerLength = UInt32(Self.v2Length)
+    guard version != 2 else { return }
+    incompatible = IncompatibleFeatures(rawValue: bytes.be64(Field.incompatible))
+    headerLength = bytes.be32(Field.headerLength)
+    if headerLength > Field.compressionType { compressionType = bytes[Field.compressionType] }
+  }
+}

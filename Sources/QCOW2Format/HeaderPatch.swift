@@ -16,7 +16,12 @@ public enum HeaderPatch: Equatable, Sendable {
   /// Where the backing file's name lies in the header cluster, and its bytes; both 0 for no backing file.
   case backingFile(offset: UInt64, length: UInt32)
   case incompatible(IncompatibleFeatures)
+  case compatible(CompatibleFeatures)
+  /// log2 of the width of refcounts; for a refcount table whose blocks have that width.
+  case refcountOrder(UInt32)
   case autoclear(AutoclearFeatures)
+  /// All of these, in this order.
+  indirect case several([HeaderPatch])
 
   /// The bytes that hold every field that may change.
   public static let sectorLength = 512
@@ -44,8 +49,14 @@ public enum HeaderPatch: Equatable, Sendable {
       sector.storeBE(length, Header.Field.backingFileSize)
     case .incompatible(let bits):
       if version >= 3 { sector.storeBE(bits.rawValue, Header.Field.incompatible) }
+    case .compatible(let bits):
+      if version >= 3 { sector.storeBE(bits.rawValue, Header.Field.compatible) }
+    case .refcountOrder(let order):
+      if version >= 3 { sector.storeBE(order, Header.Field.refcountOrder) }
     case .autoclear(let bits):
       if version >= 3 { sector.storeBE(bits.rawValue, Header.Field.autoclear) }
+    case .several(let patches):
+      for patch in patches { patch.write(into: &sector, version: version) }
     }
   }
 }
@@ -88,8 +99,14 @@ extension Header {
       backingFileSize = length
     case .incompatible(let bits):
       if version >= 3 { incompatible = bits }
+    case .compatible(let bits):
+      if version >= 3 { compatible = bits }
+    case .refcountOrder(let order):
+      if version >= 3 { refcountOrder = order }
     case .autoclear(let bits):
       if version >= 3 { autoclear = bits }
+    case .several(let patches):
+      for patch in patches { apply(patch) }
     }
   }
 

@@ -16,15 +16,15 @@ public struct RefcountPlan: Equatable, Sendable {
   }
 
   /// The clusters of the table.
-  public let table: Range<UInt64>
+  public let table: Range<HostCluster>
   /// The clusters of the blocks, in the order of their numbers.
-  public let blocks: Range<UInt64>
+  public let blocks: Range<HostCluster>
   /// The numbers of the blocks, ascending.
   public let numbers: [UInt64]
   public let geometry: ClusterGeometry
 
   /// The clusters of the table and of the blocks.
-  public var clusters: Range<UInt64> {
+  public var clusters: Range<HostCluster> {
     min(table.lowerBound, blocks.lowerBound)..<max(table.upperBound, blocks.upperBound)
   }
 
@@ -40,7 +40,8 @@ public struct RefcountPlan: Equatable, Sendable {
   ) throws(TableTooLong) {
     let (count, tableClusters) = try Self.size(
       counting: others, after: 0, leastEntries: 1, geometry)
-    table = 1..<(1 + tableClusters)
+    let first = HostCluster(1)
+    table = first..<(first + tableClusters)
     blocks = table.upperBound..<(table.upperBound + count)
     numbers = Array(0..<count)
     self.geometry = geometry
@@ -79,9 +80,9 @@ public struct RefcountPlan: Equatable, Sendable {
   /// - Throws: ``TableTooLong``.
   public init(
     counting used: [UInt64], _ geometry: ClusterGeometry,
-    findPlace: (UInt64) -> Range<UInt64>
+    findPlace: (UInt64) -> Range<HostCluster>
   ) throws(TableTooLong) {
-    var place: Range<UInt64> = 0..<0
+    var place = HostCluster(0)..<HostCluster(0)
     while true {
       let numbers = Set(used).union(geometry.refcountBlocks(of: place)).sorted()
       let entries = (numbers.last ?? 0) + 1
@@ -142,7 +143,7 @@ public struct RefcountPlan: Equatable, Sendable {
 
 extension RefcountPlan {
   /// Whether one of the blocks has the refcount of a cluster.
-  public func covers(_ cluster: UInt64) -> Bool {
+  public func covers(_ cluster: HostCluster) -> Bool {
     let number = geometry.refcountBlock(of: cluster)
     var low = 0
     var high = numbers.count
@@ -154,11 +155,11 @@ extension RefcountPlan {
   }
 
   /// Where the table lies.
-  public var tableOffset: HostOffset { geometry.start(ofHostCluster: table.lowerBound) }
+  public var tableOffset: HostOffset { geometry.start(of: table.lowerBound) }
 
   /// Where the block at `position` of ``numbers`` lies.
   public func block(at position: Int) -> HostOffset {
-    geometry.start(ofHostCluster: blocks.lowerBound + UInt64(position))
+    geometry.start(of: blocks.lowerBound + UInt64(position))
   }
 
   /// Stores the blocks' entries among those of a table; leaves the others.
@@ -180,7 +181,7 @@ extension RefcountWidth {
   ///   - number: Of the block.
   ///   - geometry: The image's.
   public static func countOnce(
-    _ used: Range<UInt64>, in block: UnsafeMutableRawPointer, number: UInt64,
+    _ used: Range<HostCluster>, in block: UnsafeMutableRawPointer, number: UInt64,
     _ geometry: ClusterGeometry
   ) {
     let counted = geometry.clusters(ofRefcountBlock: number)

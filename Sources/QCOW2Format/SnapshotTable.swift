@@ -133,4 +133,35 @@ extension SnapshotEntry {
     return start.copy(0..<Field.extraLength) + bigEndianBytes(UInt32(extra.count)) + extra
       + texts.copy(0..<textLength)
   }
+
+  /// The same entry with another L1 table, which has another VM state; all else stays.
+  ///
+  /// Extra data that is known and missing is filled in, so that the size of the VM state has its 64 bits.
+  ///
+  /// - Parameters:
+  ///   - l1Table: The host offset of the other table.
+  ///   - l1Size: In entries.
+  ///   - vmStateSize: In bytes.
+  ///   - diskSize: In bytes, by the header: for an entry that has no size of its own.
+  ///   - old: The bytes of this entry, all ``length`` of them.
+  /// - Returns: The bytes of the new entry, without the padding after it.
+  public func leading(
+    to l1Table: HostOffset, entries l1Size: UInt32, vmStateSize: UInt64, diskSize: UInt64,
+    of old: [UInt8]
+  ) -> [UInt8] {
+    let span = old.span
+    var bytes = completed(
+      start: span.extracting(0..<Int(idPosition)),
+      texts: span.extracting(Int(idPosition)..<Int(length)),
+      diskSize: diskSize)
+    let fields: [(Int, [UInt8])] = [
+      (Field.l1Table, bigEndianBytes(l1Table.bytes)), (Field.l1Size, bigEndianBytes(l1Size)),
+      (Field.vmStateSize, bigEndianBytes(UInt32(clamping: vmStateSize))),
+      (Self.fixedLength + Field.Extra.vmStateSize, bigEndianBytes(vmStateSize)),
+    ]
+    for (position, value) in fields {
+      bytes.replaceSubrange(position..<position + value.count, with: value)
+    }
+    return bytes
+  }
 }

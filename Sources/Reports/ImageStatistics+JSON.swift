@@ -16,6 +16,10 @@ extension ImageStatistics {
       .init("pending_frees", .count(pendingFrees)),
       .init("durable_frees", .count(durableFrees)),
       .init("bitmaps", .count(bitmaps)),
+      .init("leaks", .string(leaks.name)),
+      .init("leaks_returned", .count(leaksReturned)),
+      .init("pauses", .count(pauses)),
+      .init("longest_pause_ms", .decimal(Double(longestPause) / 1e6, digits: 3)),
     ])
   }
 }

@@ -33,12 +33,33 @@ public final class FileRequests: Sendable {
     _ request: BlockRequest, slot: Int, plans: Bool = true
   ) async -> Errno? {
     let driver = driver(of: slot)
-    let source = CallerSource(driver, files)
+    let source = CallerSource(driver, files, move: nil)
     if plans {
       driver.start(request, slot: slot, for: source)
     } else {
       driver.startOnSlowPath(request, slot: slot, for: source)
     }
+    return await source.outcome()
+  }
+
+  /// Carries out one request without memory for its data: each transfer is the caller's.
+  ///
+  /// - Parameters:
+  ///   - request: A read or write. Its data is not looked at.
+  ///   - slot: One of the target's slots of this worker.
+  ///   - move: Carries a transfer out, and returns its bytes or a negative errno, as ``RequestSource`` does;
+  ///     a part of the transfer may come again.
+  /// - Returns: The errno if it failed: `.notSupported` if the request needs memory.
+  public func perform(
+    _ request: BlockRequest, slot: Int,
+    moving move: @escaping @Sendable (HostTransfer, any HostFile) async -> Int32
+  ) async -> Errno? {
+    let driver = driver(of: slot)
+    let source = CallerSource(driver, files, move: move)
+    var bare = request
+    // Of no ring: whatever would look at the data is refused by ``CallerSource/serve(_:slot:)``.
+    bare.data = DataBuffer(registered: 0, offset: 0, count: Int(request.length))
+    driver.start(bare, slot: slot, for: source)
     return await source.outcome()
   }
 
@@ -61,12 +82,20 @@ private final class CallerSource: RequestSource, @unchecked Sendable {
 
   private let requests: RequestDriver
   private let files: [any HostFile]
+  /// Carries transfers out in place of the files.
+  private let move: (@Sendable (HostTransfer, any HostFile) async -> Int32)?
+  /// Whether all transfers so far were carried out, so that the rest needs no data; nil before the first.
+  private var hasMoved: Bool?
   private var work: [@Sendable () async -> Void] = []
   private var failure: Int32?
 
-  init(_ requests: RequestDriver, _ files: [any HostFile]) {
+  init(
+    _ requests: RequestDriver, _ files: [any HostFile],
+    move: (@Sendable (HostTransfer, any HostFile) async -> Int32)?
+  ) {
     self.requests = requests
     self.files = files
+    self.move = move
   }
 
   /// Does what there is to do until the request has ended, which is when nothing is left.
@@ -95,6 +124,12 @@ private final class CallerSource: RequestSource, @unchecked Sendable {
     _ transfer: HostTransfer, _ data: DataBuffer, _ isRead: Bool
   ) async -> Int32 {
     let file = files[Int(transfer.file)]
+    if let move {
+      guard transfer.kind == .file else { return -Errno.notSupported.code }
+      let result = await move(transfer, file)
+      hasMoved = result > 0 && hasMoved != false
+      return result
+    }
     do throws(Errno) {
       switch transfer.kind {
       case .zeroes: try await file.fillWithZeroes(data)
@@ -106,7 +141,8 @@ private final class CallerSource: RequestSource, @unchecked Sendable {
   }
 
   func serve(_ request: BlockRequest, slot: Int) async -> Errno? {
-    await requests.target.serve(
+    if move != nil, hasMoved != true { return .notSupported }
+    return await requests.target.serve(
       request, at: RequestSlot(worker: requests.worker, number: slot)
     ).errno
   }

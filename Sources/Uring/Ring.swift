@@ -115,12 +115,21 @@ public struct Ring: ~Copyable {
 
   // MARK: Tables
 
-  /// Makes `files` known to the kernel, as slots 0 and up in their order.
-  public func registerFiles(_ files: [Int32]) throws(Errno) {
+  /// Makes a table of `count` file slots, all of them empty.
+  public func registerSparseFiles(_ count: Int) throws(Errno) {
+    let result = unsafe io_uring_register_files_sparse(raw, UInt32(count))
+    if result < 0 { throw Errno(-result) }
+  }
+
+  /// Puts files into slots of the table, from `slot` on; -1 empties a slot.
+  ///
+  /// Entries that the kernel has taken before keep the file that the slot had then.
+  public func setFiles(_ files: [Int32], from slot: Int) throws(Errno) {
     let result = unsafe files.withUnsafeBufferPointer {
-      unsafe io_uring_register_files(raw, $0.baseAddress, UInt32($0.count))
+      unsafe io_uring_register_files_update(raw, UInt32(slot), $0.baseAddress, UInt32($0.count))
     }
     if result < 0 { throw Errno(-result) }
+    if Int(result) != files.count { throw Errno.io }
   }
 
   /// Takes the table of files back, and with it the references that the ring holds.

@@ -214,9 +214,38 @@ public final class WorkerLoop: @unchecked Sendable {
   // MARK: Files
 
   /// Registers `files` with the ring, as slots 0 and up in their order.
-  public func registerFiles(_ files: [Int32]) throws(Errno) {
-    try ring.registerFiles(files)
+  ///
+  /// - Parameters:
+  ///   - files: Their descriptors.
+  ///   - room: The number of slots that the table has, with those for ``setFile(_:slot:)``; at least
+  ///     one for each file.
+  /// - Throws: The errno of the kernel; there is no table then.
+  public func registerFiles(_ files: [Int32], room: Int) throws(Errno) {
+    precondition(files.count <= room, "a table of files must have a slot for each")
+    try ring.registerSparseFiles(room)
+    try ring.setFiles(files, from: 0)
     registeredFiles = files
+  }
+
+  /// Puts a file into a slot of the table, or takes it out, while the ring is used.
+  ///
+  /// Queued entries are submitted first, so each entry gets the file that its slot had when it was made.
+  /// A file must be taken out before its descriptor is closed: ``file(_:)`` would take a later file with
+  /// that descriptor for it.
+  ///
+  /// - Parameters:
+  ///   - descriptor: The file; nil takes out what the slot has.
+  ///   - slot: Which slot of the table.
+  /// - Throws: The errno of the kernel, `EINVAL` for a slot that the table does not have. ``file(_:)``
+  ///   names the slot no more, whatever the kernel has there.
+  public func setFile(_ descriptor: Int32?, slot: Int) throws(Errno) {
+    assertOwnThread()
+    if ring.unsubmitted > 0 { ring.enter(waitingFor: 0) }
+    if slot < registeredFiles.count { registeredFiles[slot] = -1 }
+    try ring.setFiles([descriptor ?? -1], from: slot)
+    guard let descriptor else { return }
+    while registeredFiles.count <= slot { registeredFiles.append(-1) }
+    registeredFiles[slot] = descriptor
   }
 
   /// Takes the registration back, so that the ring no longer holds the files open.

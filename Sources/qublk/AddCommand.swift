@@ -45,7 +45,8 @@ struct AddCommand: ParsableCommand {
   @Option(name: .shortAndLong, help: "Requests in flight per queue.")
   var depth = 128
 
-  @Flag(help: "Never write, neither to the device nor to the image.")
+  @Flag(
+    name: .shortAndLong, help: "Never write, neither to the device nor to the image.")
   var readOnly = false
 
   @Option(help: "The logical block size: 512 or 4096.")
@@ -103,6 +104,21 @@ struct AddCommand: ParsableCommand {
       """)
   var onNoSpace = NoSpacePolicy.fail
 
+  @Flag(
+    help: """
+      Leave clusters leaked that a daemon which died, or a power cut, has left reserved. Without this they \
+      are given back in the background.
+      """)
+  var noRepair = false
+
+  @Option(
+    help: """
+      Keep the device, and all requests, when the daemon dies: its supervisor starts another, and \
+      applications see a pause. on needs Linux 6.16 and --format raw or null: what a qcow2 image has in \
+      memory would be lost. (on, off; default: on where that can be)
+      """)
+  var recovery: OnOff?
+
   @Flag(help: "Print a JSON object instead of the path.")
   var json = false
 
@@ -118,6 +134,8 @@ struct AddCommand: ParsableCommand {
   static let queueLimit = 64
   /// In microseconds: a thread that looks is at the disposal of nothing else.
   static let pollLimit = 1000
+  /// Those of Linux for devices with many queues.
+  static let schedulers = ["none", "mq-deadline", "kyber", "bfq"]
   /// `UBLK_MAX_QUEUE_DEPTH`.
   static let depthLimit = 4096
 
@@ -131,8 +149,17 @@ struct AddCommand: ParsableCommand {
     if let zeroCopySlots { try check("--zero-copy-slots", zeroCopySlots, in: 1...Self.depthLimit) }
     try check("--poll-max-us", pollMaxUs, in: 0...Self.pollLimit)
     try check("--dirty-age", dirtyAge, in: 1...3_600_000)
-    if scheduler.isEmpty || scheduler.contains(where: { $0 == "/" || $0 == "\n" }) {
-      throw ValidationError("--scheduler is \"\(scheduler)\", expected the name of a scheduler")
+    if !Self.schedulers.contains(scheduler) {
+      throw ValidationError(
+        "--scheduler is \"\(scheduler)\", expected \(Self.schedulers.joined(separator: ", "))")
+    }
+    for (name, isGiven) in [("--compress", compress), ("--copy-on-read", copyOnRead)] {
+      if isGiven && readOnly { throw ValidationError("\(name) and --read-only exclude each other") }
+    }
+    if recovery == .on, !format.isRecoverable {
+      throw ValidationError(
+        "--recovery on needs --format raw or null: a qcow2 image has metadata in memory that would be "
+          + "lost with the daemon")
     }
     if blockSize != 512, blockSize != 4096 {
       throw ValidationError("--block-size is \(blockSize), expected 512 or 4096")
@@ -181,11 +208,18 @@ struct AddCommand: ParsableCommand {
   func run() throws {
     let request = try AttachRequest(self)
     guard !foreground else {
-      try DeviceServer.run(request, ReadySignal())
+      // Whoever started it may start it again when it has died.
+      let again = try Recovery.start(instead: request)
+      try DeviceServer.run(again ?? ServerStart(request), ReadySignal())
       return
     }
+    try Self.launch(ServerStart(request))
+  }
+
+  /// Leaves a supervisor and its daemon behind, and prints what the daemon says when it serves.
+  static func launch(_ start: ServerStart) throws(CommandError) {
     try Launch.detached { ready throws(CommandError) in
-      try DeviceServer.run(request, ready)
+      try Supervisor.run(start, ready)
     } output: { text throws(CommandError) in
       guard writeAll(STDOUT_FILENO, text + "\n") else { throw .untold(Errno(errno)) }
     }

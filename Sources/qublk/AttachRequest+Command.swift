@@ -31,7 +31,13 @@ extension AttachRequest {
       pollLimit: UInt64(command.pollMaxUs) * 1000,
       scheduler: command.scheduler == "keep" ? nil : command.scheduler,
       dirtyAge: command.dirtyAge, printsJSON: command.json, noSpace: command.onNoSpace,
-      version: Qublk.version)
+      returnsLeaks: !command.noRepair, version: Qublk.version)
+    recovery =
+      switch command.recovery {
+      case .on: .on
+      case .off: .off
+      case nil: .auto
+      }
   }
 
   private static func resolved(_ image: String) throws(CommandError) -> String {

@@ -21,26 +21,28 @@ struct BenchCommand: ParsableCommand {
       refused.
       """)
 
-  @Option(name: .short, help: "The number of requests. (default: 75000)") var count: Int?
-  @Option(name: .short, help: "The requests in flight, per queue.") var depth = 64
-  @Option(name: .short, help: "The image format: qcow2 or raw. (default: qcow2)")
+  @Option(name: .shortAndLong, help: "The number of requests. (default: 75000)") var count: Int?
+  @Option(name: .shortAndLong, help: "The requests in flight, per queue.") var depth = 64
+  @Option(name: .shortAndLong, help: "The image format: qcow2 or raw. (default: qcow2)")
   var format: String?
-  @Option(name: .short, help: "The first byte of the first request.")
+  @Option(name: .shortAndLong, help: "The first byte of the first request.")
   var offset = ByteSize(bytes: 0)
-  @Option(name: .customShort("s"), help: "The bytes per request.")
+  @Option(name: [.customShort("s"), .long], help: "The bytes per request.")
   var bufferSize = ByteSize(bytes: 4096)
   @Option(
-    name: .customShort("S"),
+    name: [.customShort("S"), .long],
     help: "The bytes from one request to the next. (default: those per request)")
   var stepSize: ByteSize?
   @Option(
-    name: .customShort("t"),
+    name: [.customShort("t"), .long],
     help: "The cache mode: none, writeback, writethrough, directsync or unsafe.")
   var cache: String?
   @Flag(
-    name: .customShort("w"), help: "Write instead of reading: the data of the image is overwritten."
+    name: [.customShort("w"), .customLong("write")],
+    help: "Write instead of reading: the data of the image is overwritten."
   ) var isWrite = false
-  @Flag(name: .customShort("q"), help: "Print nothing but errors.") var isQuiet = false
+  @Flag(name: [.customShort("q"), .customLong("quiet")], help: "Print nothing but errors.")
+  var isQuiet = false
   @Flag(name: [.customShort("U"), .long], help: "Take no locks; not for writing.")
   var forceShare = false
   @Option(
@@ -54,8 +56,7 @@ struct BenchCommand: ParsableCommand {
   @Flag(help: "Do not wait for the writes in flight before a flush.") var noDrain = false
   @Flag(help: "The image is given as options: driver=qcow2,file.filename=….")
   var imageOpts = false
-  @Option(help: "An object: secret,id=NAME,file=PATH; may be given again.")
-  var object: [String] = []
+  @OptionGroup var objects: ObjectOption
 
   @Flag(help: "Requests go anywhere from the first byte on, by multiples of the step.")
   var random = false
@@ -80,17 +81,19 @@ struct BenchCommand: ParsableCommand {
   }
 
   func run() throws {
-    let opening: IOOpening
-    let settings: DiskImageOptions
+    let opening: DiskOpening
+    var settings: DiskImageOptions
     do throws(IOFailure) {
       opening = try self.opening()
       settings = try diskOptions(opening)
+      DamageNotes.collect(from: &settings)
     } catch {
       if let text = error.lines.errors { IOOutput.complain(text + "\n") }
       throw ExitCode(1)
     }
     let options = try benchOptions(opening.cache)
-    let disk = try opening.format.diskFormat.openBlocking(settings)
+    let format = opening.format ?? .qcow2
+    let disk = try format.openBlocking(settings)
     let result: BenchResult
     let report: BenchReport
     do {
@@ -101,7 +104,7 @@ struct BenchCommand: ParsableCommand {
         throw CommandError.ring(error)
       }
       report = BenchReport(
-        image: image, format: opening.format.rawValue, cache: opening.cache.rawValue,
+        image: image, format: format.rawValue, cache: opening.cache.rawValue,
         options: options, result: result,
         locks: locks ? before.flatMap { BenchLocks.now()?.since($0) } : nil,
         statistics: (disk as? DiskImage)?.engine.statistics)

@@ -12,5 +12,11 @@ struct ByteSize: ExpressibleByArgument {
     self.bytes = bytes
   }
 
+  /// Throws if an offset or length is more than a file can have.
+  func requireFileSize(_ option: String) throws(ValidationError) {
+    guard bytes > UInt64(Int64.max) else { return }
+    throw ValidationError("\(option) is \(bytes), expected 0 to \(Int64.max)")
+  }
+
   var defaultValueDescription: String { String(bytes) }
 }

@@ -12,13 +12,15 @@ struct DeleteCommand: ParsableCommand {
     commandName: "del", abstract: "Detach devices.",
     discussion: """
       A device that is mounted or open is refused, and so is one whose cached data cannot be \
-      written back; --force detaches it all the same, and what was not written is lost. A device \
+      written back; --force detaches it all the same, and what was not written is lost. So is a \
+      device that is in use and waits for a daemon ("qublk recover" starts one); with --force the \
+      requests that wait fail. A device \
       that is not there, or that another command has detached meanwhile, is an error.
       """,
     aliases: ["delete"])
 
-  @Argument(help: "The devices: ID, ublkbID or /dev/ublkbID.")
-  var devices: [DeviceName] = []
+  @Argument(help: "The devices: ID, ublkbID, /dev/ublkbID, or the image of one.")
+  var devices: [DeviceReference] = []
 
   @Flag(help: "All devices that qublk made. With --force those of other programs too.")
   var all = false
@@ -26,31 +28,19 @@ struct DeleteCommand: ParsableCommand {
   @Flag(name: .shortAndLong, help: "Even if it is in use, or another program's.")
   var force = false
 
-  func validate() throws {
-    if all == devices.isEmpty { return }
-    throw ValidationError(
-      all ? "--all and named devices exclude each other" : "name a device, or add --all")
-  }
+  func validate() throws { try DeviceReference.requireChoice(devices, all: all) }
 
   func run() throws {
-    var errors: [CommandError] = []
-    for device in try wanted() {
-      do throws(CommandError) {
-        try Deletion(device, isForced: force).run()
-      } catch {
-        errors.append(error)
-      }
+    try DeviceReference.forEach(try wanted()) { (device) throws(CommandError) in
+      try Deletion(device, isForced: force).run()
     }
-    if let first = errors.first { throw errors.count == 1 ? first : .notStopped(errors) }
   }
 
-  private func wanted() throws(CommandError) -> [DeviceName] {
-    guard all else { return devices }
+  private func wanted() throws -> [DeviceName] {
+    guard all else { return try devices.map { try $0.device() } }
     return try DeviceList.read().filter { force || $0.isOurs }.map(\.name)
   }
 }
-
-extension DeviceName: ExpressibleByArgument {}
 
 /// The end of one device.
 private struct Deletion {
@@ -65,7 +55,9 @@ private struct Deletion {
   }
 
   func run() throws(CommandError) {
-    if directory.hasDaemon {
+    if try isWaiting() {
+      try deleteWaiting()
+    } else if directory.hasDaemon {
       if !isForced { try checkUnused() }
       let trouble = directory.read()?.trouble
       try askDaemon()
@@ -80,9 +72,47 @@ private struct Deletion {
     if !isGone { throw .leftBehind(device) }
   }
 
+  /// Whether the device waits for a daemon that does not come by itself; one that comes is waited for.
+  private func isWaiting() throws(CommandError) -> Bool {
+    guard directory.hasDaemon else { return false }
+    var phase = DeviceState.Recovery.Phase.serving
+    _ = wait(seconds: isForced ? 0 : 60) {
+      phase = directory.read()?.recovery?.phase ?? .serving
+      return phase == .serving || phase == .quiesced
+    }
+    return phase != .serving
+  }
+
+  /// Deletes a device whose supervisor has no daemon; what waits in the driver fails.
+  private func deleteWaiting() throws(CommandError) {
+    if !isForced {
+      guard directory.read()?.recovery?.phase == .quiesced else { throw .daemonLost(device) }
+      try checkNothingWaits()
+      guard let process = directory.read()?.supervisor, let supervisor = SupervisorProcess(process),
+        supervisor.end(within: 10)
+      else { throw .daemonLost(device) }
+      return try deleteDirectly()
+    }
+    // The supervisor ends when it finds the device stopped; one that has given up is told to.
+    let supervisor = directory.read()?.supervisor.flatMap { SupervisorProcess($0) }
+    try Control().end(device)
+    if let supervisor, !supervisor.end(within: 10) { throw .daemonLost(device) }
+    try deleteDirectly()
+  }
+
+  /// Refuses to delete a device that waits for its daemon while that would lose something.
+  private func checkNothingWaits() throws(CommandError) {
+    if let use = DeviceUse.findUnserved(device) { throw .waitsForRecovery(device, use) }
+  }
+
   /// Refuses a device in use, and writes its page cache back while failing can still be undone.
   private func checkUnused() throws(CommandError) {
-    if try ask(.stop(.check)) { try writePageCacheBack() }
+    guard try ask(.stop(.check)) else { return }
+    // What its daemon must not find out by itself.
+    if directory.read()?.recovery != nil, let use = DeviceUse.findLasting(device) {
+      throw .busy(device, use)
+    }
+    try writePageCacheBack()
   }
 
   private func writePageCacheBack() throws(CommandError) {
@@ -101,8 +131,10 @@ private struct Deletion {
     let process = directory.read()?.process
     let handle = process.map { qublk_pidfd_open($0) } ?? -1
     defer { if handle >= 0 { close(handle) } }
+    let supervisor = directory.read()?.supervisor.flatMap { SupervisorProcess($0) }
     if try !ask(.stop(isForced ? .forced : .ifUnused)) { try deleteFromKernel() }
     if handle >= 0 { _ = waitReadable(handle, milliseconds: 10_000) }
+    if let supervisor { supervisor.waitForEnd(seconds: 10) }
   }
 
   /// Has the daemon answer.
@@ -156,7 +188,11 @@ private struct Deletion {
         }
         return try endDaemonWithoutFiles(info.serverPID)
       }
-      if let use = DeviceUse.findLasting(device) { throw .deadInUse(device, use) }
+      if info.state == .quiesced {
+        try checkNothingWaits()
+      } else if let use = DeviceUse.findLasting(device) {
+        throw .deadInUse(device, use)
+      }
     }
     try control.end(device)
     guard !isForced else { return }

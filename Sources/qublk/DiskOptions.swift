@@ -29,6 +29,25 @@ struct DiskOptions: ParsableArguments {
       """)
   var cacheSize: ByteSize?
 
+  @Option(
+    help: """
+      Turn writes that are nothing but zeros into write-zeroes: off, on, or unmap, which may give their \
+      place back. Every write's data is looked at, and copied.
+      """)
+  var detectZeroes = DetectZeroes.off
+
+  @Option(
+    help: """
+      Take QEMU's locks: auto, on or off. Without them nothing keeps another program from changing the \
+      image at the same time.
+      """)
+  var locking = Locking.auto
+
+  /// The words of `--locking`.
+  enum Locking: String, ExpressibleByArgument, CaseIterable {
+    case auto, on, off
+  }
+
   @OptionGroup var secrets: SecretOptions
 
   static let cacheMinimum: UInt64 = 64 << 10
@@ -49,6 +68,11 @@ struct DiskOptions: ParsableArguments {
       options.backingPolicy = try BackingPolicy(parsing: backingPolicy)
     } catch { throw ValidationError("--backing-policy: \(error.message)") }
     options.dataFile = dataFile
+    options.detectZeroes = detectZeroes
+    if locking == .off {
+      options.locks = .ignored
+      ToolOutput.warn("--locking off: other programs can change the image at the same time")
+    }
     options.secrets = LayerSecrets(inOrder: try secrets.read())
     do throws(Errno) { try options.makePathsAbsolute() } catch {
       throw ValidationError("cannot find out the current directory: \(error)")
@@ -57,3 +81,5 @@ struct DiskOptions: ParsableArguments {
 }
 
 extension BackingFormat: ExpressibleByArgument {}
+
+extension DetectZeroes: ExpressibleByArgument {}

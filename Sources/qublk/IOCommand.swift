@@ -18,6 +18,8 @@ struct IOCommand: ParsableCommand {
   @Option(name: .shortAndLong, help: "The format of the image: qcow2 or raw. (default: qcow2)")
   var format: String?
   @Flag(name: .shortAndLong, help: "Open for reading only.") var readOnly = false
+  @Flag(name: .shortAndLong, help: "Writes go to an overlay that is thrown away.")
+  var snapshot = false
   @Flag(name: .shortAndLong, help: "Bypass the host's page cache, as -t none.")
   var nocache = false
   @Flag(name: [.customShort("C"), .long], help: "Copy what is read from backing files.")
@@ -36,12 +38,7 @@ struct IOCommand: ParsableCommand {
   var options: [String] = []
   @Flag(help: "The image is given as options: driver=qcow2,file.filename=….")
   var imageOpts = false
-  @Option(
-    help: """
-      An object: secret,id=NAME,file=PATH, or data=TEXT, which everyone can see in the list of \
-      processes; may be given again.
-      """)
-  var object: [String] = []
+  @OptionGroup var objects: ObjectOption
   @Flag(name: [.customShort("k"), .long], help: .hidden) var nativeAio = false
   @Option(name: [.customShort("i"), .customLong("aio")], help: .hidden) var asyncMode: String?
   @OptionGroup var disk: DiskOptions
@@ -50,6 +47,7 @@ struct IOCommand: ParsableCommand {
   func run() throws {
     var options = DiskImageOptions(path: "")
     try disk.apply(to: &options)
+    DamageNotes.collect(from: &options)
     let script: Workbench.Script
     do throws(IOFailure) {
       script = Workbench.Script(
@@ -66,16 +64,19 @@ struct IOCommand: ParsableCommand {
   }
 
   private func secrets() throws(IOFailure) -> [ObjectSecret] {
-    do throws(OptionTextError) {
-      return try object.map { (text) throws(OptionTextError) in try ObjectSecret(parsing: text) }
-    } catch { throw .optionText(error) }
+    do throws(OptionTextError) { return try objects.secrets() } catch { throw .optionText(error) }
   }
 
   /// What to open at once; nil if no image is named.
-  private func opening(_ options: DiskImageOptions) throws(IOFailure) -> IOOpening? {
-    var opening = IOOpening()
+  private func opening(_ options: DiskImageOptions) throws(IOFailure) -> DiskOpening? {
+    try IOFailure.opening { () throws(OpeningError) in try diskOpening(options) }
+  }
+
+  private func diskOpening(_ options: DiskImageOptions) throws(OpeningError) -> DiskOpening? {
+    var opening = DiskOpening()
     opening.disk = options
     opening.isReadOnly = readOnly
+    opening.usesOverlay = snapshot
     opening.copiesOnRead = copyOnRead
     opening.sharesByForce = forceShare
     opening.misaligns = misalign
@@ -86,12 +87,12 @@ struct IOCommand: ParsableCommand {
     for list in self.options { try opening.apply(list: list) }
     guard let image else { return nil }
     if imageOpts {
-      if format != nil { throw .openOption("--image-opts and -f are mutually exclusive") }
+      if format != nil { throw OpeningError("--image-opts and -f are mutually exclusive") }
       try opening.apply(list: image)
     } else {
-      try opening.setPath(image)
+      try opening.setName(image)
     }
-    if opening.path == nil { throw .openOption("--image-opts: \"file.filename\" is missing") }
+    if opening.path == nil { throw OpeningError("--image-opts: \"file.filename\" is missing") }
     return opening
   }
 }

@@ -16,9 +16,10 @@ struct ListCommand: ParsableCommand {
       write something), no-space (the host is full), damaged (the image breaks the format and is no \
       longer changed), sync-failed (written data may be lost, and nothing more is written); "qublk \
       stats" and the log say more. stopped (a signal has stopped the daemon; kill -CONT lets it go on). \
-      dead or fail-io (the daemon is gone, requests fail). quiesced (the daemon is gone, requests \
-      wait). stale (only files in /run/qublk are left). "qublk del" removes devices in each of these \
-      states. A device of another program has no image, nor has a device of qublk whose files in \
+      dead or fail-io (the daemon is gone, requests fail). recovering (the daemon has died, requests \
+      wait until its supervisor has started another). quiesced (the daemon is gone, requests wait for \
+      "qublk recover"; the reason is below the table). stale (only files in /run/qublk are left). \
+      "qublk del" removes devices in each of these states. A device of another program has no image, nor has a device of qublk whose files in \
       /run/qublk are lost; "qublk del" removes the latter all the same.
       """,
     aliases: ["ls"])
@@ -42,11 +43,16 @@ struct ListCommand: ParsableCommand {
         text + String(repeating: " ", count: width - text.count)
       }
       return cells.joined(separator: "  ").trimmingEnd() + "\n"
-    }.joined()
+    }.joined() + devices.map(\.waitLine).joined()
   }
 }
 
 extension ListedDevice {
+  /// A line below the table for a device whose requests wait.
+  fileprivate var waitLine: String {
+    waitReason.map { "\(name.path): \(state.rawValue): \(printable($0))\n" } ?? ""
+  }
+
   fileprivate var row: [String] {
     let shape = queues.flatMap { queues in depth.map { "\(queues)x\($0)" } }
     return [
@@ -71,6 +77,9 @@ extension ListedDevice {
       .init(
         "condition", state == .live ? qublk.map { .string($0.condition.rawValue) } ?? .null : .null),
       .init("trouble", qublk?.trouble.map { .string($0) } ?? .null),
+      .init("recovery", qublk.map { .bool($0.recovery != nil) } ?? .null),
+      .init("supervisor", Self.number(qublk?.supervisor)),
+      .init("reason", waitReason.map { .string($0) } ?? .null),
     ])
   }
 

@@ -1,5 +1,6 @@
 import ArgumentParser
 import BlockCore
+import DiskImages
 import Glibc
 import HostFiles
 import ImageJobs
@@ -15,7 +16,7 @@ enum ToolOutput {
   /// Writes `text` to standard output as it is.
   static func write(_ text: String) throws(ExitCode) {
     guard writeAll(STDOUT_FILENO, text) else {
-      note("standard output", "write: \(errorText(Errno(errno)))")
+      note("standard output", "write: \(Errno(errno))")
       throw ExitCode(1)
     }
   }
@@ -40,7 +41,11 @@ enum ToolOutput {
   /// Writes one error line for a job that failed and ends the command with exit status 1.
   static func fail(_ path: String, _ error: JobError) -> ExitCode {
     if case .file(let error) = error { return fail(path, error) }
-    note(path, error.message)
+    if case .open(let error) = error, error.image == path {
+      _ = writeAll(STDERR_FILENO, "qublk: \(error.message)\n")  // the name is in it
+    } else {
+      note(error.disk ?? path, error.message)
+    }
     return ExitCode(1)
   }
 
@@ -49,6 +54,14 @@ enum ToolOutput {
     let use = error == .deviceInUse ? BlockDeviceUse.find(path) : nil
     note(path, use?.refusal ?? error.message)
     return ExitCode(1)
+  }
+
+  /// Writes a warning to standard error.
+  static func warn(_ text: String) { _ = writeAll(STDERR_FILENO, "qublk: warning: \(text)\n") }
+
+  /// Writes one line to standard error that is about no image.
+  static func complain(_ text: String) {
+    _ = writeAll(STDERR_FILENO, "qublk: \(text)\n")  // nowhere left to complain
   }
 
   /// Writes one line about an image to standard error.

@@ -150,11 +150,11 @@ import Testing
       "-s 50331648 times -d 64 times --queues 1, for reads and for writes: more than 4 GiB of memory"
     ),
     (["--mix", "5O"], "The value '5O' is invalid for '--mix <mix>'"),
-    (["-s", "1Q"], "The value '1Q' is invalid for '-s <s>'"),
+    (["-s", "1Q"], "The value '1Q' is invalid for '--buffer-size <buffer-size>'"),
   ])
-  func aWrongUseEndsWith64AndSaysWhy(_ arguments: [String], _ message: String) throws {
+  func aWrongUseEndsWith1AndSaysWhy(_ arguments: [String], _ message: String) throws {
     let outcome = try Subprocess(qublkPath(), ["bench", "x"] + arguments).finish()
-    #expect(outcome.status == 64)
+    #expect(outcome.status == 1)
     #expect(outcome.output == "")
     #expect(outcome.errors.split(separator: "\n").first.map(String.init) == "qublk: " + message)
   }

@@ -21,7 +21,7 @@ struct BlockDeviceTests {
     "bench -w -c 8 -f raw DEV", "bench --mix 50 -c 100 -f raw DEV", "bench -w -c 8 DEV",
     "io -f raw -c write_0_4k DEV", "io -f qcow2 -c write_0_4k DEV", "add -f raw DEV", "add DEV",
     "create -f qcow2 DEV 1M", "create -f qcow2 -o data_file=DEV,data_file_raw=on IMAGE 1M",
-    "check -r all DEV", "check -r leaks DEV",
+    "check -f qcow2 -r all DEV", "check -f qcow2 -r leaks DEV",
   ]
 
   private func run(_ command: String) throws -> Outcome {

@@ -192,7 +192,7 @@ import Testing
     ("{\"version\": \"1\", \"request\": \"stats\"}", .version),
     ("{\"version\": 1}", .malformed), ("{\"version\": 1, \"request\": []}", .malformed),
     ("{\"version\": 1, \"request\": \"x\"}", .unknownRequest),
-    ("{\"version\": 1, \"request\": \"resize\"}", .unknownRequest),
+    ("{\"version\": 1, \"request\": \"format\"}", .unknownRequest),
     ("{\"version\": 1, \"request\": \"stats\", \"arguments\": []}", .arguments),
     ("{\"version\": 1, \"request\": \"stats\", \"arguments\": {\"x\": 1}}", .arguments),
     ("{\"version\": 1, \"request\": \"stop\", \"arguments\": {\"force\": 1}}", .arguments),

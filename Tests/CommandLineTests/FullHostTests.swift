@@ -86,6 +86,42 @@ import Testing
       """)
   }
 
+  @Test("A command without room on the host fails, and the image is as it was, at worst with leaks")
+  func commandsWithoutRoom() throws {
+    try mustSh(
+      """
+      mount -t tmpfs -o size=24M tmpfs m
+      qemu-img create -q -f qcow2 -o cluster_size=4k b 64M; qemu-io -c 'write -P 8 0 3M' b > /dev/null
+      qemu-img create -q -f qcow2 -o cluster_size=4k -b $PWD/b -F qcow2 a0 64M
+      qemu-io -c 'write -P 1 1M 6M' -c 'write -P 2 20M 4M' -c 'discard 2M 2M' a0 > /dev/null
+      qemu-img snapshot -c s a0; qemu-io -c 'write -P 3 5M 2M' a0 > /dev/null
+      qemu-img bitmap --add a0 c; qemu-img convert -O raw a0 raw
+      failures=0
+      for room in 0 3 40; do
+        while read -r words; do
+          cp --sparse=always a0 m/a
+          dd if=/dev/zero of=m/filler bs=4k 2> /dev/null; truncate -s -$((room * 4096)) m/filler
+          $qublk $words > out 2>&1; status=$?; rm m/filler
+          [ $status -le 1 ] || fail "$words: $status $(cat out)"
+          if [ $status = 1 ]; then
+            failures=$((failures + 1)); grep -q 'No space left' out || fail "$words: $(cat out)"
+          fi
+          qemu-img check m/a > check.out 2>&1; found=$?
+          [ $found = 0 ] || [ $status$found = 13 ] || fail "$words: $status $(cat out check.out)"
+          qemu-img compare -q m/a raw || fail "$words: contents"
+        done <<< "compact m/a
+      snapshot -c new m/a
+      resize m/a +2G
+      resize --preallocation=full m/a +8M
+      amend -o refcount_bits=64 m/a
+      bitmap --add -g 512 m/a d
+      rebase -b $PWD/b -B qcow2 m/a
+      vmstate m/a import s raw"
+      done
+      [ $failures -ge 10 ] || fail "only $failures of 24 had no room"
+      """)
+  }
+
   @Test("A clean close cuts off what was reserved and not used")
   func cutAtClose() throws {
     try mustSh(

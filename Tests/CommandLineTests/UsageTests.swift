@@ -54,8 +54,24 @@ import Testing
     (["add", "-f", "raw", "--cache-size", "1M", "y"], "qublk: --cache-size needs --format qcow2"),
     (["del"], "qublk: name a device, or add --all"),
     (["del", "--all", "3"], "qublk: --all and named devices exclude each other"),
-    (["del", "sda"], "qublk: The value 'sda' is invalid for '<devices>'"),
-    (["nonsense"], "qublk: Unexpected argument 'nonsense'"),
+    (
+      ["del", "sda"],
+      "qublk: \"sda\" is not a device: expected ID, ublkbID, /dev/ublkbID, or an image that is "
+        + "attached"
+    ),
+    (
+      ["del", "/dev/ublkb0p1"],
+      "qublk: \"/dev/ublkb0p1\" is a partition: name its device, /dev/ublkb0"
+    ),
+    (
+      ["stats", "/dev/null"],
+      "qublk: \"/dev/null\" is not the image of a device: \"qublk list\" shows which are attached"
+    ),
+    (["nonsense"], "qublk: unknown subcommand \"nonsense\": \"qublk --help\" lists them all"),
+    (["help", "chekc"], "qublk: unknown subcommand \"chekc\": did you mean \"check\"?"),
+    (["add", "--ro", "x"], "qublk: add: unknown option \"--ro\": did you mean \"--read-only\"?"),
+    (["add", "--id"], "qublk: option \"--id\" needs a value"),
+    (["add", "x", "--dirty-age", "-1"], "qublk: --dirty-age is -1, expected 1 to 3600000"),
   ])
   func aWrongUseEndsWith64AndSaysWhy(_ arguments: [String], _ message: String) throws {
     let outcome = try Subprocess(qublkPath(), arguments).finish()

@@ -47,6 +47,33 @@ import Testing
     try scratch.run("qemu-io -r -c 'read -P 9 0 64k' a/link.qcow2")
   }
 
+  @Test func aGivenBackingFileTakesThePlaceOfTheNamedOne() throws {
+    try scratch.run(
+      """
+      mkdir a
+      qemu-img create -q -f raw base 1M
+      qemu-img create -q -u -f qcow2 -b base -F raw a/mid 1M
+      qemu-img create -q -u -f qcow2 -b lost -F qcow2 top 1M
+      qemu-img create -q -f qcow2 alone 1M
+      """)
+    var opening = DiskOpening()
+    let list = "driver=qcow2,file.filename=\(scratch.file("top")),read-only=on"
+    try opening.apply(
+      list: list + ",backing.file.filename=file:\(scratch.file("a/mid")),"
+        + "backing.backing.file.driver=file,backing.backing.file.filename=\(scratch.file("base")),"
+        + "backing.node-name=below")
+    let chain = try OpenChain(opening.diskOptions([]))
+    #expect(chain.layers.map(\.path) == ["top", "a/mid", "base"].map { scratch.file($0) })
+    #expect(chain.layers.map { $0.head == nil } == [false, false, true])
+
+    // An image that names none needs the format of the one that it gets.
+    var options = scratch.options("alone")
+    options.backingPaths[0] = scratch.file("base")
+    #expect(throws: DiskImageError.self) { try OpenChain(options) }
+    options.backingFormats = [.raw]
+    #expect(try OpenChain(options).layers.count == 2)
+  }
+
   @Test func backingFilesAreNotOpenedForWritingByAWriter() throws {
     try scratch.run("qemu-img create -q -f raw base 1M")
     try scratch.run("qemu-img create -q -f qcow2 -b base -F raw top")
@@ -294,6 +321,6 @@ import Testing
     options.locks = .none
     #expect(
       openMessage(options)
-        == "top: only an image that is opened read-only can do without locks")
+        == "top: only an image that is opened for reading alone (-r) can do without locks (-U)")
   }
 }

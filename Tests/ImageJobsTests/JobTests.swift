@@ -3,6 +3,7 @@ import DiskImages
 import Glibc
 import ImageJobs
 import JSON
+import QCOW2Engine
 import QCOW2Tools
 import Synchronization
 import TestTools
@@ -92,11 +93,26 @@ import Uring
     try Self.survive(map) { $0.start == 5 && $0.length == .max }
     map = MapJob()
     try Self.survive(map) { $0.start == 0 && $0.length == .max }
-    try Self.survive(ResizeJob(size: 1 << 63)) { $0.size == 1 << 63 }
+    try Self.survive(ResizeJob(size: 1 << 63)) {
+      if case .exactly(1 << 63) = $0.amount { true } else { false }
+    }
+    try Self.survive(CommitJob(empties: false)) { !$0.empties }
+    let rebase = RebaseJob(base: "b", format: .raw, isUnsafe: true, compresses: true)
+    try Self.survive(rebase) {
+      $0.base == "b" && $0.format == .raw && $0.isUnsafe && $0.compresses
+    }
+    try Self.survive(RebaseJob(base: nil, format: nil, isUnsafe: false, compresses: false)) {
+      $0.base == nil && $0.format == nil && !$0.isUnsafe && !$0.compresses
+    }
     try Self.survive(CheckJob(repair: .all)) { $0.repair == .all }
     try Self.survive(CheckJob()) { $0.repair == nil }
     try Self.survive(InfoJob(filename: "ü\n")) { $0.filename == "ü\n" }
-    try Self.survive(InfoJob()) { $0.filename == nil }
+    try Self.survive(InfoJob()) { $0.filename == nil && !$0.isRaw && $0.limits == nil }
+    let limits = HostLimits(requestAlignment: 512, memoryAlignment: 4, isProbed: true)
+    try Self.survive(InfoJob(isRaw: true, limits: limits)) { $0.isRaw && $0.limits == limits }
+    try Self.survive(MeasureJob(clusterBits: 12, countsData: false)) {
+      $0.clusterBits == 12 && !$0.countsData
+    }
   }
 
   private static func survive<Job: ImageJob>(_ job: Job, _ isSame: (Job) -> Bool) throws {
@@ -107,7 +123,8 @@ import Uring
 
   @Test(arguments: [
     ("{\"size\": -1}", "argument \"size\" is -1, expected a number from 0 to 18446744073709551615"),
-    ("{}", "argument \"size\" is missing"), ("{\"size\": null}", "argument \"size\" is missing"),
+    ("{}", "give one of \"size\", \"grow-by\" and \"shrink-by\""),
+    ("{\"size\": null}", "give one of \"size\", \"grow-by\" and \"shrink-by\""),
     ("{\"size\": 1, \"b\": 2}", "unknown argument \"b\""), ("5", "arguments are not an object"),
   ])
   func `wrong parameters are named`(_ text: String, _ message: String) {
@@ -124,8 +141,8 @@ import Uring
     (result.leaks, result.checkErrors, result.imageEndOffset) = (3, 1, .max)
     #expect(CheckResult(json: result.json) == result)
     #expect(CheckResult(json: .object([])) == nil)
-    let range = MapJob.Range(start: 1, length: .max, isAllocated: true)
-    #expect(MapJob.Range(json: range.json) == range)
-    #expect(MapJob.Range(json: .null) == nil && NoValue(json: .null) == nil)
+    let range = MapRange(start: 1, length: .max, isAllocated: true)
+    #expect(MapRange(json: range.json) == range)
+    #expect(MapRange(json: .null) == nil && NoValue(json: .null) == nil)
   }
 }

@@ -44,10 +44,12 @@ import Testing
 
   @Test func `a map is without gaps and its neighbours differ`() throws {
     let image = try Image()
-    let found = Mutex<[MapJob.Range]>([])
-    let context = JobContext<MapJob.Range>(take: { range in found.withLock { $0.append(range) } })
+    let found = Mutex<[MapRange]>([])
+    let context = JobContext<MapRange>(take: { range in found.withLock { $0.append(range) } })
     let options = DiskImageOptions(path: image.path)
-    _ = try OfflineHost.run(MapJob(), on: .qcow2, options, context)
+    var own = MapJob()
+    own.isOwnOnly = true
+    _ = try OfflineHost.run(own, on: .qcow2, options, context)
     #expect(
       found.withLock { $0 } == [
         .init(start: 0, length: 1 << 20, isAllocated: true),
@@ -65,10 +67,12 @@ import Testing
 
   @Test func `a raw disk is one range`() throws {
     let image = try Image()
-    let found = Mutex<[MapJob.Range]>([])
+    let found = Mutex<[MapRange]>([])
     let length = try #require(UInt64(image.run("stat", "-c", "%s", image.path).output.dropLast()))
+    var own = MapJob()
+    own.isOwnOnly = true
     _ = try OfflineHost.run(
-      MapJob(), on: .raw, DiskImageOptions(path: image.path),
+      own, on: .raw, DiskImageOptions(path: image.path),
       JobContext(take: { range in found.withLock { $0.append(range) } }))
     #expect(found.withLock { $0 } == [.init(start: 0, length: length & ~511, isAllocated: true)])
   }

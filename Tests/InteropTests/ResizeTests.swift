@@ -148,9 +148,25 @@ struct ResizeTests {
     #expect(
       try message(other, 1 << 50).hasSuffix("largest size with this cluster size is 137438953472"))
     #expect(try !run(["qemu-img", "resize", other, "1P"]).succeeded)
-    try mustRun("qemu-img", "bitmap", "--add", other, "b")
-    try mustRun("qemu-img", "resize", other, "9M")
-    #expect(try message(other, 10 << 20).hasSuffix("persistent bitmaps"))
+  }
+
+  @Test("QEMU finds bitmaps that fit the disk after each size")
+  func bitmapsFollow() throws {
+    let scratch = try Scratch()
+    let path = try makeImage(scratch, "cluster_size=512,compat=1.1")
+    try mustRun("qemu-img", "bitmap", "--add", "-g", "512", path, "a")
+    try mustRun("qemu-img", "bitmap", "--add", "-g", "64k", path, "b")
+    try mustRun("qemu-img", "bitmap", "--disable", path, "b")
+    for size: UInt64 in [(40 << 20) + 512, 3 << 20, 41 << 20, 1 << 30, 5 << 20] {
+      try withEngine(path) { image in
+        try await image.resize(to: size)
+        try await image.writePattern(3, at: size - 512, count: 512)
+      }
+      #expect(try Qemu.complaint(path) == nil)
+      let info = try mustRun("qemu-img", "info", path)
+      #expect(info.contains("name: a") && info.contains("name: b"), "\(size): \(info)")
+      #expect(!info.contains("in-use"), "\(size): \(info)")
+    }
   }
 
   private func message(_ path: String, _ size: UInt64) throws -> String {

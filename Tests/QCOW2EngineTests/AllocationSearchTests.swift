@@ -65,10 +65,10 @@ import Testing
     try bench.host.run {
       let image = try await bench.open()
       let inside = try await image.allocator.reserve(upTo: 16)
-      #expect(inside == ClusterRun(start: UInt64(end), count: 3, isFresh: false))
+      #expect(inside == ClusterRun(start: HostCluster(UInt64(end)), count: 3, isFresh: false))
       let behind = try await image.allocator.reserve(upTo: 16)
       #expect(behind.start >= inside.end && behind.isFresh)
-      #expect(bench.bytes.length >= Int(behind.end) * 512)
+      #expect(bench.bytes.length >= Int(behind.end.number) * 512)
       for run in [inside, behind] { try await image.allocator.unreserve(run) }
       try await image.close()
     }

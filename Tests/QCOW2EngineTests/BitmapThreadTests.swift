@@ -34,6 +34,51 @@ import Testing
   }
 }
 
+extension BitmapThreadTests {
+  @Test("Bitmaps come and go beside threads that write, and miss nothing", arguments: [9, 12])
+  func bitmapsComeAndGo(clusterBits: Int) async throws {
+    let seed = testSeed("bitmap threads")
+    var builder = ThreadRun.builder(clusterBits: clusterBits)
+    builder.bitmaps = [BitmapSpec("sectors", granularityBits: 9)]
+    let memory = MemoryFile(builder.build(capacity: 1 << 26))
+    memory.yields = true
+    let file = WatchedFile(memory)
+    var options = ThreadRun.options()
+    options.bitmapIntentBytes = 8192
+    options.bitmapQuietMilliseconds = 0
+    let image = try await Image.open(file, options: options)
+    let clients = (0..<16).map { number in
+      ThreadClient(image: image, file: file, number: number, seed: seed)
+    }
+    // So many that the image, which grows by each, stays inside the memory that it has here.
+    let most = 2000
+    let changes = Guarded(0)
+    await ThreadRun.run(clients, on: image, times: 2) { isOver in
+      do {
+        try await image.changeBitmaps(.add("kept", granularity: 512))
+        try await image.quiesce()
+        file.counts.withLock { $0 = true }
+        repeat {
+          for change in [
+            BitmapChange.add("x", granularity: 4096), .merge(into: "x", from: .own("sectors")),
+            .merge(into: "kept", from: .own("x")), .clear("x"), .disable("x"), .enable("x"),
+            .remove("x"),
+          ] { try await image.changeBitmaps(change) }
+          changes.withLock { $0 += 7 }
+        } while !isOver.withLock { $0 } && changes.withLock { $0 } < most
+      } catch { Issue.record("\(error)") }
+    }
+    #expect(file.missing.withLock { $0 } == [])
+    let verifier = ImageVerifier(memory.bytes)
+    ThreadRun.expectSound(verifier)
+    let bitmap = try #require(verifier.bitmaps?.first { $0.name == "kept" })
+    let written = file.counted.withLock { $0 }
+    #expect(written.allSatisfy { verifier.isSet(bitmap, sector: Int($0)) })
+    print("bitmap threads: \(changes.withLock { $0 }) changes, \(written.count) sectors")
+    #expect(written.count > 20)
+  }
+}
+
 /// A value behind a lock.
 final class Guarded<Value: Sendable>: @unchecked Sendable {  // why: `lock` guards `value`
   private let lock = FutexLock(.leaf)
@@ -52,6 +97,9 @@ final class WatchedFile: ForwardingFile {
   private let clusterSize: UInt64
   let missing = Guarded<[String]>([])
   let checked = Guarded(0)
+  /// Whether sectors that are written from now on are kept in ``counted``.
+  let counts = Guarded(false)
+  let counted = Guarded(Set<UInt64>())
 
   init(_ file: MemoryFile) {
     self.file = file
@@ -95,6 +143,7 @@ final class WatchedFile: ForwardingFile {
 
   func write(from buffer: DataBuffer, at offset: HostOffset) async throws(Errno) {
     let sectors = sectors(buffer)
+    if counts.withLock({ $0 }) { counted.withLock { $0.formUnion(sectors) } }
     for sector in sectors { try await check(sector, "before") }
     try await file.write(from: buffer, at: offset)
     for sector in sectors { try await check(sector, "after") }

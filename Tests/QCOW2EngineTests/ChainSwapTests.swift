@@ -227,9 +227,10 @@ import Testing
           try await image.replaceBacking(with: nil, name: .file(name, format: nil))
         }
       }
-      // A format for the new name cannot come at once with it where there was no extension.
+      // Extensions change in the first sector alone.
+      let format = String(repeating: "f", count: 500)
       await #expect(throws: ImageError.self) {
-        try await image.replaceBacking(with: nil, name: .file("new", format: "qcow2"))
+        try await image.replaceBacking(with: nil, name: .file("new", format: format))
       }
       #expect(image.reader.backing === layer)
       try await image.close()

@@ -36,11 +36,7 @@ import Testing
   @Test("Four threads lose nothing whatever the image is made of", arguments: shapes)
   func fourThreadsLoseNothingInAnyShape(shape: ImageShape) async throws {
     let seed = testSeed("threads")
-    let bench = Bench(shape.builder, schedule: nil, capacity: 1 << 28, isImmediate: true)
-    shape.adjust(bench)
-    bench.options.workers = 4
-    bench.options.slotsPerWorker = 4
-    bench.options.dirtyAgeMilliseconds = 0
+    let bench = ThreadRun.bench(shape)
     let contents = bench.originals.map { $0.copy() }
     let files = bench.immediateFiles(contents, yields: true)
     let image = try await bench.open(files, options: bench.options)

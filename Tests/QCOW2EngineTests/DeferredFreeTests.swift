@@ -156,7 +156,7 @@ import Testing
       let image = try await bench.open()
       let cluster = bench.bytes.be64(
         Int(bench.bytes.be64(Int(bench.bytes.be64(40))) & 0x00ff_ffff_ffff_fe00) + 2 * 8)
-      let host = (cluster & 0x00ff_ffff_ffff_fe00) >> 12
+      let host = HostCluster((cluster & 0x00ff_ffff_ffff_fe00) >> 12)
       await self.discard(image, 2)
       bench.faulty.fault = Fault(kind, number: 1, errno: .io)
       await #expect(throws: ImageError.self) { try await image.flush() }
@@ -169,7 +169,7 @@ import Testing
       if kind == .sync { return }
       try await image.flush()
       await image.maintain()
-      #expect(self.punches(bench).map(\.offset) == [host << 12])
+      #expect(self.punches(bench).map(\.offset) == [host.number << 12])
       #expect(try await image.allocator.refcount(of: host) == 0)
       try await image.close()
     }

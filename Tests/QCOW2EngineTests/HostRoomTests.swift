@@ -159,7 +159,7 @@ import Testing
       #expect(bench.bytes.length > 64 * Self.cluster)
       let used = image.allocator.room.end
       try await image.close()
-      #expect(bench.bytes.length < Int(used) * Self.cluster)
+      #expect(bench.bytes.length < Int(used.number) * Self.cluster)
     }
     let end = bench.bytes.length
     let report = ImageVerifier(bench.bytes).check()
@@ -192,7 +192,7 @@ import Testing
       }
       image.allocator.mutex.release()
       let first = Int(table << UInt64(image.geometry.refcountBlockBits))
-      let (fresh, length) = (Int(image.allocator.freshFrom) * 512, bench.bytes.length)
+      let (fresh, length) = (Int(image.allocator.freshFrom.number) * 512, bench.bytes.length)
       #expect(length > first * 512, "the table was written")
       for byte in min(fresh, length)..<length {
         #expect(bench.bytes.base.load(fromByteOffset: byte, as: UInt8.self) == 0)
@@ -247,8 +247,8 @@ import Testing
         let run = try await image.arenas.take(upTo: 1, worker: 0)
         kinds[run.isFresh, default: 0] += 1
         let byte = bench.bytes.base.load(
-          fromByteOffset: Int(run.start) * Self.cluster, as: UInt8.self)
-        #expect(byte == 0 || !run.isFresh, "cluster \(run.start)")
+          fromByteOffset: Int(run.start.number) * Self.cluster, as: UInt8.self)
+        #expect(byte == 0 || !run.isFresh, "cluster \(run.start.number)")
       }
       #expect(kinds[true, default: 0] > 20 && kinds[false, default: 0] > 20, "\(kinds)")
     }

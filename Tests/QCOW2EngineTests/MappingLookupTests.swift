@@ -1,6 +1,7 @@
 import BlockCore
 import Glibc
 import QCOW2Format
+import TestSupport
 import TestTools
 import Testing
 
@@ -28,7 +29,7 @@ import Testing
   private static func lookup(_ shape: Shape) throws -> Lookup {
     let metadata = try MetadataMap(
       fixed: [0..<1], refcountTable: 1..<2, l1Table: 2..<3, expectedTables: 16)
-    metadata.tables.insert(metadataCluster)
+    metadata.tables.insert(HostCluster(metadataCluster))
     return Lookup(rules: rules(shape), metadata: metadata)
   }
 

@@ -25,7 +25,7 @@ final class OwnBits: Sendable {
 
   init(count: UInt64, granularityBits: UInt8) throws(ImageError) {
     memory = try MetadataMemory()
-    var words = BitmapWords(memory)
+    let words = BitmapWords(memory)
     bits = try words.bits(
       count: count, granularityBits: granularityBits, table: HostOffset(1 << 16))
   }

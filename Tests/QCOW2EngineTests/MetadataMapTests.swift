@@ -15,8 +15,8 @@ import Testing
 
   @Test("What lies between two places of a table is never taken for metadata")
   func whatLiesBetweenIsData() async throws {
-    let low: Range<UInt64> = 100..<110
-    let high: Range<UInt64> = 1_000_000..<1_000_020
+    let low: Range<HostCluster> = 100..<110
+    let high: Range<HostCluster> = 1_000_000..<1_000_020
     let map = try MetadataMap(
       fixed: [0..<1], refcountTable: low, l1Table: 50..<51, expectedTables: 8)
     let shared = Shared()
@@ -25,7 +25,7 @@ import Testing
     let reader = Task(executorPreference: thread) {
       shared.hasBegun.store(true, ordering: .relaxed)
       while !shared.isOver.load(ordering: .relaxed) {
-        for cluster: UInt64 in [110, 500_000, 999_999] where map.contains(cluster) {
+        for cluster: HostCluster in [110, 500_000, 999_999] where map.contains(cluster) {
           shared.wrong.add(1, ordering: .relaxed)
         }
       }
@@ -45,21 +45,22 @@ import Testing
 
   @Test("The largest table at the highest place is known as such")
   func theLargestTable() throws {
-    let place: Range<UInt64> = (1 << 47) - 65536..<1 << 47
+    let end = HostCluster(1 << 47)
+    let place = end.advanced(by: -65536)..<end
     let map = try MetadataMap(fixed: [], refcountTable: place, l1Table: 1..<2, expectedTables: 8)
-    #expect(map.contains(place.lowerBound) && map.contains(place.upperBound - 1))
-    #expect(!map.contains(place.lowerBound - 1) && !map.contains(place.upperBound))
+    #expect(map.contains(place.lowerBound) && map.contains(end.advanced(by: -1)))
+    #expect(!map.contains(place.lowerBound.advanced(by: -1)) && !map.contains(end))
   }
 
   @Test("A set's memory follows the most clusters in it at a time, not the number of changes")
   func memoryIsBounded() throws {
     let set = try ClusterSet(minimumCapacity: 64)
     var random = SeededGenerator(seed: testSeed("cluster set"))
-    var live: [UInt64] = []
+    var live: [HostCluster] = []
     var most = 0
     for change in 0..<200_000 {
       if live.count < 100 || change % 2 == 0 && live.count < 120 {
-        let cluster = 1 + UInt64(random.below(1 << 30))
+        let cluster = HostCluster(1 + UInt64(random.below(1 << 30)))
         if set.insert(cluster) { live.append(cluster) }
       } else {
         set.remove(live.remove(at: random.below(live.count)))
@@ -69,7 +70,8 @@ import Testing
     #expect(most <= 2048, "\(most) slots for 120 clusters")
     #expect(live.allSatisfy { set.contains($0) })
     var wrong = 0
-    for _ in 0..<10_000 where set.contains((1 << 31) + UInt64(random.below(1 << 30))) { wrong += 1 }
+    for _ in 0..<10_000
+    where set.contains(HostCluster(1 << 31) + UInt64(random.below(1 << 30))) { wrong += 1 }
     #expect(wrong == 0)
     for cluster in live { set.remove(cluster) }
     #expect(!live.contains { set.contains($0) })
@@ -78,7 +80,7 @@ import Testing
   @Test("What stays in a set is found at every moment while others come and go")
   func whatStaysIsFound() async throws {
     let set = try ClusterSet(minimumCapacity: 8)
-    let staying = (1...40).map { UInt64($0 * 977) }
+    let staying = (1...UInt64(40)).map { HostCluster($0 * 977) }
     for cluster in staying { set.insert(cluster) }
     let shared = Shared()
     let thread = ThreadExecutor()
@@ -93,7 +95,7 @@ import Testing
     }
     while !shared.hasBegun.load(ordering: .relaxed) { await Task.yield() }
     for round in 0..<2000 {
-      let first = 1_000_000 + UInt64(round * 64)
+      let first = HostCluster(1_000_000) + UInt64(round * 64)
       for cluster in first..<(first + 60) { set.insert(cluster) }
       for cluster in first..<(first + 60) { set.remove(cluster) }
     }
@@ -145,9 +147,9 @@ import Testing
 
   private func expectKnown(_ image: Image, _ bytes: ImageBytes, _ moment: String) {
     let (metadata, data) = places(bytes)
-    let unknown = metadata.filter { !image.metadata.contains(UInt64($0)) }
+    let unknown = metadata.filter { !image.metadata.contains(HostCluster(UInt64($0))) }
     #expect(unknown.isEmpty, "\(moment): metadata in \(unknown.sorted().prefix(3)) is unknown")
-    let wrong = data.filter { image.metadata.contains(UInt64($0)) }
+    let wrong = data.filter { image.metadata.contains(HostCluster(UInt64($0))) }
     #expect(wrong.isEmpty, "\(moment): data in \(wrong.sorted().prefix(3)) is metadata")
   }
 

@@ -79,7 +79,7 @@ import Testing
   @Test("Many bitmaps share regions, and a later process finds each")
   func manyBitmaps() throws {
     let memory = try MetadataMemory()
-    var words = BitmapWords(memory)
+    let words = BitmapWords(memory)
     for number in 1...3000 as ClosedRange<UInt64> {
       let bits = try words.bits(
         count: number, granularityBits: 16, table: HostOffset(number << 16))
@@ -119,7 +119,9 @@ import Testing
     let bench = Bench(ImageBuilder(), schedule: nil, isImmediate: true)
     try bench.host.run {
       let image = try await bench.open()
-      func reserved() -> Set<UInt64> { FoundMetadata(image.metadataMemory).reserved }
+      func reserved() -> Set<HostCluster> {
+        Set(FoundMetadata(image.metadataMemory).reserved.map { HostCluster($0) })
+      }
       #expect(reserved().isEmpty)
       let run = try await image.arenas.take(upTo: 1, worker: 1)
       let left = reserved()

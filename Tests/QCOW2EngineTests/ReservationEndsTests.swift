@@ -30,13 +30,13 @@ import Testing
       let file = VastFile(bytes, length: length, isDevice: isDevice)
       let image = try await Image.open(file, options: ImageOptions())
       // What the refcounts say is free inside of the file goes first.
-      var seen = Set<UInt64>()
+      var seen = Set<HostCluster>()
       for _ in 0..<3 {
-        for start in [image.allocator.cursor, length >> UInt64(shape.0)] {
+        for start in [image.allocator.cursor, HostCluster(length >> UInt64(shape.0))] {
           image.allocator.cursor = start
           do {
             let run = try await image.allocator.reserve(upTo: 16)
-            #expect(run.count > 0 && run.end <= (1 << 56) >> UInt64(shape.0))
+            #expect(run.count > 0 && run.end.number <= (1 << 56) >> UInt64(shape.0))
             #expect(seen.isDisjoint(with: run.start..<run.end), "\(run) was handed out before")
             seen.formUnion(run.start..<run.end)
           } catch {
@@ -84,7 +84,7 @@ import Testing
     let file = VastFile(bytes, length: UInt64(bytes.length), isDevice: false)
     let image = try await Image.open(file, options: ImageOptions())
     let run = try await image.allocator.reserve(upTo: 8)
-    #expect(run.start > 64 * 4096 && run.isFresh)
+    #expect(run.start.number > 64 * 4096 && run.isFresh)
   }
 
   @Test(
@@ -98,7 +98,8 @@ import Testing
         let image = try await bench.open()
         // The table must grow for this.
         let table = image.allocator.refcounts.table.count
-        image.allocator.cursor = UInt64(table) << UInt64(image.geometry.refcountBlockBits)
+        image.allocator.cursor =
+          image.geometry.clusters(ofRefcountBlock: UInt64(table)).lowerBound
         image.allocator.freshFrom = max(image.allocator.freshFrom, image.allocator.cursor)
         bench.faulty.fault = Fault(kind, number: number, errno: .noSpace, isPermanent: true)
         do { _ = try await image.allocator.reserve(upTo: 8) } catch {

@@ -75,7 +75,7 @@ import Testing
         if !report.errors.isEmpty { return }
         // Other slices, so that this one may be evicted.
         for block in 0..<6 {
-          _ = try await image.allocator.refcount(of: UInt64(block * 512))
+          _ = try await image.allocator.refcount(of: HostCluster(UInt64(block * 512)))
         }
       }
       try await image.close()

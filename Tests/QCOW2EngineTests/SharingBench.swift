@@ -20,6 +20,8 @@ final class SharingBench: @unchecked Sendable {  // why: one thread runs the sim
   private var snapshot: [Set<UInt32>] = []
   /// The same, also when it has been deleted.
   private var snapshotAtCut: [Set<UInt32>] = []
+  /// A cut is to come; see ``noteCut()``.
+  var waitsForCut = false
   private var tree: [L1Entry] = []
   private var areas: [ClusterRun] = []
 
@@ -31,7 +33,7 @@ final class SharingBench: @unchecked Sendable {  // why: one thread runs the sim
     image = try await bench.open()
   }
 
-  private static func found(_ bytes: UnsafeRawPointer?, _ sector: Int) -> UInt32 {
+  static func found(_ bytes: UnsafeRawPointer?, _ sector: Int) -> UInt32 {
     bytes.map { SectorPattern.change(in: $0, sector: sector) ?? .max } ?? 0
   }
 
@@ -42,6 +44,7 @@ final class SharingBench: @unchecked Sendable {  // why: one thread runs the sim
     _ sectors: Range<Int>, discards: Bool = false, worker: Int = 0, slot: Int = 0,
     plans: Bool = true
   ) async {
+    noteCut()
     last += 1
     let number = discards ? 0 : last
     let buffer = IOBuffer(count: sectors.count * 512)
@@ -55,12 +58,34 @@ final class SharingBench: @unchecked Sendable {  // why: one thread runs the sim
       length: UInt64(buffer.count), data: buffer.data)
     let driver = MiniWorker(target: image, files: files, worker: worker)
     #expect(await driver.perform(request, slot: slot, plans: plans) == nil)
+    noteCut()
     for sector in sectors {
       pending[sector]?.remove(number)
       contents[sector] = number
     }
     withExtendedLifetime(buffer) {}
   }
+
+  /// Notes what the disk has, if a cut was made since the last look.
+  ///
+  /// A change that has begun may be before the cut or after it.
+  func noteCut() {
+    guard waitsForCut, image.tables.sharing.isCounting else { return }
+    waitsForCut = false
+    snapshot = contents.enumerated().map {
+      (pending[$0.offset] ?? []).union([$0.element])
+    }
+    snapshotAtCut = snapshot
+  }
+
+  /// There is no snapshot any more.
+  func forgetSnapshot() { snapshot = [] }
+
+  /// What each sector holds now.
+  var disk: [UInt32] { contents }
+
+  /// The disk has been made another.
+  func becomes(_ disk: [UInt32]) { contents = disk }
 
   /// The host cluster that a guest cluster lies in; nil if it has none.
   func host(of cluster: Int) async throws -> UInt64? {
@@ -103,13 +128,13 @@ final class SharingBench: @unchecked Sendable {  // why: one thread runs the sim
     let l1 = IOBuffer(count: Int(areas[0].count) * size)
     for (index, entry) in tree.enumerated() { l1.base.storeBE64(entry.raw, index * 8) }
     let table = IOBuffer(count: size)
-    table.base.storeBE64(geometry.start(ofHostCluster: areas[0].start).bytes, 0)
+    table.base.storeBE64(geometry.start(of: areas[0].start).bytes, 0)
     // As many entries, an ID and a name of one letter, and 24 bytes of which the second 8 are the size.
     table.base.storeBE64(UInt64(tree.count) << 32 | 1 << 16 | 1, 8)
     table.base.storeBE64(24, 32)
     table.base.storeBE64(image.size, 48)
     table.base.storeBE64(0x3131 << 48, 64)
-    let places = areas.map { geometry.start(ofHostCluster: $0.start) }
+    let places = areas.map { geometry.start(of: $0.start) }
     try await image.durability.headerEditor.commit(
       .snapshots(places[1], count: 1), after: .round(image.flusher)
     ) { () async throws(ImageError) in
@@ -123,7 +148,13 @@ final class SharingBench: @unchecked Sendable {  // why: one thread runs the sim
     try await image.durability.headerEditor.edit { _ in .snapshots(HostOffset(0), count: 0) }
     image.tables.sharing.beginDropping()
     var references = TreeReferences(tree)
-    while try await references.step(.lower(punches: true), in: image) {}
+    while try await references.step(.lower(punches: true), in: image) {
+      let next = references.position
+      guard next.slice > 0, let table = tree[next.index].l2Table else { continue }
+      // It would be punched, or be somebody's data, before all of it is read.
+      let refcount = try await image.allocator.refcount(of: image.geometry.hostCluster(of: table))
+      #expect(refcount > 0, "a table goes before slice \(next.slice) of it has been dropped")
+    }
     for run in areas {
       for cluster in run.start..<run.end { image.metadata.tables.remove(cluster) }
       try await image.allocator.release(run, punch: true)
@@ -154,7 +185,13 @@ final class SharingBench: @unchecked Sendable {  // why: one thread runs the sim
     for error in verifier.check().errors {
       if hasSnapshot || !error.contains(": entry ") { return error }
     }
-    if !hasSnapshot { return nil }
+    return snapshotProblem(bytes)
+  }
+
+  /// What is wrong with what the snapshot in some bytes of the image holds, if there is one.
+  func snapshotProblem(_ bytes: ImageBytes) -> String? {
+    if bytes.be32(60) == 0 { return nil }
+    let verifier = bench.verifier([bytes])
     for (sector, wanted) in snapshotAtCut.enumerated() {
       let found = Self.found(verifier.snapshotSector(sector), sector)
       if !wanted.contains(found) {

@@ -39,7 +39,7 @@ import Testing
   }
 
   /// Writes and discards at random, and what the daemon does beside it.
-  private static func work(_ guest: SharingBench, _ seed: UInt64, until isOver: Box<Bool>) async {
+  static func work(_ guest: SharingBench, _ seed: UInt64, until isOver: Box<Bool>) async {
     let perCluster = 1 << (guest.bench.builder.clusterBits - 9)
     await withTaskGroup(of: Void.self) { group in
       for number in 0..<4 {
@@ -67,7 +67,7 @@ import Testing
     }
   }
 
-  private static func wait(_ guest: SharingBench, _ ticks: Int) async {
+  static func wait(_ guest: SharingBench, _ ticks: Int) async {
     for _ in 0..<ticks { await guest.bench.host.complete("tick") }
   }
 
@@ -242,7 +242,7 @@ import Testing
         try await image.flush()
         await image.maintain()
       }
-      let cluster = (place ?? 0) >> 12
+      let cluster = HostCluster((place ?? 0) >> 12)
       #expect(try await image.allocator.refcount(of: cluster) == 1)
       try await guest.count()
       for _ in 0..<3 {

@@ -140,7 +140,9 @@ import Testing
     let memory = try MetadataMemory()
     let record = try ArenaRecords(workers: 1, in: memory).record(of: 0)
     let address = try #require(memory.address(0))
-    let runs = (0..<4).map { ClusterRun(start: 1000 + $0, count: 64 - $0, isFresh: true) }
+    let runs = (0..<4).map {
+      ClusterRun(start: HostCluster(1000 + $0), count: 64 - $0, isFresh: true)
+    }
     record.setRun(runs[0])
     var seen: [UInt64] = []
     let steps = Steps {
@@ -150,7 +152,7 @@ import Testing
       if seen.last != word { seen.append(word) }
     }
     #expect(steps.run() > 4)
-    #expect(seen == runs.map { $0.start << 17 | $0.count })
+    #expect(seen == runs.map { $0.start.number << 17 | $0.count })
     withExtendedLifetime(memory) {}
   }
 }

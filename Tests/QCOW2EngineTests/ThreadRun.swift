@@ -25,6 +25,16 @@ enum ThreadRun {
     return options
   }
 
+  /// Four workers with such options, on images of a shape.
+  static func bench(_ shape: ImageShape) -> Bench {
+    let bench = Bench(shape.builder, schedule: nil, capacity: 1 << 28, isImmediate: true)
+    shape.adjust(bench)
+    bench.options.workers = 4
+    bench.options.slotsPerWorker = 4
+    bench.options.dirtyAgeMilliseconds = 0
+    return bench
+  }
+
   /// Runs clients, spread over as many threads as there are workers, then closes the image.
   ///
   /// - Parameters:

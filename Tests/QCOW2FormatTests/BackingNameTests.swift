@@ -6,11 +6,11 @@ import Testing
   private func cluster(
     _ name: String?, format: String?, unknown: Int = 0, size: Int = 4096
   ) throws -> [UInt8] {
-    var header = Header(version: 3, clusterBits: 12, size: 1 << 20)
+    var header = Header(version: 3, clusterBits: size == 512 ? 9 : 12, size: 1 << 20)
     header.l1TableOffset = 1 << 16
     header.refcountTableOffset = 1 << 17
     header.refcountTableClusters = 1
-    header.l1Size = 1
+    header.l1Size = size == 512 ? 32 : 1
     var extensions: [(kind: HeaderExtension.Kind, data: [UInt8])] = []
     if let format { extensions.append((.backingFormat, Array(format.utf8))) }
     if unknown > 0 {
@@ -68,13 +68,66 @@ import Testing
     let plain = try cluster("base", format: nil)
     refuses(plain, "", nil)
     refuses(plain, String(repeating: "n", count: 1024), nil)
-    // A format must not belong to the old name for a while.
-    refuses(plain, "new", "raw")
-    refuses(try cluster("base", format: "raw"), "new", nil)
-    refuses(try cluster("base", format: "raw"), "new", "a long format")
+    // A format must not belong to the old name for a while, and here it cannot come with the fields.
+    let full = try cluster("base", format: nil, unknown: 600)
+    refuses(full, "new", "raw")
+    refuses(try cluster("base", format: "raw", unknown: 600), "new", nil)
+    refuses(try cluster("base", format: "raw", unknown: 600), "new", "a long format")
     // Behind 3.5 KiB of something else there is no place for a long name.
     refuses(
       try cluster("base", format: nil, unknown: 3600), String(repeating: "n", count: 900), nil)
+  }
+
+  @Test(
+    "A format comes, changes its length and goes, at once with the name, whatever else stands there"
+  )
+  func formats() throws {
+    for unknown in [0, 16, 300] {
+      for (old, new) in [
+        (nil, "raw"), ("raw", nil), ("raw", "a much longer format"),
+        ("a much longer format", "raw"),
+      ] {
+        for (from, to) in [("base", "n"), ("b", String(repeating: "n", count: 1000))] {
+          let bytes = try cluster(from, format: old, unknown: unknown)
+          let (before, after) = try change(bytes, to: to, new)
+          #expect(try names(before)[..<2] == [from, old])
+          let found = try HeaderCluster(parsing: after.span, fileLength: 1 << 20)
+          #expect(found.backingFile == to && found.backingFormat == new)
+          let rest = found.extensions.filter { $0.kind != .backingFormat }
+          #expect(rest.map(\.length) == (unknown > 0 ? [unknown] : []))
+          #expect(rest.allSatisfy { after[$0.bytes].allSatisfy { $0 == 9 } })
+        }
+      }
+    }
+  }
+
+  @Test("The names of features make room, nothing else does")
+  func featureNamesMakeRoom() throws {
+    var header = Header(version: 3, clusterBits: 12, size: 1 << 20)
+    (header.l1TableOffset, header.l1Size) = (1 << 16, 1)
+    (header.refcountTableOffset, header.refcountTableClusters) = (1 << 17, 1)
+    let table = [UInt8](repeating: 7, count: 48 * 8)
+    let kinds: [(kind: HeaderExtension.Kind, data: [UInt8])] = [
+      (.featureNames, table), (.init(rawValue: 0x1234_5678), [9, 9, 9]),
+    ]
+    let start = HeaderCluster.encode(header, extensions: kinds, backingFile: "base")
+    let bytes =
+      start + [UInt8](repeating: 0, count: 4096 - start.count)
+    let (before, after) = try change(bytes, to: "new", "raw")
+    #expect(try names(before) == ["base", nil, "2"])
+    #expect(try names(after) == ["new", "raw", "2"])
+    let found = try HeaderCluster(parsing: after.span, fileLength: 1 << 20)
+    #expect(found.last(.featureNames) == nil)
+    #expect(found.last(.init(rawValue: 0x1234_5678))?.length == 3)
+  }
+
+  @Test("In clusters of one sector the new name may take the old one's place")
+  func oneSector() throws {
+    let bytes = try cluster(String(repeating: "o", count: 300), format: nil, size: 512)
+    let name = String(repeating: "n", count: 350)
+    let (before, after) = try change(bytes, to: name, "qcow2")
+    #expect(before == bytes)
+    #expect(try names(after) == [name, "qcow2", "1"])
   }
 
   @Test("Without a backing file the fields are zero")

@@ -118,7 +118,7 @@ private func header(version: UInt32) -> Header {
   @Test func aPlanMakesItsTableTheOneInForce() throws {
     let geometry = ClusterGeometry(clusterBits: 16, refcountOrder: 4)
     let plan = try RefcountPlan(growing: 8192, toCover: 8192, geometry)
-    let offset = HostOffset(plan.table.lowerBound << 16)
+    let offset = HostOffset(plan.table.lowerBound.number << 16)
     #expect(plan.headerPatch == .refcountTable(offset, clusters: 2))
   }
 }

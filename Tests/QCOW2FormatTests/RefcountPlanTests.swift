@@ -1,5 +1,6 @@
 import BlockCore
 import QCOW2Format
+import TestSupport
 import Testing
 
 /// The geometries with the fewest and the most refcounts in a block, and the usual one.
@@ -32,7 +33,7 @@ private func isSound(_ plan: RefcountPlan, _ geometry: ClusterGeometry) -> Bool 
       let plan = try RefcountPlan(newImageWith: others, geometry)
       #expect(isSound(plan, geometry))
       let (blocks, clusters) = (UInt64(plan.blocks.count), UInt64(plan.table.count))
-      #expect(plan.table.lowerBound == 1 && plan.blocks.lowerBound == 1 + clusters)
+      #expect(plan.table.lowerBound == 1 && plan.blocks.lowerBound == HostCluster(1) + clusters)
       #expect(plan.numbers == Array(0..<blocks))
       // Enough, and with one of either less not enough.
       let total = others + blocks + clusters
@@ -102,10 +103,11 @@ private func isSound(_ plan: RefcountPlan, _ geometry: ClusterGeometry) -> Bool 
         var asked: [UInt64] = []
         let plan = try RefcountPlan(counting: used, geometry) { count in
           asked.append(count)
-          return start..<(start + count)
+          return HostCluster(start)..<HostCluster(start + count)
         }
         #expect(isSound(plan, geometry))
-        #expect(plan.table.lowerBound == start && plan.blocks.lowerBound == plan.table.upperBound)
+        #expect(
+          plan.table.lowerBound.number == start && plan.blocks.lowerBound == plan.table.upperBound)
         #expect(asked == Set(asked).sorted() && asked.last == UInt64(plan.clusters.count))
         // Nothing but what was asked for and the blocks of the plan itself.
         let own = geometry.refcountBlocks(of: plan.clusters)
@@ -118,19 +120,19 @@ private func isSound(_ plan: RefcountPlan, _ geometry: ClusterGeometry) -> Bool 
   func anewTooFar() throws {
     let geometry = ClusterGeometry(clusterBits: 16, refcountOrder: 4)
     let most = FormatLimit.refcountTableBytes / 8
-    let plan = try RefcountPlan(counting: [most - 1], geometry) { 5..<(5 + $0) }
+    let plan = try RefcountPlan(counting: [most - 1], geometry) { 5..<HostCluster(5 + $0) }
     #expect(plan.table == 5..<133 && plan.numbers == [0, most - 1])
     #expect(throws: RefcountPlan.TableTooLong(entries: most + 1)) {
-      try RefcountPlan(counting: [0, most], geometry) { 5..<(5 + $0) }
+      try RefcountPlan(counting: [0, most], geometry) { 5..<HostCluster(5 + $0) }
     }
   }
 
   @Test("A cluster is covered if its block is there, and entries lead to the blocks")
   func entries() throws {
     let geometry = ClusterGeometry(clusterBits: 9, refcountOrder: 6)
-    let plan = try RefcountPlan(counting: [1, 4], geometry) { 10..<(10 + $0) }
+    let plan = try RefcountPlan(counting: [1, 4], geometry) { 10..<HostCluster(10 + $0) }
     #expect(plan.numbers == [0, 1, 4] && plan.table == 10..<11)
-    let covered = (0..<UInt64(400)).filter(plan.covers)
+    let covered = (0..<UInt64(400)).filter { plan.covers(HostCluster($0)) }
     #expect(covered == Array(UInt64(0)..<128) + Array(UInt64(256)..<320))
     let blocks = (0..<3).map { plan.block(at: $0) }
     #expect(blocks == [HostOffset(0x1600), HostOffset(0x1800), HostOffset(0x1a00)])
@@ -156,13 +158,14 @@ private func isSound(_ plan: RefcountPlan, _ geometry: ClusterGeometry) -> Bool 
     let geometry = ClusterGeometry(clusterBits: 9, refcountOrder: order)
     let count = geometry.refcountBlockEntries
     let second = geometry.clusters(ofRefcountBlock: 1)
-    #expect(second == count..<(2 * count))
+    #expect(second == HostCluster(count)..<HostCluster(2 * count))
     for used in [0..<(3 * count), (count + 3)..<(count + 5), 0..<(count + 1), 0..<count, 0..<0] {
       let block = IOBuffer(count: 512)
-      RefcountWidth.countOnce(used, in: block.base, number: 1, geometry)
+      let clusters = HostCluster(used.lowerBound)..<HostCluster(used.upperBound)
+      RefcountWidth.countOnce(clusters, in: block.base, number: 1, geometry)
       for cluster in second {
-        let found = RefcountWidth.get(block.base, order: order, index: Int(cluster - count))
-        #expect(found == (used.contains(cluster) ? 1 : 0))
+        let found = RefcountWidth.get(block.base, order: order, index: Int(cluster.number - count))
+        #expect(found == (clusters.contains(cluster) ? 1 : 0))
       }
     }
   }

@@ -52,6 +52,9 @@ import Testing
     var findings: [CheckFinding] = []
     do throws(ToolError) {
       let result = try ImageCheck.run(memory) { findings.append($0) }
+      var again: [CheckFinding] = []
+      let same = try ImageCheck.run(memory, threads: .concurrent) { again.append($0) }
+      #expect(same == result && again == findings, "three threads find something else")
       for finding in findings.prefix(50) { #expect(!finding.message.isEmpty) }
       return (result.exitCode, findings, "")
     } catch {

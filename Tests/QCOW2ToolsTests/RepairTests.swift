@@ -9,7 +9,8 @@ final class CrashBytes: WritableImageBytes {
   private(set) var current: [UInt8]
   /// What is durable.
   private(set) var durable: [UInt8]
-  private var pending: [(offset: Int, data: [UInt8])] = []
+  /// Without data: the file is cut there.
+  private var pending: [(offset: Int, data: [UInt8]?)] = []
   private(set) var steps = 0
   private let limit: Int
 
@@ -37,7 +38,7 @@ final class CrashBytes: WritableImageBytes {
     try step()
     let write = (offset: Int(offset.bytes), data: Array(buffer))
     Self.apply(write, &current)
-    pending.append(write)
+    pending.append((write.offset, write.data))
   }
 
   private static func apply(_ write: (offset: Int, data: [UInt8]), _ bytes: inout [UInt8]) {
@@ -49,6 +50,10 @@ final class CrashBytes: WritableImageBytes {
   func setLength(_ length: UInt64) throws(ToolError) {
     try step()
     current += [UInt8](repeating: 0, count: max(0, Int(length) - current.count))
+    if Int(length) < current.count {
+      current.removeLast(current.count - Int(length))
+      pending.append((Int(length), nil))
+    }
   }
   func allocate(_ length: UInt64) throws(ToolError) {}
   func sync() throws(ToolError) {
@@ -61,9 +66,13 @@ final class CrashBytes: WritableImageBytes {
   func cut(_ random: inout SeededGenerator) -> [UInt8] {
     var state = durable
     for write in pending {
-      for start in stride(from: 0, to: write.data.count, by: 512) where random.next() % 2 == 0 {
-        let end = min(start + 512, write.data.count)
-        Self.apply((write.offset + start, Array(write.data[start..<end])), &state)
+      guard let data = write.data else {
+        if random.next() % 2 == 0 { state.removeLast(max(0, state.count - write.offset)) }
+        continue
+      }
+      for start in stride(from: 0, to: data.count, by: 512) where random.next() % 2 == 0 {
+        let end = min(start + 512, data.count)
+        Self.apply((write.offset + start, Array(data[start..<end])), &state)
       }
     }
     return state

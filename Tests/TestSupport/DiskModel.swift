@@ -70,6 +70,11 @@ package final class DiskModel: @unchecked Sendable {  // why: one thread per sim
     changes[Int(number)].isDurable = durable
   }
 
+  /// When a change began and ended; the latter is the end of time while it goes on.
+  package func times(of number: UInt32) -> (start: UInt64, end: UInt64) {
+    (changes[Int(number)].start, changes[Int(number)].end)
+  }
+
   package func beginFlush() -> Int {
     flushes.append(Flush(start: clock.tick()))
     return flushes.count - 1

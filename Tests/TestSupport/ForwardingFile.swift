@@ -54,6 +54,10 @@ extension ForwardingFile {
     try await file.fillHoles(at: offset, length: length)
   }
 
+  package func extent(at offset: HostOffset, length: UInt64) async -> HostExtent {
+    await file.extent(at: offset, length: length)
+  }
+
   package func endOfData(from offset: HostOffset) async -> HostOffset? {
     await file.endOfData(from: offset)
   }

@@ -4,7 +4,7 @@ package struct FoundBitmap {
   package let flags: UInt32
   package let granularityBits: Int
   let table: Int
-  let tableSize: Int
+  package let tableSize: Int
 
   /// Where the table starts in the file.
   package var tableOffset: UInt64 { UInt64(table) }

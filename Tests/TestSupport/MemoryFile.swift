@@ -85,6 +85,14 @@ package final class MemoryFile: HostFile, @unchecked Sendable {  // why: `lock`,
     return clears
   }
 
+  /// Reads at once, beside whatever is under way, as another process would.
+  package func peek(into target: UnsafeMutableRawPointer, count: Int, at offset: Int) {
+    lock.withLock { bytes.read(into: target, count: count, at: offset) }
+  }
+
+  /// The length, seen in the same way.
+  package var lengthNow: Int { lock.withLock { bytes.length } }
+
   package func sync() async throws(Errno) {
     if let host { await host.complete("sync") }
   }

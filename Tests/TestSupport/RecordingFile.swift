@@ -22,9 +22,11 @@ package struct HostEvent: Sendable {
   package var range: Range<UInt64> { offset..<(offset + length) }
 }
 
-/// The changes and barriers of all files of one simulation, by one clock.
-package final class HostLog: @unchecked Sendable {  // why: one thread per simulation
+/// The changes and barriers of all files of one simulation, by one clock; of several threads, too, if
+/// nobody else uses the clock.
+package final class HostLog: @unchecked Sendable {  // why: one thread per simulation, or `lock`
   let clock: LogicalClock
+  fileprivate let lock = FutexLock(.leaf)
   package fileprivate(set) var events: [HostEvent] = []
 
   package init(clock: LogicalClock) { self.clock = clock }
@@ -81,7 +83,7 @@ package final class RecordingFile: HostFile, @unchecked Sendable {
       return true
     }
     // Some of it may have become zero, or anything else.
-    log.events[index].kind = .punch
+    log.lock.withLock { log.events[index].kind = .punch }
     end(index)
     return false
   }
@@ -105,7 +107,7 @@ package final class RecordingFile: HostFile, @unchecked Sendable {
   package func setLength(_ length: UInt64) async throws(Errno) {
     let isCut = try await file.length() > length
     let index = begin(.setLength, length, 0)
-    log.events[index].isCut = isCut
+    log.lock.withLock { log.events[index].isCut = isCut }
     do { try await file.setLength(length) } catch { throw fail(index, error) }
     end(index)
   }
@@ -113,17 +115,21 @@ package final class RecordingFile: HostFile, @unchecked Sendable {
   private func begin(
     _ kind: HostEvent.Kind, _ offset: UInt64, _ length: UInt64, _ data: [UInt8] = []
   ) -> Int {
-    log.events.append(
-      HostEvent(
-        kind: kind, file: number, offset: offset, length: length, data: data,
-        start: log.clock.tick()))
-    return log.events.count - 1
+    log.lock.withLock {
+      log.events.append(
+        HostEvent(
+          kind: kind, file: number, offset: offset, length: length, data: data,
+          start: log.clock.tick()))
+      return log.events.count - 1
+    }
   }
 
-  private func end(_ index: Int) { log.events[index].end = log.clock.tick() }
+  private func end(_ index: Int) {
+    log.lock.withLock { log.events[index].end = log.clock.tick() }
+  }
 
   private func fail(_ index: Int, _ error: Errno) -> Errno {
-    log.events[index].failed = true
+    log.lock.withLock { log.events[index].failed = true }
     end(index)
     return error
   }

@@ -84,7 +84,8 @@ import Testing
   @Test func `registered files are read and written by slot`() throws {
     let file = try TemporaryFile()
     let ring = try Ring(entries: 8, completions: 16)
-    try ring.registerFiles([file.descriptor])
+    try ring.registerSparseFiles(1)
+    try ring.setFiles([file.descriptor], from: 0)
     let buffer = IOBuffer(count: 4096)
     buffer.base.initializeMemory(as: UInt8.self, repeating: 0x5a, count: 4096)
     #expect(run(ring, .write(.registered(0), from: buffer.data, at: 8192)) == 4096)

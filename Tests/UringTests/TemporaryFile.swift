@@ -1,20 +1,19 @@
 import BlockCore
 import Glibc
+import TestTools
 
-/// An unnamed file that goes away with its last descriptor.
+/// An empty file that goes away with the object, and its descriptor.
 final class TemporaryFile {
   let descriptor: Int32
-  let path: String
+  private let directory: TemporaryDirectory
 
-  init(directory: String = "/var/tmp") throws {
-    var template = Array("\(directory)/qublk-test.XXXXXX".utf8CString)
-    descriptor = mkstemp(&template)
+  var path: String { directory.file("file") }
+
+  init(directory parent: String = "/var/tmp") throws {
+    directory = try TemporaryDirectory(in: parent)
+    descriptor = open(directory.file("file"), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
     if descriptor < 0 { throw Errno(errno) }
-    path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
   }
 
-  deinit {
-    close(descriptor)
-    unlink(path)
-  }
+  deinit { close(descriptor) }
 }

@@ -85,6 +85,27 @@ private final class CountingHandler: CompletionHandler {
   }
 }
 
+@Suite struct RegisteredFileTests {
+  @Test func `a file has its slot until it is taken out`() throws {
+    let loop = try WorkerLoop(entries: 8, completions: 8)
+    defer { loop.leaveThread() }
+    let (first, second) = (try TemporaryFile(), try TemporaryFile())
+    try loop.registerFiles([first.descriptor], room: 4)
+    try loop.setFile(second.descriptor, slot: 3)
+    #expect(slot(loop.file(first.descriptor)) == 0)
+    #expect(slot(loop.file(second.descriptor)) == 3)
+    try loop.setFile(nil, slot: 3)
+    #expect(slot(loop.file(second.descriptor)) == nil)
+    #expect(throws: Errno.invalid) { try loop.setFile(second.descriptor, slot: 4) }
+    #expect(slot(loop.file(second.descriptor)) == nil)
+    #expect(throws: Errno(9)) { try loop.setFile(1_000_000, slot: 0) }
+  }
+
+  private func slot(_ file: RingFile) -> Int32? {
+    if case .registered(let slot) = file { slot } else { nil }
+  }
+}
+
 /// Each test with a loop that sleeps at once, and with one that looks for completions first.
 @Suite struct WorkerLoopTests {
   @Test(arguments: [0, 500_000] as [UInt64])

@@ -27,6 +27,8 @@ void qublk_set_thread_ranks(uint64_t ranks);
 int qublk_thread_id(void);
 // Names the calling thread, as tools show it; 15 bytes are kept.
 void qublk_name_thread(const char *name);
+// The number of CPUs that the calling thread may run on.
+int qublk_processors(void);
 // Binds the calling thread to the CPUs of a mask of `size` bytes.
 int qublk_set_affinity(const void *mask, size_t size);
 // Sets or clears PR_SET_IO_FLUSHER for the calling thread.
@@ -73,11 +75,21 @@ enum {
 };
 // Whether the file lies in tmpfs.
 int qublk_is_in_memory(int fd);
+
+// Whether files of the file system can share storage with each other, so that a copy moves no bytes.
+int qublk_can_share(int fd);
 // The next data, or the next hole, at or behind an offset; a negative errno: -ENXIO if there is none.
 int64_t qublk_next_data(int fd, uint64_t offset);
+// Copies up to `count` bytes from file to file, which may share them afterwards; returns how many.
+int64_t qublk_copy_range(int from, uint64_t from_offset, int to, uint64_t to_offset, uint64_t count);
 int64_t qublk_next_hole(int fd, uint64_t offset);
 
 // Whether fd is a block device that takes discards (queue/discard_max_bytes in sysfs); 0 if it is not known.
 int qublk_discards(int fd);
+
+// Has the file system not copy an empty file's data on write (btrfs); -errno where it cannot.
+int qublk_set_nocow(int fd);
+// Has the file system allocate so many bytes of an empty file at once (XFS); -errno where it cannot.
+int qublk_set_extent_size(int fd, uint32_t bytes);
 
 #endif

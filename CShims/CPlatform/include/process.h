@@ -39,8 +39,14 @@ int qublk_detach_mount(const char *path);
 // returns a descriptor from which the three are read, or -1.
 int qublk_signals_open(void);
 // The next pending signal of a descriptor from qublk_signals_open, or 0 if there is none. It is
-// negative if process 1 sent it.
+// negative if process 1 sent it, or if the parent passed on a signal of process 1.
 int qublk_signals_next(int fd);
+// The same for a parent that does nothing else: SIGCHLD beside the three.
+int qublk_parent_signals_open(void);
+// Sends the signal to a process; with from_init as one of process 1, see qublk_signals_next.
+int qublk_signal_pass(int pid, int signal, int from_init);
+// Ends the calling process by the signal, without a core dump.
+void qublk_end_by_signal(int signal);
 
 // Locks (shared, without waiting) or unlocks one byte for the open file description of fd.
 int qublk_ofd_share_byte(int fd, int64_t offset);
@@ -69,6 +75,22 @@ int qublk_unix_peer(int fd);
 int qublk_key_find(const char *description);
 // Copies at most size bytes of the key's payload; returns the payload's whole length or -errno.
 long qublk_key_read(int key, void *buffer, size_t size);
+
+// A connected pair of sockets that keep messages apart (SOCK_SEQPACKET), close on exec.
+int qublk_message_pair(int fds[2]);
+// Sends one message of at least one byte, with copies of `count` descriptors, 253 at most.
+int qublk_message_send(int fd, const void *bytes, size_t size, const int *fds, int count);
+// Receives one message without waiting. *count: in, the room for descriptors, 253 at most; out, how many came.
+// 0 if the other side is gone, -1 with errno (EAGAIN: no message).
+long qublk_message_receive(int fd, void *bytes, size_t size, int *fds, int *count);
+// A copy of the descriptor that closes on exec.
+int qublk_duplicate(int fd);
+
+// Has the kernel write back all that it has cached for the block device at a path, and the file system on it.
+int qublk_write_block_device_back(const char *path);
+
+// Tells systemd's service manager a state, by the datagram socket that NOTIFY_SOCKET names.
+int qublk_notify(const char *socket, const char *text);
 
 // pidfd_open(2).
 int qublk_pidfd_open(int pid);

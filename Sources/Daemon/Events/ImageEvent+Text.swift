@@ -1,10 +1,10 @@
 import BlockCore
-import QCOW2Engine
+package import QCOW2Engine
 import QCOW2Format
 
 extension ImageEvent {
   /// What happened, with its place, and what that means.
-  var text: String {
+  package var text: String {
     let file = object.text
     switch kind {
     case .readFailed, .writeFailed: return "\(file): \(failure)"

@@ -5,6 +5,7 @@ import Glibc
 import HostFiles
 import ImageJobs
 import JSON
+import Logging
 import QCOW2Tools
 import Synchronization
 import Uring
@@ -18,12 +19,19 @@ final class LiveHost: Sendable {
   static let limit = 4
 
   /// The jobs that a running device takes.
-  private static let diskJobs: [any DiskJob.Type] = [MapJob.self]
-  private static let fileJobs: [any FileJob.Type] = [InfoJob.self]
+  private static let diskJobs: [any DiskJob.Type] = [
+    MapJob.self, MeasureJob.self, LiveCheckJob.self, ResizeJob.self, SnapshotCreateJob.self,
+    SnapshotDeleteJob.self, BitmapJob.self, LiveAmendJob.self,
+  ]
+  private static let fileJobs: [any FileJob.Type] = [InfoJob.self, SnapshotListJob.self]
 
   private struct State {
     var running: [(job: LiveJob, thread: WorkerThread)] = []
     var lastID = 0
+    /// The daemon's own, beside those of clients.
+    var leaks: LeakReturn?
+    /// What is told when the disk gets another size; nil before there is a device.
+    var capacity: (any DeviceCapacity)?
     /// The device ends: no job may touch the image any more.
     var isOver = false
   }
@@ -46,6 +54,9 @@ final class LiveHost: Sendable {
   }
 
   deinit { close(descriptor) }
+
+  /// Says which device shows the disk; call before the first job.
+  func serve(_ capacity: any DeviceCapacity) { state.withLock { $0.capacity = capacity } }
 
   /// Whether a running device has a job of this name.
   static func knows(_ name: String) -> Bool {
@@ -92,7 +103,32 @@ final class LiveHost: Sendable {
 
   /// The jobs that run: an array.
   var list: JSONValue {
-    .array(state.withLock { $0.running.filter { !$0.job.hasEnded }.map(\.job.json) })
+    .array(
+      state.withLock { state in
+        let jobs = (state.leaks.map { [$0.live] } ?? []) + state.running.map(\.job)
+        return jobs.filter { !$0.hasEnded }.map(\.json)
+      })
+  }
+
+  /// Gives back, beside the guest, what a session that died has left reserved; call once.
+  ///
+  /// - Parameters:
+  ///   - name: Of the device, for messages.
+  ///   - reason: Why there may be leaks, in words.
+  ///   - noteSettled: Called when nothing is leaked any more, by another thread.
+  func returnLeaks(
+    of name: String, _ reason: String, noteSettled: @escaping @Sendable () -> Void
+  ) {
+    state.withLock { state in
+      if state.isOver { return }
+      do throws(Errno) {
+        state.lastID += 1
+        state.leaks = try LeakReturn(
+          of: disk, id: state.lastID, name, reason, noteSettled: noteSettled)
+      } catch {
+        Log.logger.warning("\(name): leaked clusters stay: cannot start a thread: \(error)")
+      }
+    }
   }
 
   /// Call when ``descriptor`` is readable: lets go of the threads of jobs that have ended.
@@ -108,14 +144,17 @@ final class LiveHost: Sendable {
   }
 
   /// Ends all jobs, and takes no more; when it returns, none touches the image.
+  ///
+  /// The return of leaks has a moment to come to its end.
   func finish() {
-    let running = state.withLock { state in
+    let (running, leaks) = state.withLock { state in
       state.isOver = true
-      defer { state.running = [] }
-      return state.running
+      defer { (state.running, state.leaks) = ([], nil) }
+      return (state.running, state.leaks)
     }
     for (job, _) in running { job.cancellation.cancel() }
     for (_, thread) in running { thread.join() }
+    leaks?.finish()
   }
 
   // MARK: The job's side
@@ -134,9 +173,11 @@ final class LiveHost: Sendable {
     of type: Job.Type, _ arguments: JSONValue?
   ) throws(JobError) -> Body {
     let job = try Self.job(type, arguments)
+    let capacity = state.withLock { $0.capacity }
     return { [disk] (live) throws(JobError) in
-      let context = live.context(of: Job.Item.self)
-      return try JobLoop.run { _ async throws(JobError) in
+      var context = live.context(of: Job.Item.self)
+      context.capacity = capacity
+      return try JobLoop.run { [context] _ async throws(JobError) in
         try await job.run(on: disk, context).json
       }
     }
@@ -147,9 +188,7 @@ final class LiveHost: Sendable {
   ) throws(JobError) -> Body {
     let job = try Self.job(type, arguments)
     return { [disk, path] (live) throws(JobError) in
-      guard disk is DiskImage, let image = disk.files.first else {
-        throw .format(needed: .qcow2)
-      }
+      guard let image = disk.files.first else { throw .format(needed: .qcow2) }
       let open = "/proc/self/fd/\(image.descriptor)"
       let context = live.context(of: Job.Item.self)
       let bytes: FileBytes

@@ -22,10 +22,12 @@ package enum ControlClient {
 
   /// Sends a request and waits for the reply, for as long as the daemon says that it works on it.
   ///
-  /// `onEvent` gets each message before the last.
+  /// `isCancelled` is asked every 0.2 seconds. If it says so once, the daemon is told that the job is not
+  /// wanted any more; its answer then says whether that came in time. `onEvent` gets each message before the
+  /// last.
   package static func ask(
     _ request: ControlRequest, socket: String, silence: Double = silence,
-    onEvent: (ControlMessage) -> Void = { _ in }
+    isCancelled: () -> Bool = { false }, onEvent: (ControlMessage) -> Void = { _ in }
   ) -> Answer {
     let descriptor = unsafe qublk_unix_connect(socket)
     // A daemon that stands still has a queue of clients that it does not accept.
@@ -33,7 +35,7 @@ package enum ControlClient {
     defer { close(descriptor) }
     let process = qublk_unix_peer(descriptor)
     guard send(descriptor, request.line + "\n") else { return .nothing }
-    return reply(descriptor, process, silence, onEvent)
+    return reply(descriptor, process, silence, isCancelled, onEvent)
   }
 
   /// Sends a line that fits the socket's buffer; a daemon that has hung up is no signal to us.
@@ -43,13 +45,19 @@ package enum ControlClient {
   }
 
   private static func reply(
-    _ descriptor: Int32, _ process: Int32, _ silence: Double, _ onEvent: (ControlMessage) -> Void
+    _ descriptor: Int32, _ process: Int32, _ silence: Double, _ isCancelled: () -> Bool,
+    _ onEvent: (ControlMessage) -> Void
   ) -> Answer {
+    var hasCancelled = false
     var deadline = Deadline(seconds: silence)
     var line: [UInt8] = []
     var chunk = [UInt8](repeating: 0, count: 65536)
     while line.count < messageLimit {
-      guard waitReadable(descriptor, milliseconds: min(deadline.milliseconds, 1000)) else {
+      if !hasCancelled, isCancelled() {
+        hasCancelled = true
+        _ = send(descriptor, ControlRequest.cancellation + "\n")
+      }
+      guard waitReadable(descriptor, milliseconds: min(deadline.milliseconds, 200)) else {
         if deadline.hasPassed || ProcessState(of: process).isStopped {
           return .silent(process: process)
         }

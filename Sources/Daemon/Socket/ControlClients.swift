@@ -55,6 +55,7 @@ struct ControlClients: ~Copyable {
         if let request = connection.takeInput() { requests.append((request, connection)) }
       case .writing: connection.sendMore()
       case .working where entry.revents == Int16(POLLOUT): connection.sendMore()
+      case .working where entry.revents == Int16(POLLIN): connection.takeCancellation()
       // Its client has gone. What has begun for it goes on, but for a job.
       case .working, .ended: connection.drop()
       }

@@ -34,6 +34,8 @@ final class ControlConnection {
   private var nextEvent = Deadline(seconds: interval)
   /// What the client has asked for and is told of.
   private var job: LiveJob?
+  /// The client of a job may still send that it is not wanted any more.
+  private var takesMore = true
 
   init(descriptor: Int32, seconds: Double) {
     self.descriptor = descriptor
@@ -46,13 +48,14 @@ final class ControlConnection {
   /// Something was sent that the client has not taken.
   private var hasOutput: Bool { written < output.count }
 
-  /// What to wait for; nothing but the client's end while its request is worked on.
+  /// What to wait for; while a request is worked on, nothing but the client's end, and its word that a job is
+  /// not wanted any more.
   var pollEntry: pollfd {
     let events: Int32 =
       switch state {
       case .reading: POLLIN
       case .writing: POLLOUT
-      case .working: hasOutput ? POLLOUT : 0
+      case .working: hasOutput ? POLLOUT : job != nil && takesMore ? POLLIN : 0
       case .ended: 0
       }
     return pollfd(fd: descriptor, events: Int16(events), revents: 0)
@@ -94,12 +97,35 @@ final class ControlConnection {
     }
     do throws(ControlError) {
       let request = try ControlRequest(parsing: input[..<end])
+      input.removeFirst(end + 1)
       state = .working
       return request
     } catch {
       refuse(error)
       return nil
     }
+  }
+
+  /// Takes what the client of a job has sent behind its request: the job is cancelled if it says so.
+  func takeCancellation() {
+    var chunk = [UInt8](repeating: 0, count: 4096)
+    let count = unsafe recv(descriptor, &chunk, chunk.count, Int32(MSG_DONTWAIT))
+    if count < 0, errno == EAGAIN || errno == EINTR { return }
+    // The client has closed its sending half, and still gets its answer.
+    if count <= 0 { takesMore = false }
+    if count > 0 { input += chunk[..<count] }
+    readCancellation()
+  }
+
+  private func readCancellation() {
+    guard let job, takesMore else { return }
+    if let end = input.firstIndex(of: UInt8(ascii: "\n")) {
+      if ControlRequest.cancels(input[..<end]) { job.cancellation.cancel() }
+      takesMore = false
+    } else if input.count >= Self.requestLimit {
+      takesMore = false
+    }
+    if !takesMore { input = [] }
   }
 
   private func refuse(_ error: ControlError) {
@@ -127,6 +153,7 @@ final class ControlConnection {
   /// From now on tells the client of a job, to its end.
   func follow(_ job: LiveJob) {
     self.job = job
+    readCancellation()
     // The client may have gone meanwhile, or the job come to its end.
     if state == .working { check() } else { job.cancellation.cancel() }
   }

@@ -18,6 +18,8 @@ struct ControlLoop: ~Copyable {
     var isEnded = false
     /// The attempt to stop has ended.
     var isAttempted = false
+    /// The supervisor has died.
+    var hasLostSupervisor = false
   }
 
   private let signals: Int32
@@ -43,13 +45,17 @@ struct ControlLoop: ~Copyable {
   /// Waits until something has happened.
   ///
   /// `ended` is readable once the workers have ended, `attempt` once an attempt to stop has ended; a
-  /// negative one is not waited for. What jobs have for their clients is sent meanwhile. Without `waits`,
+  /// negative one is not waited for. `supervisor` is a socket whose other side ends with the supervisor. What jobs have for their clients is sent meanwhile. Without `waits`,
   /// nothing may have happened.
-  mutating func next(ended: Int32, attempt: Int32, _ jobs: LiveHost, waits: Bool) -> Event {
+  mutating func next(
+    ended: Int32, attempt: Int32, supervisor: Int32 = -1, _ jobs: LiveHost, waits: Bool
+  ) -> Event {
     while true {
       var entries = [signals, ended, attempt, jobs.descriptor].map {
         pollfd(fd: $0, events: Int16(POLLIN), revents: 0)
       }
+      // Only its end is looked for: `SupervisorLink.stop` reads its answers.
+      entries.append(pollfd(fd: supervisor, events: 0, revents: 0))
       let own = entries.count
       entries += clients.pollEntries
       let count = unsafe poll(
@@ -67,7 +73,9 @@ struct ControlLoop: ~Copyable {
         if signal != 0 { event.signal = abs(signal) }
         event.isFromInit = signal < 0
       }
-      let isSomething = event.isEnded || event.isAttempted || event.signal != nil
+      event.hasLostSupervisor = entries[4].revents & Int16(POLLHUP | POLLERR) != 0
+      let isSomething =
+        event.isEnded || event.isAttempted || event.signal != nil || event.hasLostSupervisor
       if isSomething || !event.requests.isEmpty || !waits { return event }
     }
   }

@@ -1,7 +1,9 @@
 import ImageJobs
 package import JSON
 
-/// What a command asks of a daemon: the first and only message of a client, a JSON object in one line.
+/// What a command asks of a daemon: the first message of a client, a JSON object in one line.
+///
+/// The client of a job may send a second one: ``cancellation``.
 ///
 /// docs/control-protocol.md describes all messages.
 package enum ControlRequest: Equatable, Sendable {
@@ -60,6 +62,18 @@ package enum ControlRequest: Equatable, Sendable {
     }
     try arguments.finish()
     return request
+  }
+
+  /// What the client of a job sends behind its request, without a newline, when the job is not wanted any more.
+  static var cancellation: String {
+    JSONValue.object([.init("version", .integer(version)), .init("request", .string("cancel"))])
+      .line
+  }
+
+  /// Whether a line behind a request is that.
+  static func cancels(_ bytes: some Collection<UInt8>) -> Bool {
+    let message = JSONParser.parse(Array(bytes))
+    return message?["version"] == .integer(version) && message?["request"] == .string("cancel")
   }
 
   /// The message, without its newline.

@@ -1,3 +1,4 @@
+import Glibc
 import JSON
 import Reports
 
@@ -35,9 +36,23 @@ package struct DeviceState: Equatable {
   package var condition = DeviceCondition.good
   /// What is wrong, in words; nil if nothing is.
   package var trouble: String?
+  /// The parent that watches the daemon; nil if there is none.
+  package var supervisor: Int32?
+  /// How the device comes back when its daemon dies; nil if it does not outlive its daemon.
+  package var recovery: Recovery?
 }
 
 extension DeviceState {
+  /// The state of a device that this process begins to serve, with what the request says of it.
+  package init(of request: AttachRequest, _ device: DeviceName, supervisor: Int32?) {
+    self.init(
+      id: device.id, image: request.path, imageDevice: 0, imageInode: 0, process: getpid(),
+      boot: Boot.id, version: request.version, queues: request.queues, depth: request.depth,
+      size: request.nullSize, isReadOnly: request.isReadOnly, started: Int64(time(nil)))
+    self.supervisor = supervisor
+    recovery = Recovery(phase: .serving, request: request.stored)
+  }
+
   var json: JSONValue {
     .object([
       .init("layout", .integer(Self.layout)),
@@ -56,6 +71,8 @@ extension DeviceState {
       .init("started", .integer(started)),
       .init("condition", .string(condition.rawValue)),
       .init("trouble", trouble.map { .string($0) } ?? .null),
+      .init("supervisor", supervisor.map { .integer(Int64($0)) } ?? .null),
+      .init("recovery", recovery?.json ?? .null),
     ])
   }
 
@@ -82,5 +99,7 @@ extension DeviceState {
     controlVersion = json["control-version"]?.integer
     condition = json["condition"]?.string.flatMap(DeviceCondition.init) ?? .good
     trouble = json["trouble"]?.string
+    supervisor = json["supervisor"]?.integer.flatMap(Int32.init(exactly:))
+    recovery = json["recovery"].flatMap(Recovery.init)
   }
 }

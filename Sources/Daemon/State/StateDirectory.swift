@@ -46,8 +46,14 @@ package struct StateDirectory {
   ///
   /// A former daemon may be in its last steps with the same id, so a taken lock is waited for.
   ///
+  /// - Parameters:
+  ///   - seconds: How long a former owner is waited for.
+  ///   - keepsState: Leaves the state file and the log, for a device that gets a new daemon.
   /// - Returns: The lock, to be kept open for the life of the process.
-  package func claim(within seconds: Double) throws(CommandError) -> Int32 {
+  /// - Throws: Why the directory cannot be taken.
+  package func claim(
+    within seconds: Double, keepsState: Bool = false
+  ) throws(CommandError) -> Int32 {
     let deadline = Deadline(seconds: seconds)
     while true {
       try Self.make(Self.root)
@@ -58,7 +64,7 @@ package struct StateDirectory {
       guard descriptor >= 0 || error == .noEntry else { throw .state(lock, error) }
       if descriptor >= 0 {
         if qublk_flock(descriptor, 1) == 0, isStill(descriptor, at: lock) {
-          clear()
+          if !keepsState { clear() }
           return descriptor
         }
         close(descriptor)
@@ -69,7 +75,7 @@ package struct StateDirectory {
   }
 
   /// Writes the state file in one step: a reader sees the old file, the new one or none.
-  func write(_ value: DeviceState) throws(CommandError) {
+  package func write(_ value: DeviceState) throws(CommandError) {
     let draft = "\(path)/state.new"
     let descriptor = unsafe qublk_open_file(draft, O_WRONLY | O_TRUNC, 1)
     guard descriptor >= 0 else { throw .state(draft, Errno(errno)) }
@@ -78,6 +84,18 @@ package struct StateDirectory {
       throw .state(draft, Errno(errno))
     }
     guard unsafe rename(draft, state) == 0 else { throw .state(state, Errno(errno)) }
+  }
+
+  /// Takes away the socket of a daemon that has died, so that the next one can listen.
+  func removeSocket() { unsafe unlink(controlSocket) }
+
+  /// Changes what the state file says of recovery, if there is such a file.
+  func update(_ change: (inout DeviceState.Recovery) -> Void) {
+    guard var state = read(), var recovery = state.recovery else { return }
+    change(&recovery)
+    state.recovery = recovery
+    // It tells people what goes on; nothing depends on it but the words of `list`.
+    try? write(state)
   }
 
   /// Removes everything, the lock last: from then on the id can be claimed anew.

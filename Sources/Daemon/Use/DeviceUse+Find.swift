@@ -3,13 +3,24 @@ import Glibc
 
 extension DeviceUse {
   /// Like ``find(_:)``, but gives an opener two seconds to close the disk.
-  package static func findLasting(_ device: DeviceName) -> DeviceUse? {
+  ///
+  /// `reads`: see ``find(_:reads:)``.
+  package static func findLasting(_ device: DeviceName, reads: Bool = true) -> DeviceUse? {
     let deadline = Deadline(seconds: 2)
     while true {
-      let use = find(device)
+      let use = find(device, reads: reads)
       guard let use, use.mayPass, !deadline.hasPassed else { return use }
       usleep(20_000)
     }
+  }
+
+  /// What uses a disk that nobody serves, as far as it shows without a request to it.
+  ///
+  /// A read would wait for a server.
+  package static func findUnserved(_ device: DeviceName) -> DeviceUse? {
+    let search = UserSearch(device)
+    if let use = search.claimant() ?? search.opener() { return use }
+    return claim(device.path) == EBUSY ? .claimed : nil
   }
 
   /// What uses the disk or one of its partitions now; nil if nothing does.
@@ -21,11 +32,16 @@ extension DeviceUse {
   /// 3. ``OpenerProbe`` finds any other opener, without its name.
   ///
   /// A dead device has no disk any more, only users that have not noticed: 2 finds those.
-  static func find(_ device: DeviceName) -> DeviceUse? {
+  ///
+  /// Without `reads`, 3 is not asked: a daemon must not read from its own device if that outlives it. A read
+  /// that is in flight when the daemon dies waits for the next daemon, and keeps the character device open, for
+  /// whose end the next daemon waits.
+  static func find(_ device: DeviceName, reads: Bool = true) -> DeviceUse? {
     let search = UserSearch(device)
     switch claim(device.path) {
     case 0:
       if let use = search.opener() { return use }
+      if !reads { return nil }
       // What cannot be found out is no answer, either.
       return OpenerProbe(path: device.path).findsOthers(within: 2) == false ? nil : .held
     // The device is dead, or its node is gone.

@@ -136,11 +136,17 @@ extension UserSearch {
   /// Who has the disk or a partition open without a claim.
   func opener() -> DeviceUse? {
     if let use = kernelOpener() { return use }
+    var supervisor: DeviceUse?
     for process in processes() where process != getpid() {
-      if opens(process) { return .opened(process: process, name: name(process)) }
+      if opens(process) {
+        let use = DeviceUse.opened(process: process, name: name(process))
+        // What a supervisor holds is its daemon's, which comes later.
+        guard name(process) == LockHolder.supervisorName else { return use }
+        supervisor = supervisor ?? use
+      }
       if maps(process) { return .mapped(process: process, name: name(process)) }
     }
-    return nil
+    return supervisor
   }
 
   /// Files of /sys that hold the path of what the kernel has open, and the names that messages give it:
@@ -202,10 +208,7 @@ extension UserSearch {
   }
 
   private func isOursByName(_ link: String) -> Bool {
-    var bytes = [CChar](repeating: 0, count: Int(PATH_MAX))
-    let count = unsafe readlink(link, &bytes, bytes.count)
-    guard count > 0 else { return false }
-    let path = String(decoding: bytes[..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    guard let path = linkTarget(link) else { return false }
     return isOurs(path: path) && Self.isBlockDevice(link)
   }
 }

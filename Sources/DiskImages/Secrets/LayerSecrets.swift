@@ -27,12 +27,22 @@ package final class LayerSecrets: Sendable {
     self.init(entries: secrets.map { Entry(layer: $0.key, secret: $0.value) })
   }
 
+  /// How many there are.
+  package var count: Int { entries.withLock(\.count) }
+
   /// The secret for an encrypted layer; layers must ask from the top down.
   func take(_ layer: Int) -> Secret? {
     entries.withLock { entries in
       let index =
         entries.firstIndex { $0.layer == layer } ?? entries.firstIndex { $0.layer == nil }
       return index.map { entries.remove(at: $0).secret }
+    }
+  }
+
+  /// The secret that ``take(_:)`` would hand out for the image itself.
+  package var first: Secret? {
+    entries.withLock { entries in
+      (entries.first { $0.layer == 0 } ?? entries.first { $0.layer == nil })?.secret
     }
   }
 

@@ -14,6 +14,8 @@ package struct CheckJob: FileJob {
   }
 
   package static let name = "check"
+  /// Each has buffers of its own, and reads of the file are all that more would do at once.
+  private static let mostThreads = 8
   package var changesImage: Bool { repair != nil }
   /// What is to be put right before the verdict; nil for nothing.
   package var repair: Repair?
@@ -46,7 +48,10 @@ package struct CheckJob: FileJob {
   ) throws(JobError) -> R {
     try context.cancellation.check()
     defer { context.progress.advance(by: 1) }
-    do throws(ToolError) { return try body() } catch { throw .file(error) }
+    do throws(ToolError) { return try body() } catch {
+      if case .cancelled = error { throw .cancelled }
+      throw .file(error)
+    }
   }
 
   /// Checks, repairs, and checks again what was repaired.
@@ -81,7 +86,10 @@ package struct CheckJob: FileJob {
     _ file: ImageFile, afterRepair repair: Repair? = nil, _ context: JobContext<NoValue>
   ) throws(ToolError) -> CheckResult {
     var findings = FindingNotes(repaired: repair, context.tell)
-    let result = try ImageCheck.run(file.bytes) { findings.add($0) }
+    let cancellation = context.cancellation
+    let result = try ImageCheck.run(
+      file.bytes, threads: .onProcessors(atMost: mostThreads), report: { findings.add($0) },
+      isCancelled: { cancellation.isCancelled })
     findings.end()
     return result
   }
@@ -99,7 +107,7 @@ package struct CheckJob: FileJob {
 }
 
 /// Tells findings as they come, and of very many only how many there were.
-private struct FindingNotes {
+struct FindingNotes {
   private static let most = 100
 
   /// After which repair the findings are left; nil before one.
@@ -119,7 +127,9 @@ private struct FindingNotes {
     tell(.note(finding.message + reason))
   }
 
-  func end() {
+  /// Says how many are not listed, of so many findings that there were.
+  func end(of total: Int? = nil) {
+    let count = total ?? count
     if count > Self.most { tell(.note("\(count - Self.most) more findings are not listed")) }
   }
 }

@@ -111,9 +111,12 @@ import CZlib
 /// Writes raw deflate streams.
 final class Deflater {
   private let stream = ZlibStream()
+  private lazy var incompressible = Incompressible()
   private var isReady = false
   /// 4 KiB, as QEMU writes: its readers up to now look no further back.
   private static let windowBits: Int32 = -12
+  /// QEMU has 6, the library's default: 5 takes a fifth less time, and 1 % more room.
+  private static let level: Int32 = 5
   /// The largest: a fast match table for some 256 KiB.
   private static let memoryLevel: Int32 = 9
 
@@ -126,6 +129,7 @@ final class Deflater {
   func compress(
     _ source: UnsafeRawBufferPointer, into target: UnsafeMutableRawBufferPointer
   ) -> Int? {
+    if unsafe incompressible.isIncompressible(source) { return nil }
     guard reset(), unsafe stream.aim(source, target) else { return nil }
     defer { stream.release() }
     guard unsafe deflate(stream.pointer, Z_FINISH) == Z_STREAM_END else { return nil }
@@ -136,7 +140,7 @@ final class Deflater {
     if isReady { return unsafe deflateReset(stream.pointer) == Z_OK }
     isReady =
       unsafe deflateInit2_(
-        stream.pointer, Z_DEFAULT_COMPRESSION, Z_DEFLATED, Self.windowBits, Self.memoryLevel,
+        stream.pointer, Self.level, Z_DEFLATED, Self.windowBits, Self.memoryLevel,
         Z_DEFAULT_STRATEGY, zlibVersion(), Int32(MemoryLayout<z_stream>.size)) == Z_OK
     return isReady
   }

@@ -48,6 +48,8 @@ import CZstd
 
 /// Writes a cluster as one zstd frame.
 @safe final class ZstdWriter {
+  /// QEMU has 3, the library's default: 2 takes a fifth less time, and 1 to 2 % more room.
+  private static let level: Int32 = 2
   private var context: OpaquePointer?
 
   deinit { unsafe ZSTD_freeCCtx(context) }
@@ -56,11 +58,19 @@ import CZstd
   func compress(
     _ source: UnsafeRawBufferPointer, into target: UnsafeMutableRawBufferPointer
   ) -> Int? {
-    if unsafe context == nil { unsafe context = ZSTD_createCCtx() }
-    guard let context = unsafe context else { return nil }
-    // The default level, as QEMU's; the window never exceeds the cluster, whose size is known.
+    guard let context = unsafe readyContext() else { return nil }
+    // The window never exceeds the cluster, whose size is known.
     let result = unsafe ZSTD_compress2(
       context, target.baseAddress, target.count, source.baseAddress, source.count)
     return ZSTD_isError(result) == 0 ? result : nil
+  }
+
+  private func readyContext() -> OpaquePointer? {
+    if let context = unsafe context { return unsafe context }
+    guard let new = unsafe ZSTD_createCCtx() else { return nil }
+    // Without the level the default one is used, which is right, too.
+    _ = unsafe ZSTD_CCtx_setParameter(new, ZSTD_c_compressionLevel, Self.level)
+    unsafe context = new
+    return unsafe new
   }
 }

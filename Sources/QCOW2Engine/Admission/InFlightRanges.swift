@@ -12,7 +12,7 @@ final class InFlightRanges: @unchecked Sendable {  // why: each stripe's lock gu
   /// Host clusters that were taken for a claimed range.
   struct NewClusters {
     /// The host cluster for the first guest cluster.
-    var host: UInt64
+    var host: HostCluster
     /// Others may write into them before they are published.
     var isOpenToOthers: Bool
   }
@@ -84,7 +84,8 @@ final class InFlightRanges: @unchecked Sendable {  // why: each stripe's lock gu
   /// when nobody else holds any of the range, which is then held if it returns clusters.
   ///
   /// - Returns: the host cluster of the first guest cluster; nil if the slow path must do it.
-  @inline(__always) func claim(_ range: Range<GuestCluster>, _ take: () -> NewClusters?) -> UInt64?
+  @inline(__always) func claim(_ range: Range<GuestCluster>, _ take: () -> NewClusters?)
+    -> HostCluster?
   {
     stripe(range).withLock { state in
       if state.held.overlaps(range) {
@@ -99,19 +100,19 @@ final class InFlightRanges: @unchecked Sendable {  // why: each stripe's lock gu
   }
 
   private static func join(_ held: inout HeldRanges.Element, _ range: Range<GuestCluster>)
-    -> UInt64?
+    -> HostCluster?
   {
     guard held.isOpen else { return nil }
     held.holders &+= 1
-    return held.host &+ (range.lowerBound.number &- held.range.lowerBound.number)
+    return held.host + (range.lowerBound.number &- held.range.lowerBound.number)
   }
 
   /// Ends a claim; the last to leave gives the range back and wakes everyone who waits.
   ///
   /// - Returns: the first of the host clusters, for the last to leave, if nobody has published them.
-  @inline(__always) func leave(_ range: Range<GuestCluster>, isPublished: Bool) -> UInt64? {
+  @inline(__always) func leave(_ range: Range<GuestCluster>, isPublished: Bool) -> HostCluster? {
     let stripe = stripe(range)
-    var unused: UInt64?
+    var unused: HostCluster?
     let waiters = unsafe stripe.withLock { state -> [UnsafeContinuation<Void, Never>] in
       let index = state.held.find(range)
       assert(index >= 0, "a claim ends that nobody has")
@@ -135,7 +136,7 @@ private struct HeldRanges: ~Copyable {
   struct Element {
     var range: Range<GuestCluster>
     /// The first host cluster of a claimed range; 0 for others.
-    var host: UInt64 = 0
+    var host = HostCluster(0)
     var holders: UInt32 = 1
     var isOpen = false
     /// Some holder has published the clusters.

@@ -11,13 +11,16 @@ import Synchronization
 ///
 /// One byte says both that the gate is shut and that somebody waits for requests to end. A request
 /// looks at that byte when it enters and when it ends, whether anybody waits or not: waiting costs
-/// requests nothing while nobody does.
+/// requests nothing while nobody does. The same byte says that persistent bitmaps must be told of
+/// writes: what is planned without a look at them is planned only while it does not.
 ///
 /// Only one task closes the gate at a time; ``Image/exclusively(_:)`` sees to that.
 final class RequestGate: @unchecked Sendable {  // why: `lock` guards the lists of waiters
   private static let shut: UInt8 = 1
   /// Some task waits for requests to end, at an open gate.
   private static let watched: UInt8 = 2
+  /// Persistent bitmaps follow what requests change.
+  private static let tracks: UInt8 = 4
   private let state = Atomic<UInt8>(0)
   private let lock = FutexLock(.leaf)
   /// Requests that wait for the gate to open.
@@ -26,14 +29,37 @@ final class RequestGate: @unchecked Sendable {  // why: `lock` guards the lists 
   private var inside = WaitList()
   private var watchers = 0
   private let gracePeriods = GracePeriods()
+  /// When the gate was shut; only its closer looks.
+  private let shutAt = Atomic<UInt64>(0)
+  /// How often the gate was shut and opened again.
+  let pauses = Atomic<UInt64>(0)
+  /// The longest time from shutting to opening it, in nanoseconds.
+  let longestPause = Atomic<UInt64>(0)
 
   /// Call after setting the request's stamp.
   @inline(__always) var isOpen: Bool {
     state.load(ordering: .sequentiallyConsistent) & Self.shut == 0
   }
 
+  /// The same for a request that, as a write, does not ask the bitmaps.
+  @inline(__always) func isOpen(untracked isWrite: Bool) -> Bool {
+    let barred = isWrite ? Self.shut | Self.tracks : Self.shut
+    return state.load(ordering: .sequentiallyConsistent) & barred == 0
+  }
+
   /// Nobody waits for requests to end; call after clearing the request's stamp.
-  @inline(__always) var isQuiet: Bool { state.load(ordering: .sequentiallyConsistent) == 0 }
+  @inline(__always) var isQuiet: Bool {
+    state.load(ordering: .sequentiallyConsistent) & (Self.shut | Self.watched) == 0
+  }
+
+  /// Says whether bitmaps must be told of writes; true for all requests whose stamps are younger.
+  func setTracking(_ isOn: Bool) {
+    if isOn {
+      state.bitwiseOr(Self.tracks, ordering: .sequentiallyConsistent)
+    } else {
+      state.bitwiseAnd(~Self.tracks, ordering: .sequentiallyConsistent)
+    }
+  }
 
   /// Waits until the gate is open; the caller's stamp must be cleared.
   func waitUntilOpen() async {
@@ -47,6 +73,7 @@ final class RequestGate: @unchecked Sendable {  // why: `lock` guards the lists 
   /// Shuts the gate, then waits until no request is in flight.
   func close(_ stamps: RequestStamps) async {
     assert(isOpen, "the gate is closed twice")
+    shutAt.store(MonotonicClock.nanoseconds(), ordering: .relaxed)
     state.bitwiseOr(Self.shut, ordering: .sequentiallyConsistent)
     while true {
       let seen = lock.withLock { inside.version }
@@ -56,10 +83,17 @@ final class RequestGate: @unchecked Sendable {  // why: `lock` guards the lists 
   }
 
   /// Lets requests in again.
-  func open() {
+  ///
+  /// - Returns: For how many nanoseconds they were kept out.
+  @discardableResult
+  func open() -> UInt64 {
     assert(!isOpen, "the gate is opened twice")
+    let pause = MonotonicClock.nanoseconds() &- shutAt.load(ordering: .relaxed)
+    longestPause.max(pause, ordering: .relaxed)
+    pauses.wrappingAdd(1, ordering: .relaxed)
     state.bitwiseAnd(~Self.shut, ordering: .sequentiallyConsistent)
     wake(\.outside)
+    return pause
   }
 
   /// Waits until every request whose stamp is at most `stamp` has ended, whether the gate is open or

@@ -9,7 +9,7 @@ extension ClusterAllocator {
   /// A new block describes itself: it takes the first cluster that it covers, all of which were
   /// free. The table entry is written after the block, by the flush order. A table that does not reach
   /// there grows first, once: clusters from `cluster` on may be taken then, for the table itself.
-  func ensureBlock(for cluster: UInt64) async throws(ImageError) {
+  func ensureBlock(for cluster: HostCluster) async throws(ImageError) {
     mutex.assertHeld()
     let index = refcounts.tableIndex(of: cluster)
     if index >= UInt64(refcounts.table.count) { try await growTable(toCover: index) }
@@ -26,7 +26,8 @@ extension ClusterAllocator {
     if let overlap = metadata.firstOverlap(block..<(block + 1)) {
       throw .overlapsMetadata(cluster: overlap)
     }
-    let offset = geometry.start(ofHostCluster: block)
+    let offset = geometry.start(of: block)
+    frees.watch.noteNew(block..<(block + 1))
     // Longer now, under the mutex: no write of a flush round may extend the file while an arena's
     // change of length runs [ORD-22]. And with storage: the write-back of refcounts must find room.
     if block >= freshFrom && freshFrom != .max { freshFrom = block + 1 }
@@ -64,8 +65,9 @@ extension ClusterAllocator {
     if let overlap = metadata.firstOverlap(place) { throw .overlapsMetadata(cluster: overlap) }
     // All that can fail comes before the header: nobody changes the old table meanwhile.
     let larger = try plan.table(growing: old)
+    frees.watch.noteNew(place)
     // What is written, whole or in part, no longer reads as zeros, whether the table comes to be or not.
-    if freshFrom != UInt64.max { freshFrom = max(freshFrom, place.upperBound) }
+    if freshFrom != .max { freshFrom = max(freshFrom, place.upperBound) }
     try await headerEditor.commit(plan.headerPatch, after: .sync) { () async throws(ImageError) in
       try await plan.write(growing: old, to: self.storage)
     }

@@ -22,15 +22,15 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   /// The most slices of refcounts that one reservation looks through before it goes to the end.
   private static let searchedSlices = 32
   /// No cluster below has refcount zero, as far as known.
-  var cursor: UInt64 = 0
-  /// Host clusters from here on were never written, and read as zeros; `UInt64.max` on a block device.
-  var freshFrom: UInt64
+  var cursor = HostCluster(0)
+  /// Host clusters from here on were never written, and read as zeros; `.max` on a block device.
+  var freshFrom: HostCluster
   /// What the file and the host have room for, beyond the clusters in use.
   var room: HostRoom
   /// New clusters of a block device may be cleared, which may unmap them, as discards do.
   private let clears: Bool
-  /// Clusters that a block device has room for; nil for a file that can grow.
-  private(set) var limit: UInt64?
+  /// The end of the clusters that a block device has room for; nil for a file that can grow.
+  private(set) var limit: HostCluster?
   /// The host had no room for as many clusters as it was asked for, some time ago.
   let isShort = Atomic<Bool>(false)
   /// Clusters reserved and given back since the image was opened; for statistics.
@@ -50,13 +50,12 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
     let geometry = refcounts.geometry
     let isDevice = storage.file.traits.isBlockDevice
     self.clears = clears && isDevice
-    freshFrom =
-      isDevice
-      ? UInt64.max : max(geometry.clusters(covering: fileLength), metadata.endOfMapped)
+    let end = HostCluster(geometry.clusters(covering: fileLength))
+    freshFrom = isDevice ? .max : max(end, metadata.endOfMapped)
     room = HostRoom(
       tables: tables, floor: freshFrom,
-      mayShrink: !isDevice && freshFrom == geometry.clusters(covering: fileLength))
-    limit = isDevice ? fileLength >> UInt64(geometry.clusterBits) : nil
+      mayShrink: !isDevice && freshFrom == end)
+    limit = isDevice ? geometry.hostCluster(of: HostOffset(fileLength)) : nil
   }
 
   var geometry: ClusterGeometry { refcounts.geometry }
@@ -98,9 +97,11 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   }
 
   /// Reserves what is free in the slice of refcounts that has `at`, from there on; nil if nothing is.
-  private func reserve(at: UInt64, upTo wanted: UInt64) async throws(ImageError) -> ClusterRun? {
+  private func reserve(
+    at: HostCluster, upTo wanted: UInt64
+  ) async throws(ImageError) -> ClusterRun? {
     if let limit, at >= limit { throw .noSpace }
-    if at >= FormatLimit.hostOffset >> UInt64(geometry.clusterBits) { throw .noSpace }
+    if at >= geometry.endOfHostClusters { throw .noSpace }
     try await ensureBlock(for: at)
     let run = try await reserveInSlice(from: at, upTo: wanted)
     if let run { reserved.wrappingAdd(run.count, ordering: .relaxed) }
@@ -108,7 +109,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   }
 
   private func reserveInSlice(
-    from first: UInt64, upTo wanted: UInt64
+    from first: HostCluster, upTo wanted: UInt64
   ) async throws(ImageError) -> ClusterRun? {
     try await provideStorage(ofBlockFor: first)
     let free = try await findFree(from: first, upTo: wanted)
@@ -126,8 +127,8 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
 
   /// The first free clusters in the slice of refcounts that has `first`, from there on.
   private func findFree(
-    from first: UInt64, upTo wanted: UInt64
-  ) async throws(ImageError) -> Range<UInt64> {
+    from first: HostCluster, upTo wanted: UInt64
+  ) async throws(ImageError) -> Range<HostCluster> {
     var end = refcounts.sliceRange(of: first).upperBound
     if let limit { end = min(end, limit) }
     let (fresh, order) = (freshFrom, geometry.refcountOrder)
@@ -141,9 +142,9 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   /// what a write leaves of its cluster need not be written.
   ///
   /// They were free: a pointer to any of them, if there was one, was durably removed before.
-  private func clear(_ run: Range<UInt64>) async -> Bool {
+  private func clear(_ run: Range<HostCluster>) async -> Bool {
     await storage.file.clear(
-      at: geometry.start(ofHostCluster: run.lowerBound),
+      at: geometry.start(of: run.lowerBound),
       length: UInt64(run.count) << UInt64(geometry.clusterBits))
   }
 
@@ -151,17 +152,17 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   ///
   /// Never shortens it: in a file that was cut there may be data beyond its end, and beyond the
   /// clusters that have a refcount, which is being written at this very moment.
-  func growFile(over cluster: UInt64) async throws(ImageError) {
+  func growFile(over cluster: HostCluster) async throws(ImageError) {
     mutex.assertHeld()
-    try await storage.extend(to: geometry.start(ofHostCluster: cluster + 1).bytes)
+    try await storage.extend(to: geometry.start(of: cluster + 1).bytes)
   }
 
   /// The first run of zero refcounts; a run never mixes fresh and used clusters.
   private static func firstFree(
-    _ bytes: UnsafeRawPointer, order: Int, from first: UInt64, to end: UInt64,
-    upTo wanted: UInt64, fresh: UInt64, _ refcounts: RefcountStore
-  ) -> Range<UInt64> {
-    func isFree(_ cluster: UInt64) -> Bool {
+    _ bytes: UnsafeRawPointer, order: Int, from first: HostCluster, to end: HostCluster,
+    upTo wanted: UInt64, fresh: HostCluster, _ refcounts: RefcountStore
+  ) -> Range<HostCluster> {
+    func isFree(_ cluster: HostCluster) -> Bool {
       unsafe RefcountWidth.get(bytes, order: order, index: refcounts.indexInSlice(cluster)) == 0
     }
     var start = first
@@ -177,11 +178,11 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   /// - Returns: whether there are clusters to hand out that there were not before.
   func noteGrowth() async throws(ImageError) -> Bool {
     guard storage.file.traits.isBlockDevice else { return false }
-    let clusters = try await storage.length() >> UInt64(geometry.clusterBits)
+    let end = geometry.hostCluster(of: HostOffset(try await storage.length()))
     await mutex.acquire()
     defer { mutex.release() }
-    guard let old = limit, clusters > old else { return false }
-    limit = clusters
+    guard let old = limit, end > old else { return false }
+    limit = end
     cursor = min(cursor, old)
     return true
   }
@@ -189,7 +190,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   /// Adds a reference to a cluster in use.
   ///
   /// - Returns: false if its refcount can go no higher.
-  func addReference(_ cluster: UInt64) async throws(ImageError) -> Bool {
+  func addReference(_ cluster: HostCluster) async throws(ImageError) -> Bool {
     await mutex.acquire()
     defer { mutex.release() }
     let order = geometry.refcountOrder
@@ -201,6 +202,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
       slice.setRefcount(index, order: order, to: value + 1)
       return value
     }
+    frees.watch.note(cluster..<(cluster + 1))
     if before == 0 { throw .refcountRange(cluster: cluster) }
     return before < most
   }
@@ -242,17 +244,17 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   }
 
   /// No cluster from there on was part of the file at open, or has been handed out.
-  private func endOfReach() async -> UInt64 {
+  private func endOfReach() async -> HostCluster {
     await mutex.acquire()
     defer { mutex.release() }
     return limit ?? max(room.end, freshFrom)
   }
 
-  private func releaseInSlice(_ part: Range<UInt64>, punch: Bool) async throws(ImageError) {
+  private func releaseInSlice(_ part: Range<HostCluster>, punch: Bool) async throws(ImageError) {
     if punch {
       for run in try await lastReferences(part) {
         await storage.punchHole(
-          at: geometry.start(ofHostCluster: run.lowerBound),
+          at: geometry.start(of: run.lowerBound),
           length: UInt64(run.count) << UInt64(geometry.clusterBits))
       }
     }
@@ -263,10 +265,12 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   }
 
   /// The runs in `part` whose refcount is exactly one: they become free next.
-  private func lastReferences(_ part: Range<UInt64>) async throws(ImageError) -> [Range<UInt64>] {
+  private func lastReferences(
+    _ part: Range<HostCluster>
+  ) async throws(ImageError) -> [Range<HostCluster>] {
     let order = geometry.refcountOrder
     return try unsafe await lookAtSlice(of: part.lowerBound) { [refcounts] bytes in
-      var runs: [Range<UInt64>] = []
+      var runs: [Range<HostCluster>] = []
       for cluster in part
       where unsafe RefcountWidth.get(bytes, order: order, index: refcounts.indexInSlice(cluster))
         == 1
@@ -282,17 +286,20 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   }
 
   /// Lowers refcounts; call with `mutex` held.
-  func decrement(_ clusters: Range<UInt64>) async throws(ImageError) {
+  func decrement(_ clusters: Range<HostCluster>) async throws(ImageError) {
     mutex.assertHeld()
     let order = geometry.refcountOrder
     var next = clusters.lowerBound
     while next < clusters.upperBound {
       let part = next..<min(refcounts.sliceRange(of: next).upperBound, clusters.upperBound)
-      let bad = try await withSlice(of: next) { [refcounts] slice -> UInt64? in
+      frees.watch.note(part)
+      let bad = try await withSlice(of: next) {
+        [refcounts, watch = frees.watch] slice -> HostCluster? in
         for cluster in part {
           let index = refcounts.indexInSlice(cluster)
           let value = unsafe RefcountWidth.get(slice.bytes, order: order, index: index)
           if value == 0 { return cluster }
+          if value == 1 { watch.noteFree(cluster) }
           slice.setRefcount(index, order: order, to: value - 1)
         }
         return nil
@@ -304,7 +311,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   }
 
   /// The refcount of a host cluster; 0 where no block covers it.
-  func refcount(of cluster: UInt64) async throws(ImageError) -> UInt64 {
+  func refcount(of cluster: HostCluster) async throws(ImageError) -> UInt64 {
     guard try refcounts.sliceKey(of: cluster) != nil else { return 0 }
     let order = geometry.refcountOrder
     return try unsafe await lookAtSlice(of: cluster) { [refcounts] bytes in
@@ -315,7 +322,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
   /// The refcount of a host cluster that is about to lose a reference; throws if it has none: it could
   /// have been handed out anew by the time that the reference is taken away.
   @discardableResult
-  func requireInUse(_ cluster: UInt64) async throws(ImageError) -> UInt64 {
+  func requireInUse(_ cluster: HostCluster) async throws(ImageError) -> UInt64 {
     let refcount = try await refcount(of: cluster)
     if refcount == 0 { throw .refcountRange(cluster: cluster) }
     return refcount
@@ -323,7 +330,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
 
   /// Looks at refcounts without writing anything: see ``SliceCache/lookAt(_:storage:_:)``.
   private func lookAtSlice<R>(
-    of cluster: UInt64, _ body: (UnsafeRawPointer) -> R
+    of cluster: HostCluster, _ body: (UnsafeRawPointer) -> R
   ) async throws(ImageError) -> R {
     guard let key = try refcounts.sliceKey(of: cluster) else {
       throw .refcountRange(cluster: cluster)
@@ -333,7 +340,7 @@ final class ClusterAllocator: @unchecked Sendable {  // why: `mutex` guards all 
 
   /// Looks at, or changes, the slice of refcounts that has `cluster`; call with `mutex` held.
   func withSlice<R>(
-    of cluster: UInt64, _ body: (inout CachedSlice) -> R
+    of cluster: HostCluster, _ body: (inout CachedSlice) -> R
   ) async throws(ImageError) -> R {
     mutex.assertHeld()
     guard let key = try refcounts.sliceKey(of: cluster) else {

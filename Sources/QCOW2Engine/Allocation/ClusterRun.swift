@@ -1,22 +1,23 @@
+import BlockCore
+
 /// Consecutive host clusters that were reserved together.
 struct ClusterRun: Sendable, Equatable {
-  /// The first host cluster.
-  var start: UInt64
+  var start: HostCluster
   var count: UInt64
   /// Nothing was ever written there and the host file reads as zeros: no zeroing is needed.
   var isFresh: Bool
 
-  var end: UInt64 { start &+ count }
+  var end: HostCluster { start + count }
 
   /// Whether all of a range that is not empty lies in the run.
-  func contains(_ range: Range<UInt64>) -> Bool {
+  func contains(_ range: Range<HostCluster>) -> Bool {
     start <= range.lowerBound && range.upperBound <= end
   }
 
   /// Splits off the first `wanted` clusters, or all if there are fewer.
   mutating func take(_ wanted: UInt64) -> ClusterRun {
     let taken = ClusterRun(start: start, count: min(wanted, count), isFresh: isFresh)
-    start &+= taken.count
+    start += taken.count
     count &-= taken.count
     return taken
   }

@@ -60,40 +60,40 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
       .unsafelyUnwrapped.pointee
   }
 
-  /// Whether `cluster`, a host cluster index above 0, is in the set.
-  @inline(__always) func contains(_ cluster: UInt64) -> Bool {
+  /// Whether `cluster`, which is not the header's, is in the set.
+  @inline(__always) func contains(_ cluster: HostCluster) -> Bool {
     let table = table
-    var position = Self.home(cluster) & table.mask
+    var position = Self.home(cluster.number) & table.mask
     while true {
       let value = unsafe table.slots[position].load(ordering: .relaxed)
       if value == Self.empty { return false }
-      if value == cluster { return true }
+      if value == cluster.number { return true }
       position = (position &+ 1) & table.mask
     }
   }
 
   /// - Returns: whether the cluster was not in the set before.
   @discardableResult
-  func insert(_ cluster: UInt64) -> Bool {
+  func insert(_ cluster: HostCluster) -> Bool {
     lock.withLock {
       if contains(cluster) { return false }
       if (used + 1) * 2 > table.mask { grow() }
       // A set that lacks a table would let data be written over it: better no program than that. The one
       // empty place that is left is where searches end.
       if used == table.mask { fatalError("no memory for a set of \(used) clusters") }
-      place(cluster, in: table)
+      place(cluster.number, in: table)
       return true
     }
   }
 
-  func remove(_ cluster: UInt64) {
+  func remove(_ cluster: HostCluster) {
     lock.withLock {
       let table = table
-      var position = Self.home(cluster) & table.mask
+      var position = Self.home(cluster.number) & table.mask
       while true {
         let value = unsafe table.slots[position].load(ordering: .relaxed)
         if value == Self.empty { return }
-        if value == cluster { break }
+        if value == cluster.number { break }
         position = (position + 1) & table.mask
       }
       unsafe table.slots[position].store(Self.tombstone, ordering: .relaxed)

@@ -27,7 +27,7 @@ final class ClusterSupply: Sendable {
     frees = parts.frees
     self.stamps = stamps
     packer = CompressedPacker(
-      allocator: parts.allocator, alignment: parts.storage.file.traits.offsetAlignment)
+      arenas, parts.allocator, alignment: parts.storage.file.traits.offsetAlignment)
     punches = parts.options.discardsToHost
   }
 
@@ -77,10 +77,11 @@ final class ClusterSupply: Sendable {
       }
     } catch {
       // What was half released stays leaked: counting it down twice would be worse.
-      frees.restoreMature(Array(mature[min(done + 1, mature.count)...]))
+      frees.endReturn(Array(mature[min(done + 1, mature.count)...]))
       await faults.report(error)
       throw error
     }
+    frees.endReturn()
     if mature.isEmpty { return false }
     durability.noteDirty()
     return true

@@ -11,6 +11,12 @@ final class DeferredFrees: @unchecked Sendable {  // why: `lock` guards all muta
   private let lock = FutexLock(.leaf)
   private var pending: [ClusterRun] = []
   private var durable: [(stamp: UInt64, runs: [ClusterRun])] = []
+  /// What was pending when the running round began, until it ends.
+  private var inRound: [ClusterRun] = []
+  /// What is on its way back to the allocator.
+  private var inReturn: [ClusterRun] = []
+  /// Hears of every cluster that has lost a pointer.
+  let watch = LeakWatch()
   /// Changes before any place that was let go of can be used anew: what is kept of such a place by its
   /// host offset is then no longer true.
   let generation = Atomic<UInt64>(0)
@@ -20,6 +26,7 @@ final class DeferredFrees: @unchecked Sendable {  // why: `lock` guards all muta
   /// Notes clusters whose pointer has been removed from a dirty table in memory.
   func add(_ runs: [ClusterRun]) {
     if runs.isEmpty { return }
+    for run in runs { watch.note(run.start..<run.end) }
     lock.withLock { for run in runs { append(run) } }
   }
 
@@ -34,19 +41,28 @@ final class DeferredFrees: @unchecked Sendable {  // why: `lock` guards all muta
   /// Starts a flush round: all that is pending now; call before copying any table.
   func takePending() -> [ClusterRun] {
     lock.withLock {
-      let taken = pending
+      if pending.isEmpty { return [] }
+      inRound = pending
       pending = []
-      return taken
+      return inRound
     }
   }
 
   /// The round failed: the removal is not known to be durable.
-  func restorePending(_ runs: [ClusterRun]) { lock.withLock { pending.append(contentsOf: runs) } }
+  func restorePending(_ runs: [ClusterRun]) {
+    lock.withLock {
+      inRound = []
+      pending.append(contentsOf: runs)
+    }
+  }
 
   /// The round succeeded; `stamp` was drawn after it.
   func becameDurable(_ runs: [ClusterRun], stamp: UInt64) {
     if runs.isEmpty { return }
-    lock.withLock { durable.append((stamp, runs)) }
+    lock.withLock {
+      inRound = []
+      durable.append((stamp, runs))
+    }
   }
 
   /// Nothing goes back until ``endHold()``.
@@ -54,19 +70,30 @@ final class DeferredFrees: @unchecked Sendable {  // why: `lock` guards all muta
 
   func endHold() { lock.withLock { holds -= 1 } }
 
-  /// Takes all whose stamp is below `oldest`, the oldest request in flight.
+  /// Takes all whose stamp is below `oldest`, the oldest request in flight; ``endReturn(_:)`` follows.
   func takeMature(before oldest: UInt64) -> [ClusterRun] {
     lock.withLock {
       if holds > 0 { return [] }
       let mature = durable.filter { $0.stamp < oldest }
       durable.removeAll { $0.stamp < oldest }
       if !mature.isEmpty { generation.wrappingAdd(1, ordering: .acquiringAndReleasing) }
-      return mature.flatMap(\.runs)
+      inReturn = mature.flatMap(\.runs)
+      return inReturn
     }
   }
 
-  /// Puts back what could not be finished.
-  func restoreMature(_ runs: [ClusterRun]) { becameDurable(runs, stamp: 0) }
+  /// All that was taken is free, or leaked, but for what could not be finished.
+  func endReturn(_ unfinished: [ClusterRun] = []) {
+    lock.withLock {
+      inReturn = []
+      if !unfinished.isEmpty { durable.append((0, unfinished)) }
+    }
+  }
+
+  /// All clusters that still have a reference which no table shows, wherever they are on their way.
+  var runs: [ClusterRun] {
+    lock.withLock { pending + inRound + durable.flatMap(\.runs) + inReturn }
+  }
 
   var isEmpty: Bool { lock.withLock { pending.isEmpty && durable.isEmpty } }
   var hasDurable: Bool { lock.withLock { !durable.isEmpty } }

@@ -11,15 +11,15 @@ struct HostRoom {
   /// ``ClusterAllocator/prepare()`` has been done.
   var isPrepared = false
   /// The file is not cut below this cluster: what lies there was not added by this session.
-  var floor: UInt64
+  var floor: HostCluster
   /// No host cluster from here on was ever asked for.
-  var end: UInt64
+  var end: HostCluster
   /// The file may be cut when it is closed.
   var mayShrink: Bool
   /// The most clusters that the host is asked for at once.
   var mostAtOnce = UInt64.max
 
-  init(tables: [Range<UInt64>], floor: UInt64, mayShrink: Bool) {
+  init(tables: [Range<UInt64>], floor: HostCluster, mayShrink: Bool) {
     self.tables = tables
     self.floor = floor
     self.mayShrink = mayShrink
@@ -37,6 +37,12 @@ struct HostRoom {
       mostAtOnce = mostAtOnce < 1024 ? mostAtOnce * 2 : .max
     }
   }
+}
+
+extension Image {
+  /// The bytes that a session which was killed leaves behind the image's end at most: two refills of 16
+  /// MiB of each of 16 workers.
+  package static var mostLeftBehind: UInt64 { 2 * 16 * (16 << 20) }
 }
 
 // Storage of the host, on behalf of reservations; all with the allocator's mutex held.
@@ -64,31 +70,28 @@ extension ClusterAllocator {
   /// It is as good as new. What is longer than any session leaves was put there by an administrator, to
   /// have the room: that stays when the image is closed.
   private func findDeadReservation() async throws(ImageError) {
-    let used = try await endOfUse(below: freshFrom, notBelow: 0, slices: 64)
+    let used = try await endOfUse(below: freshFrom, notBelow: HostCluster(0), slices: 64)
     guard used < freshFrom,
-      let written = await storage.endOfData(from: geometry.start(ofHostCluster: used))
+      let written = await storage.endOfData(from: geometry.start(of: used))
     else { return }
     let end = freshFrom
-    freshFrom = min(freshFrom, max(used, geometry.clusters(covering: written.bytes)))
-    if (end - freshFrom) << UInt64(geometry.clusterBits) <= Self.mostLeftBehind {
+    freshFrom = min(freshFrom, max(used, HostCluster(geometry.clusters(covering: written.bytes))))
+    if (end - freshFrom) << UInt64(geometry.clusterBits) <= Image.mostLeftBehind {
       room.floor = freshFrom
     }
   }
 
-  /// The bytes that a session which was killed leaves behind the image's end at most: two refills of 16
-  /// MiB of each of 16 workers.
-  private static var mostLeftBehind: UInt64 { 2 * 16 * (16 << 20) }
-
   /// The end of the last cluster with a refcount below `end`, or `floor` if that is more; a higher place
   /// if there are more slices of refcounts to look through than `slices`.
   private func endOfUse(
-    below end: UInt64, notBelow floor: UInt64, slices: Int
-  ) async throws(ImageError) -> UInt64 {
+    below end: HostCluster, notBelow floor: HostCluster, slices: Int
+  ) async throws(ImageError) -> HostCluster {
     var at = end
     for _ in 0..<slices where at > floor {
-      let part = max(refcounts.sliceRange(of: at - 1).lowerBound, floor)..<at
-      if try refcounts.sliceKey(of: at - 1) != nil, let last = try await lastUsed(part) {
-        return last + 1
+      let last = at.advanced(by: -1)
+      let part = max(refcounts.sliceRange(of: last).lowerBound, floor)..<at
+      if try refcounts.sliceKey(of: last) != nil, let used = try await lastUsed(part) {
+        return used + 1
       }
       at = part.lowerBound
     }
@@ -96,7 +99,7 @@ extension ClusterAllocator {
   }
 
   /// Makes sure that the refcount block that counts `cluster` needs no room when it is written back.
-  func provideStorage(ofBlockFor cluster: UInt64) async throws(ImageError) {
+  func provideStorage(ofBlockFor cluster: HostCluster) async throws(ImageError) {
     mutex.assertHeld()
     let index = refcounts.tableIndex(of: cluster)
     if room.storedBlocks.contains(index) { return }
@@ -113,9 +116,9 @@ extension ClusterAllocator {
   ///
   /// - Returns: The clusters to be handed out, at least 1. The host has room for all of them, but perhaps
   ///   not for a single one: its write shows that.
-  func extendFile(over free: Range<UInt64>) async throws(ImageError) -> UInt64 {
+  func extendFile(over free: Range<HostCluster>) async throws(ImageError) -> UInt64 {
     mutex.assertHeld()
-    let start = geometry.start(ofHostCluster: free.lowerBound)
+    let start = geometry.start(of: free.lowerBound)
     var count = min(UInt64(free.count), room.mostAtOnce)
     room.end = max(room.end, free.lowerBound + count)
     let wanted = count
@@ -146,12 +149,12 @@ extension ClusterAllocator {
     await mutex.acquire()
     defer { mutex.release() }
     guard room.isPrepared, room.mayShrink, let length = try? await storage.length() else { return }
-    let clusters = geometry.clusters(covering: length)
+    let end = HostCluster(geometry.clusters(covering: length))
     // Bytes behind all that was asked for are not ours to judge.
-    guard clusters <= max(room.end, freshFrom),
-      let used = try? await endOfUse(below: clusters, notBelow: room.floor, slices: 4096)
+    guard end <= max(room.end, freshFrom),
+      let used = try? await endOfUse(below: end, notBelow: room.floor, slices: 4096)
     else { return }
-    let end = geometry.start(ofHostCluster: used).bytes
-    if end < length { try? await storage.setLength(end) }
+    let needed = geometry.start(of: used).bytes
+    if needed < length { try? await storage.setLength(needed) }
   }
 }

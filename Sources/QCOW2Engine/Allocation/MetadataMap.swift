@@ -1,3 +1,4 @@
+import BlockCore
 import QCOW2Format
 import Synchronization
 
@@ -7,7 +8,7 @@ import Synchronization
 /// that move when they grow; L2 tables, refcount blocks, the snapshot table and the L1 tables of
 /// snapshots are a ``ClusterSet``, which jobs change.
 final class MetadataMap: @unchecked Sendable {  // why: constants, atomics and a concurrent set
-  private let fixed: [Range<UInt64>]
+  private let fixed: [Range<HostCluster>]
   private let refcountTable: MovingArea
   private let l1Table: MovingArea
   /// All of these lie below, and most data above, which one comparison says.
@@ -16,57 +17,57 @@ final class MetadataMap: @unchecked Sendable {  // why: constants, atomics and a
   private let endOfAreas: Atomic<UInt64>
   let tables: ClusterSet
 
-  /// The end of the highest cluster that a table entry maps, in host clusters.
+  /// The end of the highest cluster that a table entry maps.
   ///
   /// May lie beyond the end of a file that was cut. Set while the image is opened, before anyone shares the map.
-  private(set) var endOfMapped: UInt64 = 0
+  private(set) var endOfMapped = HostCluster(0)
 
-  func noteMapped(_ cluster: UInt64) { endOfMapped = max(endOfMapped, cluster + 1) }
+  func noteMapped(_ cluster: HostCluster) { endOfMapped = max(endOfMapped, cluster + 1) }
 
   init(
-    fixed: [Range<UInt64>], refcountTable: Range<UInt64>, l1Table: Range<UInt64>,
+    fixed: [Range<HostCluster>], refcountTable: Range<HostCluster>, l1Table: Range<HostCluster>,
     expectedTables: Int
   ) throws(ImageError) {
     self.fixed = fixed
     self.refcountTable = MovingArea(refcountTable)
     self.l1Table = MovingArea(l1Table)
     endOfAreas = Atomic(
-      max(fixed.map(\.upperBound).max() ?? 0, refcountTable.upperBound, l1Table.upperBound))
+      (fixed + [refcountTable, l1Table]).reduce(0) { max($0, $1.upperBound.number) })
     tables = try ClusterSet(minimumCapacity: expectedTables)
   }
 
   /// Whether the host cluster holds metadata.
-  @inline(__always) func contains(_ cluster: UInt64) -> Bool {
+  @inline(__always) func contains(_ cluster: HostCluster) -> Bool {
     fixedContains(cluster) || tables.contains(cluster)
   }
 
   /// Whether the host cluster belongs to an area that the header points at, or to the header.
-  @inline(__always) func fixedContains(_ cluster: UInt64) -> Bool {
-    if cluster >= endOfAreas.load(ordering: .acquiring) { return false }
+  @inline(__always) func fixedContains(_ cluster: HostCluster) -> Bool {
+    if cluster.number >= endOfAreas.load(ordering: .acquiring) { return false }
     return isInArea(cluster)
   }
 
-  @inline(never) private func isInArea(_ cluster: UInt64) -> Bool {
+  @inline(never) private func isInArea(_ cluster: HostCluster) -> Bool {
     for range in fixed where range.contains(cluster) { return true }
     return refcountTable.contains(cluster) || l1Table.contains(cluster)
   }
 
   /// The first cluster of `clusters` that holds metadata; nil if there is none.
-  @inline(__always) func firstOverlap(_ clusters: Range<UInt64>) -> UInt64? {
+  @inline(__always) func firstOverlap(_ clusters: Range<HostCluster>) -> HostCluster? {
     var cluster = clusters.lowerBound
     while cluster < clusters.upperBound {
       if contains(cluster) { return cluster }
-      cluster &+= 1
+      cluster += 1
     }
     return nil
   }
 
-  func moveRefcountTable(to clusters: Range<UInt64>) { move(refcountTable, to: clusters) }
+  func moveRefcountTable(to clusters: Range<HostCluster>) { move(refcountTable, to: clusters) }
 
-  func moveL1Table(to clusters: Range<UInt64>) { move(l1Table, to: clusters) }
+  func moveL1Table(to clusters: Range<HostCluster>) { move(l1Table, to: clusters) }
 
-  private func move(_ area: borrowing MovingArea, to clusters: Range<UInt64>) {
-    endOfAreas.max(clusters.upperBound, ordering: .acquiringAndReleasing)
+  private func move(_ area: borrowing MovingArea, to clusters: Range<HostCluster>) {
+    endOfAreas.max(clusters.upperBound.number, ordering: .acquiringAndReleasing)
     area.move(to: clusters)
   }
 }
@@ -80,17 +81,20 @@ private struct MovingArea: ~Copyable {
   private static let countMask: UInt64 = (1 << countBits) - 1
   private let place: Atomic<UInt64>
 
-  init(_ clusters: Range<UInt64>) { place = Atomic(Self.word(clusters)) }
+  init(_ clusters: Range<HostCluster>) { place = Atomic(Self.word(clusters)) }
 
-  private static func word(_ clusters: Range<UInt64>) -> UInt64 {
-    clusters.lowerBound << countBits | min(clusters.upperBound - clusters.lowerBound, countMask)
+  private static func word(_ clusters: Range<HostCluster>) -> UInt64 {
+    clusters.lowerBound.number << countBits
+      | min(clusters.upperBound - clusters.lowerBound, countMask)
   }
 
-  @inline(__always) func contains(_ cluster: UInt64) -> Bool {
+  @inline(__always) func contains(_ cluster: HostCluster) -> Bool {
     let word = place.load(ordering: .relaxed)
-    let start = word >> Self.countBits
-    return cluster >= start && cluster &- start < word & Self.countMask
+    let start = HostCluster(word >> Self.countBits)
+    return cluster >= start && cluster - start < word & Self.countMask
   }
 
-  func move(to clusters: Range<UInt64>) { place.store(Self.word(clusters), ordering: .relaxed) }
+  func move(to clusters: Range<HostCluster>) {
+    place.store(Self.word(clusters), ordering: .relaxed)
+  }
 }

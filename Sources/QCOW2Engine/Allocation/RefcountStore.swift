@@ -37,18 +37,18 @@ final class RefcountStore: @unchecked Sendable {  // why: `tableBox` is swapped 
   }
 
   /// The index into the refcount table for a host cluster.
-  func tableIndex(of cluster: UInt64) -> UInt64 {
+  func tableIndex(of cluster: HostCluster) -> UInt64 {
     geometry.refcountBlock(of: cluster)
   }
 
   /// The clusters whose refcounts are in the same slice as that of `cluster`.
-  func sliceRange(of cluster: UInt64) -> Range<UInt64> {
-    let first = cluster & ~(entriesPerSlice &- 1)
-    return first..<(first &+ entriesPerSlice)
+  func sliceRange(of cluster: HostCluster) -> Range<HostCluster> {
+    let first = HostCluster(cluster.number & ~(entriesPerSlice &- 1))
+    return first..<(first + entriesPerSlice)
   }
 
   /// Where the slice with the refcount of `cluster` lies; nil if no block covers it.
-  func sliceKey(of cluster: UInt64) throws(ImageError) -> HostOffset? {
+  func sliceKey(of cluster: HostCluster) throws(ImageError) -> HostOffset? {
     let index = tableIndex(of: cluster)
     let table = self.table
     guard index < UInt64(table.count) else { return nil }
@@ -67,5 +67,7 @@ final class RefcountStore: @unchecked Sendable {  // why: `tableBox` is swapped 
   }
 
   /// The position of a cluster's refcount inside its slice.
-  func indexInSlice(_ cluster: UInt64) -> Int { Int(cluster & (entriesPerSlice &- 1)) }
+  func indexInSlice(_ cluster: HostCluster) -> Int {
+    Int(cluster.number & (entriesPerSlice &- 1))
+  }
 }

@@ -15,9 +15,9 @@ final class ReservationMask: @unchecked Sendable {  // why: belongs to the one r
   private let arenas: WorkerArenas
   private let refcounts: RefcountStore
   /// By the key of each held slice: the clusters that have refcount 0 on the host file and 1 in memory.
-  private var onHost: [UInt64: [Range<UInt64>]] = [:]
+  private var onHost: [UInt64: [Range<HostCluster>]] = [:]
   /// By key: the clusters that copies of slices show as free, since the last ``update()``.
-  private var hidden: [UInt64: [Range<UInt64>]] = [:]
+  private var hidden: [UInt64: [Range<HostCluster>]] = [:]
 
   init(arenas: WorkerArenas, refcounts: RefcountStore) {
     self.arenas = arenas
@@ -53,7 +53,7 @@ final class ReservationMask: @unchecked Sendable {  // why: belongs to the one r
     for run in untaken.flatMap(\.idle) { hide(run) }
   }
 
-  private func hide(_ run: Range<UInt64>) {
+  private func hide(_ run: Range<HostCluster>) {
     var next = run.lowerBound
     while next < run.upperBound {
       let part = next..<min(refcounts.sliceRange(of: next).upperBound, run.upperBound)

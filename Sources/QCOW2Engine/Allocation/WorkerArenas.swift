@@ -19,11 +19,11 @@ final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guar
 
   /// Both runs are recorded at each change, by one store each: see ``ArenaRecords``.
   private struct Arena: ~Copyable {
-    private(set) var run = ClusterRun(start: 0, count: 0, isFresh: false) {
+    private(set) var run = ClusterRun(start: HostCluster(0), count: 0, isFresh: false) {
       didSet { record.setRun(run) }
     }
     /// The run that follows, reserved before the present one is used up.
-    private(set) var next = ClusterRun(start: 0, count: 0, isFresh: false) {
+    private(set) var next = ClusterRun(start: HostCluster(0), count: 0, isFresh: false) {
       didSet { record.setNext(next) }
     }
     private let record: ArenaRecord
@@ -100,16 +100,18 @@ final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guar
 
   /// - Parameters:
   ///   - workers: the number of arenas.
-  ///   - clusterSize: in bytes; a refill is 64 clusters at first, grows to 16 MiB, and is never more than
+  ///   - clusterSize: in bytes; a refill is 64 clusters at first, grows to `most`, and is never more than
   ///     1024 clusters or less than 4.
+  ///   - most: the bytes of the largest refill.
   ///   - allocator: where refills come from.
   ///   - records: as many as workers.
   init(
-    workers: Int, clusterSize: UInt64, allocator: ClusterAllocator, records: ArenaRecords
+    workers: Int, clusterSize: UInt64, most: UInt64, allocator: ClusterAllocator,
+    records: ArenaRecords
   ) {
     self.allocator = allocator
     self.records = records
-    let largest = min(max((16 << 20) / clusterSize, 4), 1024)
+    let largest = min(max(most / clusterSize, 4), 1024)
     largestRefill = largest
     mostShown = min(max((1 << 20) / clusterSize, 8), 256)
     arenas = LockedStripes(count: workers, rank: .leaf) { worker in
@@ -176,7 +178,7 @@ final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guar
   func untaken() -> [UntakenRuns] {
     (0..<arenas.count).map { worker in
       arenas[worker].withLock { arena in
-        var runs: [Range<UInt64>] = []
+        var runs: [Range<HostCluster>] = []
         if arena.run.count > 0 { runs.append(arena.run.start..<arena.run.end) }
         if arena.next.count > 0 { runs.append(arena.next.start..<arena.next.end) }
         return UntakenRuns(runs: runs, shown: min(mostShown, max(arena.refill / 4, 2)))
@@ -185,7 +187,7 @@ final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guar
   }
 
   /// Whether one arena has all of a range, and nobody has taken any of it.
-  func isUntaken(_ range: Range<UInt64>) -> Bool {
+  func isUntaken(_ range: Range<HostCluster>) -> Bool {
     for worker in 0..<arenas.count {
       let isThere = arenas[worker].withLock { arena in
         arena.run.contains(range) || arena.next.contains(range)
@@ -239,7 +241,7 @@ final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guar
       if run.isFresh {
         let geometry = allocator.geometry
         await allocator.storage.punchHole(
-          at: geometry.start(ofHostCluster: run.start),
+          at: geometry.start(of: run.start),
           length: run.count << UInt64(geometry.clusterBits))
       }
       try await allocator.unreserve(run)
@@ -251,12 +253,12 @@ final class WorkerArenas: @unchecked Sendable {  // why: each stripe's lock guar
 /// Reserved clusters of one arena that nobody has taken.
 struct UntakenRuns {
   /// In the order in which they will be taken.
-  let runs: [Range<UInt64>]
+  let runs: [Range<HostCluster>]
   /// How many of them will be taken soon.
   let shown: UInt64
 
   /// All but those that will be taken soon.
-  var idle: [Range<UInt64>] {
+  var idle: [Range<HostCluster>] {
     var left = shown
     return runs.compactMap { run in
       let start = run.lowerBound + min(left, UInt64(run.count))

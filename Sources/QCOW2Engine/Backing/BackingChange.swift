@@ -35,6 +35,13 @@ extension Image {
     return old
   }
 
+  /// Throws ``ImageError/headerFull`` if ``replaceBacking(with:name:)`` would; writes nothing.
+  package func requireRoom(forBackingName name: BackingName) async throws(ImageError) {
+    guard case .file(let text, let format) = name else { return }
+    try await durability.headerEditor.requireRoom(
+      forBackingFile: text, format: format, clusterSize: Int(geometry.clusterSize))
+  }
+
   private func prepare(
     _ name: BackingName?
   ) async throws(ImageError) -> BackingNameChange? {

@@ -19,6 +19,11 @@ package protocol BackingLayer: AnyObject, Sendable {
   ///
   /// - Returns: the bytes mapped, from `offset` on; 0 when the slow path must take over.
   func plan(_ offset: GuestOffset, _ length: UInt64, into plan: inout PlanBuilder) -> UInt64
+
+  /// What the bytes from `offset` on are, and how many are alike: 1 to `length`, which is at least 1.
+  ///
+  /// A ``BlockStatus/depth`` of 0 stands for this layer.
+  func status(at offset: GuestOffset, length: UInt64) async throws(ImageError) -> BlockStatus
 }
 
 extension BackingLayer {
@@ -33,7 +38,7 @@ package final class RawLayer: BackingLayer {
   package let length: UInt64
   /// What host transfers call the file; nil keeps it off the hit path.
   private let fileNumber: UInt8?
-  private let storage: ImageStorage
+  let storage: ImageStorage
 
   /// - Parameters:
   ///   - file: opened for reading.

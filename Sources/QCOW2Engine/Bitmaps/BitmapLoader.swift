@@ -26,15 +26,18 @@ struct BitmapLoader {
   private let location: Result<BitmapsExtension, BitmapProblem>
   /// What the bits of all bitmaps so far take, in bytes.
   private var memory: UInt64 = 0
-  private let metadataMemory: MetadataMemory
-  private var words: BitmapWords
+  let words: BitmapWords
   private var tableEntries: UInt64 = 0
 
   /// What a writer is to do about the bitmaps.
   struct Outcome {
     var tracked: [TrackedBitmap] = []
+    /// Where the tables of bitmaps start whose clusters are known to be theirs alone.
+    var sound: Set<UInt64> = []
     /// The autoclear bit may stay.
     var isConsistent = false
+    /// Why not, if the image says that it has bitmaps.
+    var problem: BitmapProblem?
     var report = BitmapReport()
   }
 
@@ -46,7 +49,6 @@ struct BitmapLoader {
     storage = parts.storage
     allocator = parts.allocator
     metadata = parts.metadata
-    metadataMemory = parts.memory
     words = BitmapWords(parts.memory)
     self.fileLength = fileLength
   }
@@ -60,6 +62,7 @@ struct BitmapLoader {
     switch try await readDirectory() {
     case .failure(let problem):
       outcome.report.inconsistent = problem.message
+      outcome.problem = problem
       return outcome
     case .success(let directory):
       outcome.isConsistent = true
@@ -68,6 +71,7 @@ struct BitmapLoader {
       for item in directory.items {
         switch try await load(item) {
         case .success(let bitmap):
+          outcome.sound.insert(item.entry.table.bytes)
           if let bitmap { outcome.tracked.append(bitmap) }
         case .failure(let problem):
           // Nothing of the others is ours to judge.
@@ -153,9 +157,8 @@ struct BitmapLoader {
     } catch { return .failure(.tooLarge(bytes: memory + needed)) }
     memory += needed
     let bitmap = TrackedBitmap(
-      name: item.name, bits: bits, in: metadataMemory, table: entry.table, entries: entries,
-      geometry: geometry)
-    try await loadBits(bitmap, entries)
+      name: item.name, bits: bits, entry: entry, entries: entries, geometry: geometry)
+    try await bitmap.loadBits(storage)
     return .success(bitmap)
   }
 
@@ -172,7 +175,7 @@ struct BitmapLoader {
     return nil
   }
 
-  private typealias ClusterRange = Range<UInt64>
+  private typealias ClusterRange = Range<HostCluster>
 
   private func readTable(
     _ entry: BitmapEntry, _ length: UInt64, _ claimed: inout [ClusterRange]
@@ -211,22 +214,6 @@ struct BitmapLoader {
       .badEntry(name: "bitmap table entry", index: UInt64(index), value: raw, problem: problem))
   }
 
-  private func loadBits(
-    _ bitmap: TrackedBitmap, _ entries: [UInt64]
-  ) async throws(ImageError) {
-    let buffer = IOBuffer(count: Int(geometry.clusterSize))
-    let words = buffer.count / 8
-    for (index, raw) in entries.enumerated() {
-      let entry = BitmapTableEntry(raw: raw)
-      if let cluster = entry.cluster {
-        try await storage.read(into: buffer, at: cluster)
-        unsafe bitmap.bits.load(buffer.base, words: words, from: index * words)
-      } else if entry.isAllOnes {
-        bitmap.bits.load(bitmap.allBits(index))
-      }
-    }
-  }
-
   // MARK: Clusters
 
   private func clusters(_ offset: HostOffset, _ length: UInt64) -> ClusterRange {
@@ -250,7 +237,7 @@ struct BitmapLoader {
     return nil
   }
 
-  private func isAlone(_ cluster: UInt64) async throws(ImageError) -> Bool {
+  private func isAlone(_ cluster: HostCluster) async throws(ImageError) -> Bool {
     if metadata.contains(cluster) { return false }
     do { return try await allocator.refcount(of: cluster) == 1 } catch {
       if case .io = error { throw error }

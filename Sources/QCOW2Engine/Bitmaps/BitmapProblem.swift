@@ -1,3 +1,4 @@
+package import BlockCore
 package import QCOW2Format
 
 /// Why a bitmap, or all of them, cannot be kept up to date.
@@ -8,7 +9,7 @@ package enum BitmapProblem: Error, Equatable, Sendable {
   case extensions
   /// A cluster of the bitmap's structures is used by something else, or has a refcount other than
   /// 1.
-  case notAlone(cluster: UInt64)
+  case notAlone(cluster: HostCluster)
   /// Extra data that is not marked compatible: what it asks of a writer is unknown.
   case unknownExtraData(bytes: UInt32)
   /// More memory than ``BitmapLoader/mostMemory`` for the bits of all bitmaps.
@@ -22,7 +23,7 @@ package enum BitmapProblem: Error, Equatable, Sendable {
     case .format(let error): error.message
     case .extensions: "autoclear bit 0 is set without exactly one bitmaps extension"
     case .notAlone(let cluster):
-      "host cluster \(cluster) does not belong to the bitmap alone"
+      "host cluster \(cluster.number) does not belong to the bitmap alone"
     case .unknownExtraData(let bytes):
       "\(bytes) bytes of unknown extra data, expected 0 or the flag extra_data_compatible"
     case .tooLarge(let bytes):

@@ -126,7 +126,7 @@ extension ChangeTracker {
   }
 
   /// One cluster, protected from being written as data; nil if there is none.
-  private func reserve() async throws(ImageError) -> ClusterRun? {
+  func reserve() async throws(ImageError) -> ClusterRun? {
     do {
       let run = try await allocator.reserve(upTo: 1)
       metadata.tables.insert(run.start)
@@ -138,7 +138,7 @@ extension ChangeTracker {
   }
 
   /// Lets go of a cluster that no entry points at.
-  private func giveUp(_ run: ClusterRun) {
+  func giveUp(_ run: ClusterRun) {
     metadata.tables.remove(run.start)
     frees.add([run])
   }

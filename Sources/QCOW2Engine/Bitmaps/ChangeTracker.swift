@@ -12,15 +12,23 @@ import Synchronization
 /// A table entry "all zeros" gets a cluster when one of its bits is set: refcount and contents are
 /// durable before the entry is written. Where there is no cluster to be had, or all bits are set at
 /// once, the entry becomes "all ones" instead, which needs none. Clusters of bitmaps are never
-/// given up while the image is attached, so no free depends on a table here.
+/// given up while it is in force, so no free depends on a table here.
+///
+/// Bitmaps come and go while requests run: see ``BitmapEditor``.
 ///
 /// Locks: `mutex` is held across I/O, and inside it the flush round's and the allocator's.
 @safe
 final class ChangeTracker: @unchecked Sendable {  // why: `lock` and `mutex` guard all that changes
-  let bitmaps: [TrackedBitmap]
-  /// The bits of ``bitmaps``, for the hit path: no reference is counted.
-  private let bits: UnsafeMutablePointer<TrackedBits>
-  private let count: Int
+  /// Guarded by `mutex`; ``replace(with:)`` and ``replaceHeld(with:)`` change it.
+  private(set) var bitmaps: [TrackedBitmap]
+  /// The bits of ``bitmaps``, for requests; nil if there are none.
+  private let current: Atomic<UnsafeMutablePointer<TrackedSet>?>
+  /// How many bitmaps are tracked; for statistics.
+  private let number: Atomic<Int>
+  /// Where the bits lie, and where the tables of bitmaps start whose clusters are theirs alone; both for
+  /// the one who changes the bitmaps.
+  let words: BitmapWords
+  var sound: Set<UInt64>
   let storage: ImageStorage
   let allocator: ClusterAllocator
   let metadata: MetadataMap
@@ -41,17 +49,16 @@ final class ChangeTracker: @unchecked Sendable {  // why: `lock` and `mutex` gua
   private let isSettling = Atomic<Bool>(false)
 
   /// - Parameters:
-  ///   - bitmaps: at least one.
-  ///   - parts: the image's.
+  ///   - parts: the image's, with the bitmaps to track.
+  ///   - words: has their bits.
   ///   - flusher: makes refcounts of new clusters durable.
-  init(_ bitmaps: [TrackedBitmap], _ parts: ImageParts, _ flusher: FlushCoordinator) {
-    self.bitmaps = bitmaps
+  init(_ parts: ImageParts, _ words: BitmapWords, _ flusher: FlushCoordinator) {
+    bitmaps = parts.bitmaps
+    self.words = words
+    sound = parts.soundBitmaps
     self.flusher = flusher
-    count = bitmaps.count
-    unsafe bits = .allocate(capacity: max(count, 1))
-    for (index, bitmap) in bitmaps.enumerated() {
-      unsafe (bits + index).initialize(to: bitmap.bits)
-    }
+    unsafe current = Atomic(TrackedSet.make(parts.bitmaps))
+    number = Atomic(parts.bitmaps.count)
     storage = parts.storage
     allocator = parts.allocator
     metadata = parts.metadata
@@ -60,18 +67,43 @@ final class ChangeTracker: @unchecked Sendable {  // why: `lock` and `mutex` gua
     quietMilliseconds = UInt64(max(parts.options.bitmapQuietMilliseconds, 0))
   }
 
-  deinit { unsafe bits.deallocate() }
+  deinit { unsafe TrackedSet.free(current.load(ordering: .acquiring)) }
+
+  var trackedCount: Int { number.load(ordering: .relaxed) }
+
+  /// Has requests follow other bitmaps from now on.
+  ///
+  /// - Returns: The set that was in force: requests that began before may still look at it.
+  func replace(with bitmaps: [TrackedBitmap]) async -> UnsafeMutablePointer<TrackedSet>? {
+    await mutex.acquire()
+    defer { mutex.release() }
+    self.bitmaps = bitmaps
+    number.store(bitmaps.count, ordering: .relaxed)
+    return unsafe current.exchange(TrackedSet.make(bitmaps), ordering: .sequentiallyConsistent)
+  }
+
+  /// The same at a shut gate and with ``mutex`` held: nobody looks at the old set any more.
+  func replaceHeld(with bitmaps: [TrackedBitmap]) {
+    mutex.assertHeld()
+    self.bitmaps = bitmaps
+    number.store(bitmaps.count, ordering: .relaxed)
+    let new = unsafe TrackedSet.make(bitmaps)
+    unsafe TrackedSet.free(current.exchange(new, ordering: .sequentiallyConsistent))
+  }
 
   // MARK: Requests
 
   /// Notes that a range is about to change; true if its bits are durably set already.
   ///
-  /// No lock, no waiting. The range lies inside the disk.
+  /// No lock, no waiting. The range lies inside the disk. Requests call it after they have set their
+  /// stamps. A change of the set waits for all requests with older stamps, so it also waits for a request
+  /// that has not seen the new set.
   @inline(__always) func covers(_ offset: GuestOffset, _ length: UInt64) -> Bool {
+    guard let set = unsafe current.load(ordering: .sequentiallyConsistent) else { return true }
     var isNew = false
     var isDurable = true
-    for index in 0..<count {
-      let tracked = unsafe bits[index]
+    for index in 0..<(unsafe set.pointee.count) {
+      let tracked = unsafe set.pointee.bits[index]
       let range = tracked.bits(offset.bytes..<(offset.bytes &+ length))
       if !tracked.note(range, isNew: &isNew) { isDurable = false }
     }
@@ -140,6 +172,11 @@ final class ChangeTracker: @unchecked Sendable {  // why: `lock` and `mutex` gua
   func finish() async throws(ImageError) {
     await mutex.acquire()
     defer { mutex.release() }
+    try await settle()
+  }
+
+  /// The same with ``mutex`` held.
+  func settle() async throws(ImageError) {
     while try await writeExact(atMost: 4096) {}
   }
 }

@@ -15,9 +15,9 @@ final class TrackedBitmap: @unchecked Sendable {  // why: atomics, and state gua
   let name: String
   let bits: TrackedBits
   let geometry: ClusterGeometry
-  /// Where the bits lie.
-  private let memory: MetadataMemory
-  private let table: HostOffset
+  /// Where the table starts.
+  let table: HostOffset
+  let granularityBits: UInt8
   /// The table as it should be on the host file.
   private var entries: [UInt64]
   /// Blocks of the table that the host file may not have yet.
@@ -30,20 +30,37 @@ final class TrackedBitmap: @unchecked Sendable {  // why: atomics, and state gua
   /// - Parameters:
   ///   - name: the bitmap's name, for reports.
   ///   - bits: as loaded.
-  ///   - memory: where the bits lie.
-  ///   - table: where the table starts.
+  ///   - entry: what the directory says, or is to say.
   ///   - entries: the table, checked.
   ///   - geometry: the image's.
+  ///   - isNew: the host file does not have the table yet.
   init(
-    name: String, bits: TrackedBits, in memory: MetadataMemory, table: HostOffset,
-    entries: [UInt64], geometry: ClusterGeometry
+    name: String, bits: TrackedBits, entry: BitmapEntry, entries: [UInt64],
+    geometry: ClusterGeometry, isNew: Bool = false
   ) {
-    self.memory = memory
     self.name = name
     self.bits = bits
-    self.table = table
+    table = entry.table
+    granularityBits = entry.granularityBits
     self.entries = entries
     self.geometry = geometry
+    if isNew { unsettled = Set(0..<((entries.count * 8 + blockSize - 1) / blockSize)) }
+  }
+
+  /// Takes the bits from the host file, while nobody else knows the bitmap.
+  func loadBits(_ storage: ImageStorage) async throws(ImageError) {
+    let buffer = IOBuffer(count: Int(geometry.clusterSize))
+    let words = buffer.count / 8
+    for (index, raw) in entries.enumerated() {
+      let entry = BitmapTableEntry(raw: raw)
+      if let cluster = entry.cluster {
+        try await storage.read(into: buffer, at: cluster)
+        unsafe bits.load(buffer.base, words: words, from: index * words)
+      } else if entry.isAllOnes {
+        bits.load(allBits(index))
+      }
+    }
+    withExtendedLifetime(buffer) {}
   }
 
   // MARK: Geometry
@@ -73,6 +90,11 @@ final class TrackedBitmap: @unchecked Sendable {  // why: atomics, and state gua
   }
 
   func entry(_ index: Int) -> BitmapTableEntry { BitmapTableEntry(raw: entries[index]) }
+  var entryCount: Int { entries.count }
+  /// The host clusters that hold bits.
+  var clusters: [HostCluster] {
+    entries.compactMap { BitmapTableEntry(raw: $0).cluster.map(geometry.hostCluster) }
+  }
 
   // MARK: The table
 
@@ -85,8 +107,8 @@ final class TrackedBitmap: @unchecked Sendable {  // why: atomics, and state gua
   }
 
   /// Points an entry at a cluster whose contents and refcount are durable.
-  func link(_ index: Int, to cluster: UInt64) {
-    change(index, to: geometry.start(ofHostCluster: cluster).bytes)
+  func link(_ index: Int, to cluster: HostCluster) {
+    change(index, to: geometry.start(of: cluster).bytes)
     flattened.remove(index)
   }
 
@@ -113,11 +135,18 @@ final class TrackedBitmap: @unchecked Sendable {  // why: atomics, and state gua
 
   /// Fills a new cluster for an entry that has none; `added` bits are set, too.
   func writeCluster(
-    _ cluster: UInt64, for entry: Int, adding added: [Range<UInt64>], _ storage: ImageStorage
+    _ cluster: HostCluster, for entry: Int, adding added: [Range<UInt64>], _ storage: ImageStorage
   ) async throws(ImageError) {
     let first = entry * blocksPerCluster
     let blocks = first..<(first + blocksPerCluster)
     try await write(blocks, adding: added, to: cluster, storage)
+  }
+
+  /// Writes all that has been asked for into the cluster that an entry has.
+  func rewriteCluster(of entry: Int, _ storage: ImageStorage) async throws(ImageError) {
+    guard let cluster = self.entry(entry).cluster else { return }
+    try await writeCluster(
+      geometry.hostCluster(of: cluster), for: entry, adding: [], storage)
   }
 
   /// Whether two parts lie in the same cluster and in the same or in neighbouring blocks.
@@ -141,7 +170,7 @@ final class TrackedBitmap: @unchecked Sendable {  // why: atomics, and state gua
   }
 
   private func write(
-    _ blocks: Range<Int>, adding added: [Range<UInt64>], to cluster: UInt64,
+    _ blocks: Range<Int>, adding added: [Range<UInt64>], to cluster: HostCluster,
     _ storage: ImageStorage
   ) async throws(ImageError) {
     let perBlock = UInt64(blockSize * 8)
@@ -156,7 +185,7 @@ final class TrackedBitmap: @unchecked Sendable {  // why: atomics, and state gua
       blocks.lowerBound * words..<blocks.upperBound * words, to: buffer.base, adding: added)
     let offset = UInt64(blocks.lowerBound % blocksPerCluster * blockSize)
     try await storage.write(
-      from: buffer, at: geometry.start(ofHostCluster: cluster) + offset)
+      from: buffer, at: geometry.start(of: cluster) + offset)
   }
 
   // MARK: Back to the exact bits

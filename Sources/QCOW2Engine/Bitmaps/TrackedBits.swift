@@ -37,6 +37,9 @@ struct TrackedBits: @unchecked Sendable {  // why: atomics in stable storage
     unsafe durable = unsafe all + words
   }
 
+  /// Tells these bits from all others.
+  var address: UInt { unsafe UInt(bitPattern: exact) }
+
   /// The words that `count` bits take.
   static func words(_ count: UInt64) -> Int { Int(count / 64 + (count % 64 == 0 ? 0 : 1)) }
 
@@ -102,6 +105,25 @@ struct TrackedBits: @unchecked Sendable {  // why: atomics in stable storage
       unsafe durable[Int(at >> 6)].bitwiseOr(
         Self.mask(at, bits.upperBound), ordering: .sequentiallyConsistent)
       at = (at | 63) + 1
+    }
+  }
+
+  /// Sets exact bits that come from elsewhere; they are not durable.
+  func setExact(_ bits: Range<UInt64>) {
+    var at = bits.lowerBound
+    while at < bits.upperBound {
+      unsafe exact[Int(at >> 6)].bitwiseOr(
+        Self.mask(at, bits.upperBound), ordering: .sequentiallyConsistent)
+      at = (at | 63) + 1
+    }
+  }
+
+  /// Copies exact words as a bitmap has them on the host file; zeros beyond its end.
+  func copyExact(_ range: Range<Int>, to bytes: UnsafeMutableRawPointer) {
+    for (position, index) in range.enumerated() {
+      let value =
+        unsafe index < words ? exact[index].load(ordering: .sequentiallyConsistent) : 0
+      unsafe bytes.storeBytes(of: value.littleEndian, toByteOffset: position * 8, as: UInt64.self)
     }
   }
 

@@ -22,7 +22,9 @@ extension Writer {
     guard let packed = try compress(data, worker: worker) else { return false }
     let table = try await tables.writableTable(part.l1Index, worker: worker)
     try await tables.provideStorage(part.l1Index)
-    guard let place = try await supply.packer.take(packed.length) else { return false }
+    guard let place = try await supply.packer.take(packed.length, worker: worker) else {
+      return false
+    }
     do {
       try await storage.write(from: packed.buffer, at: place.offset)
       try await publish(place, part, table)

@@ -53,8 +53,8 @@ final class Durability: Sendable {
 
   /// Clears the DIRTY bit of lazy refcounts, if the image has been quiet for long enough.
   func cleanIfWorthwhile() async {
-    guard let lazy = flusher.lazy, dirtySince.load(ordering: .relaxed) == 0,
-      lazy.isWorthClearing(
+    guard dirtySince.load(ordering: .relaxed) == 0,
+      flusher.lazy.isWorthClearing(
         rounds: flusher.rounds.load(ordering: .relaxed), now: MonotonicClock.coarseMilliseconds())
     else { return }
     try? await flusher.clean()

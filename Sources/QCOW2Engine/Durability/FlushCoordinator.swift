@@ -40,8 +40,8 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   private let frees: DeferredFrees
   private let stamps: RequestStamps
   private let health: ImageHealth
-  /// Nil if the image has no lazy refcounts: then each round writes them.
-  let lazy: LazyRefcounts?
+  /// If it is off, each round writes refcounts.
+  let lazy: LazyRefcounts
   /// The next round shall write refcounts even if they are lazy.
   private let wantsRefcounts = Atomic<Bool>(false)
   /// The next round shall write refcounts and then clear the DIRTY bit.
@@ -57,7 +57,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   init(
     storage: ImageStorage, externalData: ImageStorage?, splitsEntries: Bool, l1: ActiveL1,
     l2: SliceCache, refcounts: RefcountStore, arenas: WorkerArenas, frees: DeferredFrees,
-    stamps: RequestStamps, health: ImageHealth, lazy: LazyRefcounts?
+    stamps: RequestStamps, health: ImageHealth, lazy: LazyRefcounts
   ) {
     self.storage = storage
     self.externalData = externalData
@@ -153,7 +153,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
     let l1 = self.l1.table
     let l1Sectors = l1.takeDirty()
     do {
-      try await writeBack(l1Sectors, keepsRefcounts: lazy != nil && !cleans && !asked)
+      try await writeBack(l1Sectors, keepsRefcounts: lazy.isOn && !cleans && !asked)
     } catch {
       if error.errno == .noSpace { lacksRoom.store(true, ordering: .relaxed) }
       frees.restorePending(freed)
@@ -166,7 +166,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
     lacksRoom.store(false, ordering: .relaxed)
     frees.becameDurable(freed, stamp: stamps.advance())
     rounds.wrappingAdd(1, ordering: .relaxed)
-    if cleans { try await lazy?.clear() }
+    if cleans { try await lazy.clear() }
   }
 
   private func writeBack(
@@ -204,7 +204,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   /// Makes sure that tables may be written without their refcounts; ends with a barrier.
   private func keepRefcounts() async throws(ImageError) {
     try health.requireWriteBack()
-    guard let lazy, !lazy.isMarked else { return try await barrier() }
+    if lazy.isMarked { return try await barrier() }
     try await externalData?.sync()
     try await lazy.mark()
   }

@@ -75,6 +75,12 @@ final class HeaderEditor: @unchecked Sendable {  // why: `lock` guards the heade
     var edited = header
     let patch = sector.withMutableBytes { change(&$0, edited) }
     edited.apply(patch)
+    try await writeFirstSector(sector, edited)
+  }
+
+  /// Writes the first sector, which brings `edited` into force, and makes it durable.
+  func writeFirstSector(_ sector: IOBuffer, _ edited: Header) async throws(ImageError) {
+    mutex.assertHeld()
     do { try await storage.write(from: sector, at: HostOffset(0)) } catch {
       // Old or new header: whoever goes on must know which one is in force.
       guard try await isOnHostFile(sector) else { throw error }

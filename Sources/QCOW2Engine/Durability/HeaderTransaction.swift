@@ -18,6 +18,14 @@ extension HeaderEditor {
     _ flip: HeaderPatch, after barrier: Barrier, of steps: () async throws(ImageError) -> Void,
     undo: () async -> Void = {}
   ) async throws(ImageError) {
+    try await commit({ _ in flip }, after: barrier, of: steps, undo: undo)
+  }
+
+  /// The same for a flip that depends on the header as it is at that moment.
+  func commit(
+    _ flip: (Header) -> HeaderPatch, after barrier: Barrier,
+    of steps: () async throws(ImageError) -> Void, undo: () async -> Void = {}
+  ) async throws(ImageError) {
     do throws(ImageError) {
       try await steps()
       switch barrier {
@@ -29,6 +37,6 @@ extension HeaderEditor {
       throw error
     }
     // A failure of this leaves the old header or the new one: nothing is given back.
-    try await edit { _ in flip }
+    try await edit(flip)
   }
 }

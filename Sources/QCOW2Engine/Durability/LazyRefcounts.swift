@@ -12,12 +12,25 @@ final class LazyRefcounts: Sendable {
   static let idleMilliseconds: UInt64 = 1000
 
   private let editor: HeaderEditor
+  private let on: Atomic<Bool>
   private let marked = Atomic<Bool>(false)
+  /// How many operations need the bit to stay, whatever the rounds write; see ``RefcountDoubt``.
+  private let holds = Atomic<Int>(0)
   /// Rounds that were completed when the image was last looked at, and when they had changed.
   private let seenRounds = Atomic<UInt64>(0)
   private let seenAt = Atomic<UInt64>(0)
 
-  init(editor: HeaderEditor) { self.editor = editor }
+  init(editor: HeaderEditor, isOn: Bool) {
+    self.editor = editor
+    on = Atomic(isOn)
+  }
+
+  /// Whether rounds may leave refcounts in memory; else nothing here sets the bit.
+  var isOn: Bool { on.load(ordering: .acquiring) }
+
+  /// Changes that for all rounds that begin from now on; call with ``Image/snapshotting`` held, so that no
+  /// ``RefcountDoubt`` lies in between.
+  func turn(on isOn: Bool) { on.store(isOn, ordering: .releasing) }
 
   /// The bit is set in the header.
   var isMarked: Bool { marked.load(ordering: .acquiring) }
@@ -28,9 +41,19 @@ final class LazyRefcounts: Sendable {
     marked.store(true, ordering: .releasing)
   }
 
-  /// Clears the bit, durably, after a round that wrote all refcounts.
+  /// Keeps the bit set, once it is, until ``endHold()``.
+  ///
+  /// A round that is under way may still clear it.
+  func hold() { holds.wrappingAdd(1, ordering: .sequentiallyConsistent) }
+
+  /// How many operations need the bit to stay, those that have failed half-way included.
+  var holdCount: Int { holds.load(ordering: .sequentiallyConsistent) }
+
+  func endHold() { holds.wrappingSubtract(1, ordering: .sequentiallyConsistent) }
+
+  /// Clears the bit, durably, after a round that wrote all refcounts; not while it is held.
   func clear() async throws(ImageError) {
-    guard isMarked else { return }
+    guard isMarked, holdCount == 0 else { return }
     try await editor.setDirty(false)
     marked.store(false, ordering: .releasing)
   }

@@ -65,7 +65,7 @@ final class Faults: Sendable {
       return placeOfEntry(geometry.start(of: GuestCluster(cluster)))
     case .badCompressedData(let host): return (host, nil)
     case .refcountRange(let cluster), .overlapsMetadata(let cluster):
-      return (geometry.start(ofHostCluster: cluster), nil)
+      return (geometry.start(of: cluster), nil)
     default: return (nil, nil)
     }
   }

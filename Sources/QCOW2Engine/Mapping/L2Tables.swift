@@ -75,7 +75,7 @@ final class L2Tables: @unchecked Sendable {  // why: constants and types that gu
       isShared = references > 1 || sharing.isCounting
     }
     let run = try await arenas.take(upTo: 1, worker: worker)
-    let table = geometry.start(ofHostCluster: run.start)
+    let table = geometry.start(of: run.start)
     do {
       try await initialize(table, from: old, isShared: isShared)
     } catch {

@@ -1,3 +1,5 @@
+import BlockCore
+
 /// What each worker has reserved and not taken, as it outlives the process: see ``WorkerArenas``.
 ///
 /// Each worker has a cache line, of which two words are the run in use and the one that follows. A word
@@ -50,9 +52,9 @@ struct ArenaRecord: @unchecked Sendable {  // why: see above
   @inline(__always) func setNext(_ run: ClusterRun) { store(run, 1) }
 
   @inline(__always) private func store(_ run: ClusterRun, _ index: Int) {
-    assert(run.count >> ArenaRecords.countBits == 0 && run.start >> 47 == 0)
+    assert(run.count >> ArenaRecords.countBits == 0 && run.start.number >> 47 == 0)
     MetadataMemory.orderStores()
-    unsafe words[index] = run.start &<< ArenaRecords.countBits | run.count
+    unsafe words[index] = run.start.number &<< ArenaRecords.countBits | run.count
     MetadataMemory.orderStores()
     #if DEBUG
       region.noteStore()

@@ -50,7 +50,7 @@ extension Writer {
     }
     try await guestData.write(
       from: data.slice(0, Int(fill.length)),
-      at: geometry.start(ofHostCluster: fill.run.start) + fill.head, guest: fill.part.start)
+      at: geometry.start(of: fill.run.start) + fill.head, guest: fill.part.start)
   }
 
   /// Fills what one cluster of the run needs beside the guest's data.
@@ -60,7 +60,7 @@ extension Writer {
     for range in rangesToCopy(old, written: fill.written(index), keepsHost: fill.keepsHost) {
       try await copy(
         range, of: old, guestCluster: fill.part.clusters.lowerBound + UInt64(index),
-        to: geometry.start(ofHostCluster: fill.run.start + UInt64(index)),
+        to: geometry.start(of: fill.run.start + UInt64(index)),
         isFresh: fill.run.isFresh, worker: worker)
     }
   }

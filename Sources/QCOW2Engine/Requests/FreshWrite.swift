@@ -15,7 +15,7 @@ struct FreshWrite {
   /// The guest clusters; none while there is no such write.
   var clusters = GuestCluster(0)..<GuestCluster(0)
   /// The host cluster of the first.
-  var host: UInt64 = 0
+  var host = HostCluster(0)
   /// The L2 table and the slice in it that are to be changed.
   var table = HostOffset(0)
   var part = SlicePart.none
@@ -47,7 +47,7 @@ extension Planner {
     builder.restart()
     return builder.append(
       file: UInt8(truncatingIfNeeded: planFile),
-      geometry.start(ofHostCluster: claimed) + inCluster, part.length)
+      geometry.start(of: claimed) + inCluster, part.length)
   }
 
   /// Takes clusters from the arena for a part that has none; call with its range held.
@@ -134,7 +134,7 @@ extension Planner {
   private func publish(_ write: FreshWrite, _ entries: inout SliceEntries) {
     var released: [ClusterRun] = []
     for index in 0..<entries.count {
-      let host = geometry.start(ofHostCluster: write.host &+ UInt64(index))
+      let host = geometry.start(of: write.host + UInt64(index))
       let new = rules.entry(host: host, allocated: 0, zero: 0)
       // A write that joined may have done it already; then nothing changes.
       entries.link(index, to: new, lookup, released: &released)

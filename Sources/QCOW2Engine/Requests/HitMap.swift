@@ -11,7 +11,7 @@ import QCOW2Format
 final class HitMap: Sendable {
   /// Reads of plain clusters are mapped here: standard entries, in a file that transfers can name.
   let plansReads: Bool
-  /// The same for writes in place, which no bitmap has to be told of.
+  /// The same for writes in place; whether bitmaps have to be told of them is the gate's to say.
   let plansWrites: Bool
   let file: UInt8
   private let clusterBits: UInt64
@@ -62,7 +62,7 @@ final class HitMap: Sendable {
     let entry = cache.residentWord(table &+ index)
     let host = place(entry, mustBeCopied: isWrite)
     guard host & flagMask == 0, host != 0 else { return 0 }
-    if isWrite && metadata.contains(host &>> clusterBits) { return 0 }
+    if isWrite && metadata.contains(HostCluster(host &>> clusterBits)) { return 0 }
     assert(
       agrees(offset, length, L1Entry(raw: l1Entry), L2Entry(raw: entry), isWrite, host | inCluster),
       "the fast look at an entry says what the general one does not")

@@ -58,7 +58,7 @@ extension Writer {
     }
     for run in runs {
       await storage.punchHole(
-        at: geometry.start(ofHostCluster: run.start),
+        at: geometry.start(of: run.start),
         length: run.count << UInt64(geometry.clusterBits))
     }
     return !runs.isEmpty

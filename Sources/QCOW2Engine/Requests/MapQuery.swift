@@ -8,7 +8,7 @@ extension Image {
   /// freed and used anew meanwhile.
   ///
   /// Waits while the gate is shut, for instance while the disk is resized.
-  private func query<R>(_ body: () async throws(ImageError) -> R) async throws(ImageError) -> R {
+  func query<R>(_ body: () async throws(ImageError) -> R) async throws(ImageError) -> R {
     try await withShortSlot { (job) async throws(ImageError) in
       await admission.enter(at: job.slot)
       defer { admission.leave(at: job.slot) }

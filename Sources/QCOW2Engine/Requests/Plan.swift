@@ -33,7 +33,7 @@ extension Image {
     into plan: UnsafeMutableBufferPointer<HostTransfer>
   ) -> Bool {
     stamps.enter(at: slot)
-    guard gate.isOpen else { return false }
+    guard gate.isOpen(untracked: isWrite) else { return false }
     let host = hits.host(request.offset.bytes, request.length, isWrite: isWrite, size: size)
     guard host != 0 else { return false }
     unsafe plan[0] = HostTransfer(

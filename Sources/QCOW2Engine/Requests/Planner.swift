@@ -16,7 +16,7 @@ final class Planner: Sendable {
   let inFlight: InFlightRanges
   let arenas: WorkerArenas
   let frees: DeferredFrees
-  /// Keeps the persistent bitmaps; nil if there are none to keep.
+  /// Keeps the persistent bitmaps; nil if the image is only read.
   let changes: ChangeTracker?
   /// Writes of the hit path into new clusters.
   let fresh: FreshWrites

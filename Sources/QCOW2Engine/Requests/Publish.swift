@@ -9,7 +9,7 @@ extension Writer {
       var released: [ClusterRun] = []
       for index in 0..<Int(fill.run.count) {
         let new = self.filled(
-          entries[index], at: self.geometry.start(ofHostCluster: fill.run.start + UInt64(index)),
+          entries[index], at: self.geometry.start(of: fill.run.start + UInt64(index)),
           written: fill.written(index))
         entries.link(index, to: new, lookup, released: &released)
       }

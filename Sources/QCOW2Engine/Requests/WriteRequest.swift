@@ -91,11 +91,12 @@ extension Writer {
 
   /// New host clusters: in the external data file always those at the guest's own offset, as QEMU
   /// does and as a raw data file needs.
-  private func takeClusters(
+  func takeClusters(
     _ part: SlicePart, upTo wanted: UInt64, worker: Int
   ) async throws(ImageError) -> ClusterRun {
     if guestData.isExternal {
-      return ClusterRun(start: part.clusters.lowerBound.number, count: wanted, isFresh: false)
+      return ClusterRun(
+        start: HostCluster(part.clusters.lowerBound.number), count: wanted, isFresh: false)
     }
     return try await supply.arenas.take(upTo: wanted, worker: worker)
   }

@@ -49,7 +49,7 @@ extension Writer {
         for index in 0..<entries.count {
           let cluster = part.clusters.lowerBound + UInt64(index)
           let new = lookup.rules.entry(
-            host: lookup.rules.geometry.start(ofHostCluster: cluster.number), allocated: .max,
+            host: lookup.rules.geometry.start(of: HostCluster(cluster.number)), allocated: .max,
             zero: 0)
           entries.link(index, to: new, lookup, released: &released)
         }

@@ -17,15 +17,30 @@ extension Image {
     let old = mapping.tables.l1.table
     if needed <= UInt64(old.count) { return }
     guard needed <= Self.mostL1Entries else { throw .badRequest }
+    let bytes = try Self.bytes(of: old, entries: needed, geometry)
+    try await exchangeL1(for: bytes, entries: needed)
+  }
+
+  /// Makes another L1 table the one in force, together with other fields of the header; call inside
+  /// ``exclusively(_:)``, which has written back all that was dirty in the old one.
+  ///
+  /// - Parameters:
+  ///   - bytes: The table in whole clusters.
+  ///   - needed: The number of entries, at least 1 and not less than the old table has.
+  ///   - patches: What else of the header changes in the same sector write.
+  /// - Throws: With the old table in force, unless the header has the new one.
+  func exchangeL1(
+    for bytes: IOBuffer, entries needed: UInt64, and patches: [HeaderPatch] = []
+  ) async throws(ImageError) {
+    let old = mapping.tables.l1.table
     let oldRun = ClusterRun(
       start: geometry.hostCluster(of: old.offset),
       count: geometry.clusters(covering: UInt64(old.count) * 8), isFresh: false)
     if oldRun.count > 0 {
       for cluster in oldRun.start..<oldRun.end { try await supply.allocator.requireInUse(cluster) }
     }
-    let bytes = try Self.bytes(of: old, entries: needed, geometry)
     let run = try await supply.allocator.reserveContiguous(geometry.clusters(covering: needed * 8))
-    let offset = geometry.start(ofHostCluster: run.start)
+    let offset = geometry.start(of: run.start)
     let table: DiskTable
     defer { withExtendedLifetime(bytes) {} }
     do {
@@ -39,7 +54,8 @@ extension Image {
     // Nothing is dirty in the old table: what the round writes is refcounts, and its last barrier
     // covers the table, too.
     try await durability.headerEditor.commit(
-      .l1Table(offset, entries: UInt32(needed)), after: .round(durability.flusher)
+      .several([.l1Table(offset, entries: UInt32(needed))] + patches),
+      after: .round(durability.flusher)
     ) { () async throws(ImageError) in
       try await self.reader.storage.write(from: bytes, at: offset)
     } undo: {

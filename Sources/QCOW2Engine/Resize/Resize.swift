@@ -14,10 +14,20 @@ extension Image {
   /// - Throws: ``ImageError/cannotResize(to:_:)`` with nothing changed; any other error may leave
   ///   the disk with the new size: see ``size``.
   package func resize(to size: UInt64) async throws(ImageError) {
+    _ = try await resize(SizeChange(.exactly(size)))
+  }
+
+  /// The same for a size that may be relative; it is found out when nobody else can change it.
+  ///
+  /// - Returns: The size before and after; alike if there was nothing to do.
+  package func resize(_ change: SizeChange) async throws(ImageError) -> SizeStep {
+    let step = Mutex(SizeStep(old: 0, new: 0))
     try await administer { (job) async throws(ImageError) in
-      try self.requireResizable(to: size)
       let old = self.size
+      let size = try change.size(from: old)
+      step.withLock { $0 = SizeStep(old: old, new: size) }
       if size == old { return }
+      try self.requireResizable(to: size)
       try await self.exclusively { () async throws(ImageError) in
         if size > old {
           try await self.grow(from: old, to: size, worker: job.worker)
@@ -26,6 +36,7 @@ extension Image {
         }
       }
     }
+    return step.withLock { $0 }
   }
 
   /// Throws for what QEMU refuses, too.
@@ -38,7 +49,6 @@ extension Image {
     guard header.snapshotCount == 0 || header.version >= 3 else {
       throw .cannotResize(to: size, .snapshotsInVersion2)
     }
-    guard !header.autoclear.contains(.bitmaps) else { throw .cannotResize(to: size, .bitmaps) }
   }
 
   private func grow(
@@ -49,9 +59,23 @@ extension Image {
     if !writer.guestData.isRaw || reader.hasBacking {
       try await clear(old..<size, worker: worker)
     }
+    try await setSize(size)
+  }
+
+  /// Brings a new size into force, durably, with bitmaps that fit it; the gate is shut.
+  private func setSize(_ size: UInt64) async throws(ImageError) {
+    await changes?.mutex.acquire()
+    defer { changes?.mutex.release() }
+    let bitmaps = try await BitmapResize(self, to: size)
     try await durability.flusher.flush()
-    try await durability.headerEditor.setSize(size)
+    if let bitmaps {
+      try await bitmaps.commit()
+    } else {
+      try await durability.headerEditor.setSize(size)
+    }
     mapping.currentSize.store(size, ordering: .relaxed)
+    bitmaps?.finish()
+    await bitmaps?.clearCut()
   }
 
   /// Makes clusters behind the disk read as zeros, up to the end of the last one.
@@ -89,8 +113,7 @@ extension Image {
 
   private func shrink(to size: UInt64, worker: Int) async throws(ImageError) {
     // Once this is durable, nothing behind the end can be asked for any more.
-    try await durability.headerEditor.setSize(size)
-    mapping.currentSize.store(size, ordering: .relaxed)
+    try await setSize(size)
     let perTable = geometry.bytesPerL2Table
     var next = alignedUp(size)
     for index in Int(next / perTable)..<max(mapping.tables.l1.count, Int(next / perTable)) {

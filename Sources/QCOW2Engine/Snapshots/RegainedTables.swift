@@ -21,8 +21,9 @@ extension L2Tables {
     defer { allocator.mutex.release() }
     let found = try await placed(key, entries, looksAtCopied: clears)
     var changes: [(position: Int, old: L2Entry, new: L2Entry)] = []
-    for (position, entry, cluster) in found {
-      let isOurs = try await allocator.refcount(of: cluster) == 1
+    let counts = try await allocator.refcounts(of: found.map(\.cluster))
+    for (number, (position, entry, _)) in found.enumerated() {
+      let isOurs = counts[number] == 1
       if entry.copied(isOurs) != entry { changes.append((position, entry, entry.copied(isOurs))) }
     }
     if changes.isEmpty { return false }
@@ -42,7 +43,7 @@ extension L2Tables {
   /// The entries of a slice with a host cluster of their own; those with COPIED only if asked for.
   private func placed(
     _ key: HostOffset, _ entries: Range<Int>, looksAtCopied: Bool
-  ) async throws(ImageError) -> [(position: Int, entry: L2Entry, cluster: UInt64)] {
+  ) async throws(ImageError) -> [(position: Int, entry: L2Entry, cluster: HostCluster)] {
     let geometry = geometry
     return try unsafe await cache.lookAt(key, storage: storage) { bytes in
       entries.compactMap { index in
@@ -127,8 +128,10 @@ extension Image {
     defer { admission.leave(at: job.slot) }
     let (tables, slices, inFlight) = (mapping.tables, mapping.slices, mapping.inFlight)
     if tables.sharing.isCounting || tables.sharing.hasDataFile { return }
-    guard let table = try tables.usable(index).table else { return }
     if try await tables.settleShared(index) { return durability.noteDirty() }
+    // Only now: a write may have copied the table while the line above waited for it. From here on it is
+    // ours, and stays where it is: nobody takes a snapshot beside this job.
+    guard let table = try tables.usable(index).table else { return }
     let count = Int(slices.entriesPerSlice)
     let first = UInt64(index) << UInt64(geometry.l2Bits)
     for number in 0..<(geometry.l2Entries / slices.entriesPerSlice) {

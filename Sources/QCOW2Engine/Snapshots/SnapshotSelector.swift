@@ -9,6 +9,24 @@ package enum SnapshotSelector: Sendable, Equatable {
   /// Both must be right.
   case exact(id: String, name: String)
 
+  /// Reads what QEMU takes for a snapshot: an ID or name, or a list of `snapshot.id=` and
+  /// `snapshot.name=`.
+  package init(parsing text: String) {
+    var id: String?
+    var name: String?
+    for item in text.split(separator: ",") {
+      if item.hasPrefix("snapshot.id=") { id = String(item.dropFirst("snapshot.id=".count)) }
+      if item.hasPrefix("snapshot.name=") { name = String(item.dropFirst("snapshot.name=".count)) }
+    }
+    self =
+      switch (id, name) {
+      case (let id?, let name?): .exact(id: id, name: name)
+      case (let id?, nil): .id(id)
+      case (nil, let name?): .name(name)
+      case (nil, nil): .idOrName(text)
+      }
+  }
+
   /// The first snapshot meant, in the order of the table.
   package func first(in snapshots: [Snapshot]) -> Snapshot? {
     switch self {

@@ -1,28 +1,39 @@
 import BlockCore
 import QCOW2Format
 
-/// The internal snapshots of an image, read while it is opened.
+/// The internal snapshots of an image, as the host file has them.
 ///
-/// Nothing here is ever written: whatever the table holds, unknown extra data included, stays.
+/// Whatever the table holds, unknown extra data included, stays: see ``SnapshotTableChange``.
 struct SnapshotTable: Sendable {
   let snapshots: [Snapshot]
   /// The bytes from the start of the first to the end of the last entry.
   let length: UInt64
 
-  /// Reads the table, if the image has one and someone needs it: a writer, to keep off it, or
-  /// whoever attaches a snapshot.
+  /// Reads the table while the image is opened, if it has one and someone needs it: a writer, to keep
+  /// off it, or whoever attaches a snapshot.
   static func read(
     _ header: Header, _ storage: ImageStorage, _ options: ImageOptions
   ) async throws(ImageError) -> SnapshotTable {
-    guard !options.readOnly || options.snapshot != nil, header.snapshotCount > 0 else {
+    guard !options.readOnly || options.snapshot != nil else {
       return SnapshotTable(snapshots: [], length: 0)
     }
+    return try await read(header, storage, isReadOnly: options.readOnly)
+  }
+
+  /// Reads the table.
+  ///
+  /// - Throws: ``ImageError/damaged(_:)`` where a limit is exceeded; for a reader
+  ///   ``ImageError/format(_:)``.
+  static func read(
+    _ header: Header, _ storage: ImageStorage, isReadOnly: Bool
+  ) async throws(ImageError) -> SnapshotTable {
+    guard header.snapshotCount > 0 else { return SnapshotTable(snapshots: [], length: 0) }
     var window = SnapshotWindow(start: HostOffset(header.snapshotsOffset), storage: storage)
     var table = SnapshotTableReader(count: header.snapshotCount)
     while let wanted = table.wanted {
       try await window.move(to: wanted)
       do throws(FormatError) { try window.give(wanted, to: &table) } catch {
-        throw options.readOnly ? ImageError.format(error) : .damaged(error)
+        throw isReadOnly ? ImageError.format(error) : .damaged(error)
       }
     }
     return SnapshotTable(snapshots: table.snapshots, length: table.length)

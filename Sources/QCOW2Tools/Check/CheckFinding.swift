@@ -30,6 +30,9 @@ package enum CheckFinding: Equatable, Sendable {
   case doubleUse(cluster: HostOffset, first: HostUse, second: HostUse)
   /// A refcount block is referred to by something else as well.
   case refcountBlockShared(index: UInt64, references: UInt64)
+  /// A compressed cluster with a subcluster bitmap, which nobody reads: a crash leaves one between two halves
+  /// of an entry.
+  case compressedBitmap(entry: EntryPlace, raw: UInt64, bitmap: UInt64)
   /// A compressed cluster in an image whose data is in another file.
   case compressedWithDataFile(entry: EntryPlace, raw: UInt64)
   /// Data in another file that does not lie at the guest's offset.
@@ -85,11 +88,13 @@ extension CheckFinding {
     }
   }
 
-  /// Made good by refcounts and COPIED flags that say what the tables refer to; nothing else is
-  /// lost.
+  /// Made good by refcounts and COPIED flags that say what the tables refer to, or by clearing bits that
+  /// nobody reads; nothing else is lost.
   package var isRefcountDamage: Bool {
     switch self {
-    case .refcount, .refcountsUnreadable, .copied, .copiedCompressed, .refcountBlockShared: true
+    case .refcount, .refcountsUnreadable, .copied, .copiedCompressed, .compressedBitmap,
+      .refcountBlockShared:
+      true
     case .unwritable(let problem): problem.isAboutRefcounts
     case .reservedBits(.refcountTable, _): true
     case .unaligned(.refcountBlock, _, _), .beyondEnd(.refcountBlock, _, _): true
@@ -105,7 +110,7 @@ extension CheckFinding {
   package var hidesReferences: Bool {
     switch self {
     case .refcount, .tooManyReferences, .refcountsUnreadable, .copied, .copiedCompressed,
-      .refcountBlockShared, .doubleUse, .dataFileOffset, .snapshotsWithDataFile,
+      .compressedBitmap, .refcountBlockShared, .doubleUse, .dataFileOffset, .snapshotsWithDataFile,
       .snapshotIncomplete, .bitmapsMissing, .rawDataMissing:
       false
     // One of the two entries led to another table.
@@ -175,6 +180,8 @@ extension CheckFinding {
         + " neither of which is changed in place"
     case .refcountBlockShared(let index, let references):
       "refcount block \(index): \(references) references, expected 1"
+    case .compressedBitmap(let entry, let raw, let bitmap):
+      "\(entry.text) is \(hex(raw)): subcluster bitmap is \(hex(bitmap)), expected 0 for a compressed cluster"
     case .compressedWithDataFile(let entry, let raw):
       "\(entry.text) is \(hex(raw)): compressed, in an image with a data file"
     case .dataFileOffset(let entry, let found, let guest):

@@ -52,6 +52,14 @@ package struct CheckResult: Equatable, Sendable {
     return leaks > 0 ? 3 : 0
   }
 
+  /// The same image with no other findings than these.
+  package func with(_ findings: [CheckFinding]) -> CheckResult {
+    var result = self
+    (result.checkErrors, result.corruptions, result.leaks) = (0, 0, 0)
+    for finding in findings { result.count(finding.severity) }
+    return result
+  }
+
   /// Counts a finding.
   mutating func count(_ severity: CheckFinding.Severity) {
     switch severity {

@@ -21,16 +21,12 @@ extension ImageCheck {
   func checkMapping() throws(ToolError) {
     var tables: [HostOffset: L2Uses] = [:]
     try collectActive(into: &tables)
-    for (table, uses) in tables where uses.active > 1 {
+    for (table, uses) in tables.sorted(by: { $0.key < $1.key }) where uses.active > 1 {
       found(.l2TableTwice(table: table, references: uses.active))
     }
     try checkSnapshots(into: &tables)
-    let buffer = IOBuffer(count: Int(geometry.clusterSize))
     l2Tables = tables
-    for (table, uses) in tables.sorted(by: { $0.key < $1.key }) {
-      try bytes.read(into: buffer, count: buffer.count, at: table)
-      try checkL2Table(table, buffer, uses)
-    }
+    try L2TableWalk(self, tables).run()
   }
 
   private func collectActive(into tables: inout [HostOffset: L2Uses]) throws(ToolError) {
@@ -104,117 +100,5 @@ extension ImageCheck {
     return faults.contains(.beyondEnd) ? nil : entry.l2Table
   }
 
-  func hostCluster(_ offset: HostOffset) -> UInt64 { geometry.hostCluster(of: offset) }
-}
-
-/// The entries of one L2 table.
-extension ImageCheck {
-  /// What is common to all entries of a table.
-  private struct Table {
-    let offset: HostOffset
-    let uses: L2Uses
-    /// Where a data cluster would have to lie to go on from the one before it.
-    var next: UInt64?
-
-    var times: UInt64 { uses.active &+ uses.inactive }
-  }
-
-  fileprivate func checkL2Table(
-    _ offset: HostOffset, _ buffer: IOBuffer, _ uses: L2Uses
-  ) throws(ToolError) {
-    var table = Table(offset: offset, uses: uses)
-    let step = 1 << geometry.l2EntryBits
-    let repair = plansRepair ? EntryRepair(head) : nil
-    for index in 0..<Int(geometry.l2Entries) {
-      var entry = L2Entry(raw: buffer.be64(index &* step))
-      let bitmap = SubclusterBitmap(raw: rules.isExtended ? buffer.be64(index &* step &+ 8) : 0)
-      if entry.raw | bitmap.raw == 0 { continue }
-      if let mended = repair?.l2(entry, bitmap: bitmap) {
-        mendable += 1
-        entry = mended
-      }
-      try checkL2Entry(entry, bitmap, index, &table)
-    }
-  }
-
-  private func checkL2Entry(
-    _ entry: L2Entry, _ bitmap: SubclusterBitmap, _ index: Int, _ table: inout Table
-  ) throws(ToolError) {
-    let place = EntryPlace.l2(table: table.offset, index: index)
-    let kind = entry.kind(hasZeroFlag: rules.hasZeroFlag)
-    if kind == .compressed {
-      checkCompressed(entry, bitmap, place, table)
-      return
-    }
-    let faults = rules.faults(entry)
-    if faults.contains(.reservedBits) { found(.reservedBits(entry: place, raw: entry.raw)) }
-    let isAtZero = rules.hasDataFile && entry.isCopied && kind == .unallocated
-    if let cluster = entry.hostCluster ?? (isAtZero ? HostOffset(0) : nil) {
-      if bitmap.isInvalid { found(.subclusters(entry: place, raw: entry.raw, bitmap: bitmap.raw)) }
-      if faults.contains(.unaligned) {
-        found(.unaligned(use: .guestData, offset: cluster, entry: place))
-      }
-      try checkStandard(entry, cluster, index, &table)
-    } else if bitmap.allocated != 0 {
-      found(.subclusters(entry: place, raw: entry.raw, bitmap: bitmap.raw))
-    }
-  }
-
-  private func checkStandard(
-    _ entry: L2Entry, _ cluster: HostOffset, _ index: Int, _ table: inout Table
-  ) throws(ToolError) {
-    if table.uses.active > 0 {
-      countAllocated(cluster, &table)
-      try checkCopied(entry, cluster, .l2(table: table.offset, index: index))
-    }
-    if rules.hasDataFile {
-      checkDataFileOffset(cluster, index, table)
-    } else {
-      add(.guestData, at: cluster, length: geometry.clusterSize, times: table.times)
-    }
-  }
-
-  private func countAllocated(_ cluster: HostOffset, _ table: inout Table) {
-    result.allocatedClusters &+= table.uses.active
-    if let next = table.next, next != cluster.bytes {
-      result.fragmentedClusters &+= table.uses.active
-    }
-    table.next = cluster.bytes &+ geometry.clusterSize
-  }
-
-  private func checkCopied(
-    _ entry: L2Entry, _ cluster: HostOffset, _ place: EntryPlace
-  ) throws(ToolError) {
-    let refcount = rules.hasDataFile ? 1 : try refcounts.refcount(of: hostCluster(cluster))
-    guard let refcount, (refcount == 1) != entry.isCopied else { return }
-    found(.copied(entry: place, raw: entry.raw, refcount: refcount))
-  }
-
-  private func checkDataFileOffset(_ cluster: HostOffset, _ index: Int, _ table: Table) {
-    guard table.uses.active > 0 else { return }
-    let number = UInt64(table.uses.firstIndex) << UInt64(geometry.l2Bits) | UInt64(index)
-    let guest = GuestOffset(number << UInt64(geometry.clusterBits))
-    if rules.isPlaced(cluster, guest) { return }
-    let place = EntryPlace.l2(table: table.offset, index: index)
-    found(.dataFileOffset(entry: place, found: cluster, guest: guest))
-  }
-
-  private func checkCompressed(
-    _ entry: L2Entry, _ bitmap: SubclusterBitmap, _ place: EntryPlace, _ table: Table
-  ) {
-    if entry.isCopied { found(.copiedCompressed(entry: place, raw: entry.raw)) }
-    guard !rules.hasDataFile else {
-      found(.compressedWithDataFile(entry: place, raw: entry.raw))
-      return
-    }
-    guard bitmap.raw == 0 else {
-      found(.subclusters(entry: place, raw: entry.raw, bitmap: bitmap.raw))
-      return
-    }
-    let compressed = CompressedDescriptor(entry, geometry)
-    add(.guestData, at: compressed.offset, length: compressed.length, times: table.times)
-    result.allocatedClusters &+= table.uses.active
-    result.compressedClusters &+= table.uses.active
-    result.fragmentedClusters &+= table.uses.active
-  }
+  func hostCluster(_ offset: HostOffset) -> HostCluster { geometry.hostCluster(of: offset) }
 }

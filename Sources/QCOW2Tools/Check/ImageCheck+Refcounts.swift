@@ -33,59 +33,8 @@ extension ImageCheck {
     }
   }
 
-  /// Compares block by block, leaving out ranges without a block and without a reference.
+  /// Compares the refcounts with the references, on the threads of the check.
   func compareRefcounts() throws(ToolError) {
-    var highest: UInt64 = 0
-    let clusters = geometry.clusters(covering: head.fileLength)
-    // What starts in a last cluster that is cut short may end in the one after it.
-    let end = references.count(of: clusters) > 0 ? clusters + 1 : clusters
-    var cluster: UInt64 = 0
-    var touched = references.nextTouched(from: 0) ?? UInt64.max
-    while cluster < end {
-      let index = geometry.refcountBlock(of: cluster)
-      let next = min(end, geometry.clusters(ofRefcountBlock: index).upperBound)
-      switch refcounts.block(index) {
-      case .none:
-        if touched < cluster { touched = references.nextTouched(from: cluster) ?? UInt64.max }
-        if touched < next { compareMissing(cluster..<next, &highest) }
-      case .unreadable: found(.refcountsUnreadable(block: index))
-      case .at(let offset):
-        let block = try refcounts.contents(index, at: offset)
-        compare(cluster..<next, block, &highest)
-      }
-      cluster = next
-    }
-    result.imageEndOffset = (highest + 1) << UInt64(geometry.clusterBits)
-  }
-
-  private func compareMissing(_ clusters: Range<UInt64>, _ highest: inout UInt64) {
-    var position = clusters.lowerBound
-    while let cluster = references.nextTouched(from: position), cluster < clusters.upperBound {
-      compare(cluster, refcount: 0, &highest)
-      position = cluster + 1
-    }
-  }
-
-  private func compare(_ clusters: Range<UInt64>, _ block: IOBuffer, _ highest: inout UInt64) {
-    let geometry = geometry
-    for cluster in clusters {
-      let index = geometry.indexInRefcountBlock(of: cluster)
-      let refcount = block.refcount(index, order: geometry.refcountOrder)
-      compare(cluster, refcount: refcount, &highest)
-    }
-  }
-
-  private func compare(_ cluster: UInt64, refcount: UInt64, _ highest: inout UInt64) {
-    var count = references.count(of: cluster)
-    if refcount == 0 && count == 0 { return }
-    highest = max(highest, cluster)
-    let offset = geometry.start(ofHostCluster: cluster)
-    if count > geometry.maxRefcount {
-      found(
-        .tooManyReferences(cluster: offset, references: count, largest: geometry.maxRefcount))
-      count = geometry.maxRefcount
-    }
-    guard refcount != count else { return }
-    found(.refcount(cluster: offset, found: refcount, references: count))
+    result.imageEndOffset = geometry.start(of: try RefcountComparison(self).run() + 1).bytes
   }
 }

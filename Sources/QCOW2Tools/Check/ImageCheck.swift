@@ -1,4 +1,4 @@
-import BlockCore
+package import BlockCore
 import QCOW2Format
 
 /// Compares everything that an image refers to with its refcounts, without changing anything.
@@ -13,7 +13,9 @@ import QCOW2Format
 /// file offsets that are not the guest's, bit 0 of L2 entries that have no zero flag, a bitmaps bit
 /// without bitmaps; broken bitmaps and encryption headers are corruptions, with which qemu-img
 /// opens nothing.
-package final class ImageCheck {
+package final class ImageCheck: @unchecked Sendable {
+  // why: its threads change only `references`, and count and tell findings one after the other; `lost` is
+  // for checks of one thread
   /// More clusters than this are not checked; qemu-img has the same limit.
   private static let mostClusters = UInt64(Int32.max)
 
@@ -39,23 +41,40 @@ package final class ImageCheck {
   /// must not pay for it.
   var notesLost = false
   /// Those that something refers to, with the number of references that count.
-  private(set) var lost: [UInt64: UInt64] = [:]
+  private(set) var lost: [HostCluster: UInt64] = [:]
   /// Entries that a repair mends.
   var mendable: UInt64 = 0
-  var references: ReferenceMap
+  let references: ReferenceMap
+  /// How many clusters behind the end of the file may have refcounts that are compared, too.
+  var comparesBehindEnd: UInt64 = 0
+  /// Those that judge L2 tables and compare refcounts.
+  var threads = CheckThreads.one
+  private var reserved: [Range<HostCluster>] = []
+  var isCancelled: () -> Bool = { false }
   var result = CheckResult()
 
   /// Checks an image.
   ///
   /// - Parameters:
   ///   - bytes: The image.
-  ///   - report: Called with each finding, in no promised order.
+  ///   - threads: The findings and their order do not depend on how many there are. With more than one,
+  ///     `bytes` and `isCancelled` are used by several at the same time.
+  ///   - report: Called with each finding, by one thread at a time: metadata from the L1 tables on, by its
+  ///     place; overlaps with guest data; refcounts by cluster.
+  ///   - reserved: Host clusters that a running engine has set aside: each may have a reference that
+  ///     no table shows.
+  ///   - isCancelled: Asked between tables; true ends the check.
   /// - Returns: The counts of all findings.
   /// - Throws: ``ToolError`` if the check could not be completed: exit status 1.
   package static func run(
-    _ bytes: any ImageBytes, report: @escaping (CheckFinding) -> Void = { _ in }
+    _ bytes: any ImageBytes, threads: CheckThreads = .one,
+    report: @escaping (CheckFinding) -> Void = { _ in }, reserved: [Range<HostCluster>] = [],
+    isCancelled: @escaping () -> Bool = { false }
   ) throws(ToolError) -> CheckResult {
     let check = try ImageCheck(bytes, report)
+    check.threads = threads
+    check.reserved = reserved
+    check.isCancelled = isCancelled
     try check.run()
     return check.result
   }
@@ -79,7 +98,7 @@ package final class ImageCheck {
     references = ReferenceMap(clusterCount: clusters + 1)
   }
 
-  private func run() throws(ToolError) {
+  func run() throws(ToolError) {
     try countUses()
     checkRefcountTable()
     checkRefcountBlocks()
@@ -108,6 +127,16 @@ package final class ImageCheck {
     if isLost, header.autoclear.contains(.rawExternalData), !plansRepair { found(.rawDataMissing) }
   }
 
+  /// Ends a check that is not wanted any more; called between tables.
+  func checkpoint() throws(ToolError) {
+    if isCancelled() { throw .cancelled }
+  }
+
+  /// Whether a running engine has a cluster for what is to come.
+  func isReserved(_ cluster: HostCluster) -> Bool {
+    reserved.contains { $0.contains(cluster) }
+  }
+
   func found(_ finding: CheckFinding) {
     result.count(finding.severity)
     report(finding)
@@ -115,8 +144,9 @@ package final class ImageCheck {
 
   /// Notes clusters behind the end of the file, as far as a repair might place something there.
   func noteLost(_ bytes: Range<UInt64>, times: UInt64 = 0) {
-    let first = max(bytes.lowerBound >> UInt64(geometry.clusterBits), references.clusterCount)
-    let end = min((bytes.upperBound - 1) >> UInt64(geometry.clusterBits) + 1, endOfLost)
+    assert(threads.count == 1, "several threads note what is lost")
+    let first = max(hostCluster(HostOffset(bytes.lowerBound)), references.end)
+    let end = min(hostCluster(HostOffset(bytes.upperBound - 1)) + 1, endOfLost)
     guard first < end else { return }
     for cluster in first..<end {
       let (sum, overflow) = lost[cluster, default: 0].addingReportingOverflow(times)
@@ -125,35 +155,46 @@ package final class ImageCheck {
   }
 
   /// What lies further out than this is not noted in ``lost``.
-  var endOfLost: UInt64 { references.clusterCount + (1 << 14) }
+  var endOfLost: HostCluster { references.end + (1 << 14) }
 
-  /// Counts a reference to each cluster of a range.
+  /// Counts a reference to each cluster of a range of metadata.
   ///
   /// The last cluster of a file may be cut short; what lies further out is a finding, and takes
   /// no memory.
-  func add(_ use: HostUse, at offset: HostOffset, length: UInt64, times: UInt64 = 1) {
+  func add(_ use: HostUse, at offset: HostOffset, length: UInt64) {
     guard length > 0 else { return }
-    let (end, overflow) = offset.bytes.addingReportingOverflow(length)
-    guard !overflow, end < head.fileLength &+ geometry.clusterSize else {
+    guard isInFile(offset, length: length) else {
       found(.beyondEnd(use: use, offset: offset, length: length))
-      if notesLost && !overflow { noteLost(offset.bytes..<end, times: times) }
+      noteBeyondEnd(offset, length: length, times: 1)
       return
     }
-    let last = geometry.hostCluster(of: HostOffset(end - 1))
+    let last = geometry.hostCluster(of: HostOffset(offset.bytes + length - 1))
     for cluster in geometry.hostCluster(of: offset)...last {
-      let before = references.add(use, to: cluster, times: times)
-      let fits = before == .nothing || (before == use && use.isShared)
-      guard !fits || (times > 1 && !use.isShared) else { continue }
+      let before = references.add(use, to: cluster)
+      if before == .nothing || (before == use && use.isShared) { continue }
       if before.isShared && use.isShared {
         found(
-          .doubleUse(cluster: geometry.start(ofHostCluster: cluster), first: before, second: use))
+          .doubleUse(cluster: geometry.start(of: cluster), first: before, second: use))
         continue
       }
       if before != .conflict {
         found(
-          .overlap(cluster: geometry.start(ofHostCluster: cluster), first: before, second: use))
+          .overlap(cluster: geometry.start(of: cluster), first: before, second: use))
       }
       references.markConflict(cluster)
     }
+  }
+
+  /// Whether a range of at least one byte ends in the file, or in its last cluster, of which the file
+  /// may have a part only.
+  func isInFile(_ offset: HostOffset, length: UInt64) -> Bool {
+    let (end, overflow) = offset.bytes.addingReportingOverflow(length)
+    return !overflow && end < head.fileLength &+ geometry.clusterSize
+  }
+
+  /// Notes a range that is not in the file, where that is wanted.
+  func noteBeyondEnd(_ offset: HostOffset, length: UInt64, times: UInt64) {
+    let (end, overflow) = offset.bytes.addingReportingOverflow(length)
+    if notesLost && !overflow { noteLost(offset.bytes..<end, times: times) }
   }
 }

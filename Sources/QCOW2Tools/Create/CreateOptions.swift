@@ -42,6 +42,8 @@ package struct CreateOptions: Equatable, Sendable {
   package var compatText: String?
   /// `preallocation` was written, for the same line.
   package var repeatsPreallocation: Bool = false
+  /// What the host's file system is to know of the file.
+  package var hints = HostFileHints()
 
   package init(size: UInt64) { self.size = size }
 
@@ -63,6 +65,7 @@ package struct CreateOptions: Equatable, Sendable {
     if repeatsRawDataFile { words.append("data_file_raw=\(hasRawDataFile ? "on" : "off")") }
     words.append("lazy_refcounts=\(lazyRefcounts ? "on" : "off")")
     words.append("refcount_bits=\(1 << refcountOrder)")
+    words += hints.words
     return "Formatting '\(path)', " + words.joined(separator: " ")
   }
 }
@@ -110,6 +113,17 @@ extension CreateOptions {
     if !hasSize { self.size = found }
   }
 
+  /// Reads the options of an image that is only measured: its size does not count, nor whether there is a
+  /// backing file.
+  ///
+  /// - Throws: ``OptionError`` at the first option that cannot be used.
+  package init(measuring lists: [String]) throws(OptionError) {
+    self.init(size: 0)
+    _ = try read(lists, nil)
+    if backingFile != nil { backingFormat = backingFormat ?? "raw" }
+    try checkConflicts()
+  }
+
   /// Reads the lists; returns the text of the size, if there is one.
   private mutating func read(
     _ lists: [String], _ size: String?
@@ -130,11 +144,11 @@ extension CreateOptions {
     return sizeText ?? size
   }
 
-  private static func parseSize(_ text: String) throws(OptionError) -> UInt64 {
+  static func parseSize(_ text: String) throws(OptionError) -> UInt64 {
     guard let bytes = SizeText.parse(text), bytes <= UInt64(Int64.max) &- 511 else {
-      throw .badValue(
-        name: "size", found: text,
-        allowed: "0 to \(Int64.max - 511) bytes, or a number with k, M, G, T, P or E")
+      var allowed = "0 to \(Int64.max - 511) bytes, or a number with k, M, G, T, P or E"
+      if let short = SizeText.withoutUnit(text) { allowed += ": write \(short)" }
+      throw .badValue(name: "size", found: text, allowed: allowed)
     }
     return bytes
   }
@@ -142,7 +156,7 @@ extension CreateOptions {
   /// Splits at single commas and at the first `=`; an option without a value is switched on.
   ///
   /// - Throws: ``OptionError/badList(_:)`` for a list that qemu-img does not take either.
-  private static func split(
+  static func split(
     _ list: String
   ) throws(OptionError) -> [(name: String, value: String)] {
     let joined = list.split(separator: ",,", omittingEmptySubsequences: false)
@@ -180,18 +194,23 @@ extension CreateOptions {
     case "data_file_raw":
       hasRawDataFile = try Self.flag(name, value)
       repeatsRawDataFile = true
-    default: throw Self.isKnownToQEMU(name) ? .notSupportedYet(name) : .unknown(name)
+    default:
+      if try hints.take(name, value) { return }
+      throw Self.isKnownToQEMU(name) ? .notSupportedYet(name) : .unknown(name)
     }
   }
 
   private mutating func setCompat(_ value: String) throws(OptionError) {
-    switch value {
-    case "0.10", "v2": version = 2
-    case "1.1", "v3": version = 3
-    default:
-      throw .badValue(name: "compat", found: value, allowed: "0.10, v2, 1.1 or v3")
-    }
+    version = try Self.version(value)
     compatText = value
+  }
+
+  static func version(_ value: String) throws(OptionError) -> UInt32 {
+    switch value {
+    case "0.10", "v2": return 2
+    case "1.1", "v3": return 3
+    default: throw .badValue(name: "compat", found: value, allowed: "0.10, v2, 1.1 or v3")
+    }
   }
 
   private static func clusterBits(_ value: String) throws(OptionError) -> Int {
@@ -204,7 +223,7 @@ extension CreateOptions {
     return size.trailingZeroBitCount
   }
 
-  private static func refcountOrder(_ value: String) throws(OptionError) -> Int {
+  static func refcountOrder(_ value: String) throws(OptionError) -> Int {
     let bits = value.hasPrefix("0x") ? UInt64(value.dropFirst(2), radix: 16) : UInt64(value)
     guard let bits, bits.nonzeroBitCount == 1, bits <= 64 else {
       throw .badValue(name: "refcount_bits", found: value, allowed: "1, 2, 4, 8, 16, 32 or 64")
@@ -221,6 +240,6 @@ extension CreateOptions {
   }
 
   private static func isKnownToQEMU(_ name: String) -> Bool {
-    ["extent_size_hint", "nocow"].contains(name)
+    ["keep_data_file"].contains(name)
   }
 }

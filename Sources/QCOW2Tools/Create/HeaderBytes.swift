@@ -4,7 +4,7 @@ import QCOW2Format
 /// What stands in the first cluster of a new image.
 enum HeaderBytes {
   /// QEMU leaves the feature name table out of clusters of this size and smaller.
-  private static let largestClusterWithoutNames: UInt64 = 4096
+  static let largestClusterWithoutNames: UInt64 = 4096
 
   /// Throws if the names do not fit into the first cluster.
   static func check(_ options: CreateOptions) throws(OptionError) {

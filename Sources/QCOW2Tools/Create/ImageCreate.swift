@@ -5,6 +5,9 @@ import QCOW2Format
 
 /// Writes new images.
 package enum ImageCreate {
+  /// What stands in place of the magic of an image that is still being filled: "QFI" and a zero.
+  package static let incompleteMagic: [UInt8] = [0x51, 0x46, 0x49, 0]
+
   /// Makes the file at `path` an empty image; see ``run(_:on:)``.
   ///
   /// The options are judged, and a LUKS header is made, which takes seconds, before the file is
@@ -14,16 +17,14 @@ package enum ImageCreate {
   ///   - options: What to create.
   ///   - path: A regular file, made if it does not exist, or a block device.
   ///   - passphrase: Of an image that is to be encrypted.
+  ///   - isIncomplete: The image is to be filled: it has ``incompleteMagic``, and is none until then.
   ///   - lock: Takes the image's locks, or throws if somebody else has it in use.
   /// - Throws: ``ToolError`` of any kind.
   package static func run(
-    _ options: CreateOptions, path: String, passphrase: Secret? = nil,
+    _ options: CreateOptions, path: String, passphrase: Secret? = nil, isIncomplete: Bool = false,
     lock: FileBytes.Locker = { _ throws(ToolError) in }
   ) throws(ToolError) {
-    _ = try layout(options)
-    do throws(OptionError) { try DistinctFiles.require(options, image: path) } catch {
-      throw .option(error)
-    }
+    try judge(options, path: path)
     let encryptionHeader = try options.encryption?.makeHeader(passphrase) ?? []
     // All files are open, locked and large enough before the first of them is touched.
     let file = try FileBytes(path: path, access: .create, lock: lock)
@@ -33,13 +34,22 @@ package enum ImageCreate {
         try openDataFile(name, options, lock)
       }
       try requireSpace(options, on: file)
+      if !file.isBlockDevice { _ = options.hints.apply(to: file.descriptor) }
       if let data, let name = options.dataFile { try fill(data, name, options) }
-      try run(options, encryptionHeader, on: file)
+      try run(options, encryptionHeader, isIncomplete: isIncomplete, on: file)
     } catch {
       // The error of the create is the one to report.
       if file.isNew { _ = unsafe unlink(path) }
       if let data, data.isNew, let name = options.dataFile { _ = unsafe unlink(name) }
       throw error
+    }
+  }
+
+  /// Throws what is wrong with the options and names; opens nothing.
+  package static func judge(_ options: CreateOptions, path: String) throws(ToolError) {
+    _ = try layout(options)
+    do throws(OptionError) { try DistinctFiles.require(options, image: path) } catch {
+      throw .option(error)
     }
   }
 
@@ -98,11 +108,13 @@ package enum ImageCreate {
   /// - Parameters:
   ///   - options: What to create.
   ///   - encryptionHeader: What ``CreateEncryption/makeHeader(_:)`` has made of their encryption.
+  ///   - isIncomplete: The image has ``incompleteMagic``.
   ///   - file: A regular file or a block device.
   /// - Throws: ``ToolError/option(_:)`` before anything is touched; any other error may leave the
   ///   file without a header.
   package static func run(
-    _ options: CreateOptions, _ encryptionHeader: [UInt8] = [], on file: any WritableImageBytes
+    _ options: CreateOptions, _ encryptionHeader: [UInt8] = [], isIncomplete: Bool = false,
+    on file: any WritableImageBytes
   ) throws(ToolError) {
     precondition(encryptionHeader.count == options.encryption?.headerLength ?? 0)
     let layout = try layout(options)
@@ -117,7 +129,7 @@ package enum ImageCreate {
     try writer.writeEncryptionHeader(encryptionHeader)
     try writer.writeData()
     try file.sync()
-    try writer.writeHeader()
+    try writer.writeHeader(isIncomplete: isIncomplete)
     try file.sync()
   }
 
@@ -157,7 +169,8 @@ private struct ImageWriter {
     let plan = layout.refcounts
     for (position, number) in plan.numbers.enumerated() {
       let block = IOBuffer(count: Int(geometry.clusterSize))
-      unsafe RefcountWidth.countOnce(0..<layout.clusters, in: block.base, number: number, geometry)
+      unsafe RefcountWidth.countOnce(
+        HostCluster(0)..<layout.end, in: block.base, number: number, geometry)
       try unsafe file.write(block.bytes, at: plan.block(at: position))
       withExtendedLifetime(block) {}
     }
@@ -209,9 +222,10 @@ private struct ImageWriter {
     }
   }
 
-  func writeHeader() throws(ToolError) {
-    let block = IOBuffer(
-      starting: HeaderBytes.bytes(options, layout), count: Int(geometry.clusterSize))
+  func writeHeader(isIncomplete: Bool) throws(ToolError) {
+    var bytes = HeaderBytes.bytes(options, layout)
+    if isIncomplete { bytes.replaceSubrange(0..<4, with: ImageCreate.incompleteMagic) }
+    let block = IOBuffer(starting: bytes, count: Int(geometry.clusterSize))
     defer { withExtendedLifetime(block) {} }
     try unsafe file.write(block.bytes, at: HostOffset(0))
   }
@@ -236,7 +250,7 @@ private struct ImageWriter {
 
 extension WritableImageBytes {
   /// Writes zeros as data.
-  fileprivate func writeZeroes(from start: HostOffset, length: UInt64) throws(ToolError) {
+  func writeZeroes(from start: HostOffset, length: UInt64) throws(ToolError) {
     let buffer = IOBuffer(count: Int(min(length, UInt64(1 << 20))))
     var done: UInt64 = 0
     while done < length {
@@ -248,15 +262,6 @@ extension WritableImageBytes {
 }
 
 extension IOBuffer {
-  /// Some bytes, then zeros up to `count` bytes.
-  convenience init(starting bytes: [UInt8], count: Int) {
-    precondition(bytes.count <= count)
-    self.init(count: count)
-    unsafe bytes.withUnsafeBytes { source in
-      unsafe UnsafeMutableRawBufferPointer(start: base, count: count).copyMemory(from: source)
-    }
-  }
-
   /// All bytes, for a write.
   var bytes: UnsafeRawBufferPointer { unsafe bytes(count: count) }
 

@@ -1,7 +1,7 @@
 import BlockCore
 import QCOW2Format
 
-/// Where everything lies in a new image: no holes between, so every cluster below ``clusters`` has
+/// Where everything lies in a new image: no holes between, so every cluster below ``end`` has
 /// a refcount of one and all the others have none.
 ///
 /// In order: header, refcount table, refcount blocks, L1 table, L2 tables, encryption header, data.
@@ -42,34 +42,32 @@ struct ImageLayout: Equatable {
       + dataClusters
     do throws(RefcountPlan.TableTooLong) {
       refcounts = try RefcountPlan(newImageWith: others, geometry)
-      if clusters << UInt64(geometry.clusterBits) <= FormatLimit.hostOffset { return }
+      if end <= geometry.endOfHostClusters { return }
     } catch { throw .refcountTableTooLarge(bytes: error.entries * 8) }
     throw .refcountTableTooLarge(bytes: UInt64(refcounts.numbers.count) * 8)
   }
 
-  private func offset(_ cluster: UInt64) -> HostOffset {
-    geometry.start(ofHostCluster: cluster)
-  }
-
-  private var l1Cluster: UInt64 { refcounts.clusters.upperBound }
+  private var l1Cluster: HostCluster { refcounts.clusters.upperBound }
   private var l1Clusters: UInt64 { geometry.clusters(covering: l1Entries * 8) }
 
   /// Host offset 0, as QEMU writes it, if there is no L1 table.
-  var l1Table: HostOffset { l1Entries == 0 ? HostOffset(0) : offset(l1Cluster) }
-  func l2Table(_ index: UInt64) -> HostOffset { offset(l1Cluster + l1Clusters + index) }
+  var l1Table: HostOffset { l1Entries == 0 ? HostOffset(0) : geometry.start(of: l1Cluster) }
+  func l2Table(_ index: UInt64) -> HostOffset { geometry.start(of: l1Cluster + l1Clusters + index) }
   /// Where the LUKS header lies, if there is one.
   var encryptionHeader: HostOffset { l2Table(l2Tables) }
   /// Where the data of guest cluster 0 lies.
   var data: HostOffset { l2Table(l2Tables + encryptionClusters) }
 
-  /// The number of clusters in use.
-  var clusters: UInt64 {
+  /// The end of the clusters in use: all below are.
+  var end: HostCluster {
     l1Cluster + l1Clusters + l2Tables + encryptionClusters + dataClusters
   }
 
   /// The length of the file: QEMU's, which without preallocation ends with the last L1 entry.
   var fileLength: UInt64 {
-    if l2Tables > 0 || encryptionClusters > 0 || l1Entries == 0 { return offset(clusters).bytes }
+    if l2Tables > 0 || encryptionClusters > 0 || l1Entries == 0 {
+      return geometry.start(of: end).bytes
+    }
     return l1Table.bytes + l1Entries * 8
   }
 }

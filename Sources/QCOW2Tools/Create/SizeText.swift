@@ -25,6 +25,15 @@ package enum SizeText {
     return scale(whole, fraction, shift: shift)
   }
 
+  /// What somebody meant by "10GB" or "10GiB": "10G"; nil for what cannot be mended so.
+  static func withoutUnit(_ text: String) -> String? {
+    for unit in ["iB", "ib", "B", "b"] where text.hasSuffix(unit) {
+      let short = String(text.dropLast(unit.utf8.count))
+      if short.last?.isLetter == true, parse(short) != nil { return short }
+    }
+    return nil
+  }
+
   private static func parseHexadecimal(_ digits: Substring) -> UInt64? {
     guard let first = digits.first, first.isHexDigit else { return nil }  // no sign in the middle
     return UInt64(digits, radix: 16)

@@ -32,6 +32,14 @@ package enum ToolError: Error, Equatable, Sendable {
   case luks(LUKSError)
   /// An option of `create` cannot be used.
   case option(OptionError)
+  /// An option of an image cannot be changed.
+  case amend(AmendError)
+  /// The image cannot be compacted.
+  case compact(CompactError)
+  /// Nothing of the image can be read.
+  case salvage(SalvageError)
+  /// The caller did not want it any more; the image is whole.
+  case cancelled
 }
 
 /// What was being done to the image file.
@@ -50,7 +58,7 @@ extension ToolError {
   /// What failed and why, in the form of an error line after the object's name.
   package var message: String {
     switch self {
-    case .host(let operation, let errno): "\(operation.text): \(errorText(errno))"
+    case .host(let operation, let errno): "\(operation.text): \(errno)"
     case .inUse(let reason): reason
     case .deviceInUse:
       "block device is in use: mounted, swap space, part of another device, or open exclusively"
@@ -68,6 +76,10 @@ extension ToolError {
     case .dataFile(let name, let problem): "data file \"\(name)\": \(problem)"
     case .luks(let error): error.text
     case .option(let error): error.message
+    case .amend(let error): error.message
+    case .compact(let error): error.message
+    case .salvage(let error): error.message
+    case .cancelled: "cancelled"
     }
   }
 }

@@ -6,8 +6,24 @@ import QCOW2Format
 /// The answer of `info`, as qemu-img gives it.
 extension ImageInfo {
   /// What was read, as it is shown.
-  package var report: ImageInfoReport {
+  package var report: ImageInfoReport { report(limits: nil) }
+
+  /// What was read, as it is shown.
+  ///
+  /// - Parameter limits: What the host asks of transfers, if that is to be shown.
+  /// - Returns: The answer.
+  package func report(limits: HostLimits?) -> ImageInfoReport {
     var members: [JSONValue.Member] = []
+    if let limits {
+      let unit = header.geometry.clusterSize
+      let isExtended = header.incompatible.contains(.extendedL2)
+      members.append(
+        limits.member(
+          requestAlignment: encryption == nil ? 1 : 512,
+          zeroAlignment: isExtended ? unit / 32 : unit, discardAlignment: unit))
+    }
+    members.append(
+      ImageInfoReport.file(path: path, length: fileLength, stored: diskSize, limits))
     if let backingFormat {
       members.append(.init("backing-filename-format", .string(backingFormat)))
     }
@@ -61,23 +77,6 @@ extension ImageInfo {
   }
 }
 
-extension Snapshot {
-  fileprivate var json: JSONValue {
-    var members: [JSONValue.Member] = []
-    if let count = entry.instructionCount { members.append(.init("icount", .number(count))) }
-    members += [
-      .init("vm-clock-nsec", .number(entry.guestClock % 1_000_000_000)),
-      .init("name", .string(name)),
-      .init("date-sec", .number(UInt64(entry.seconds))),
-      .init("date-nsec", .number(UInt64(entry.nanoseconds))),
-      .init("vm-clock-sec", .number(entry.guestClock / 1_000_000_000)),
-      .init("id", .string(id)),
-      .init("vm-state-size", .number(entry.vmStateSize)),
-    ]
-    return .object(members)
-  }
-}
-
 extension BitmapDirectory.Item {
   fileprivate var json: JSONValue {
     var flags: [JSONValue] = []
@@ -105,6 +104,7 @@ extension LUKSFields {
     let generator = words.count > 1 ? words[1].split(separator: ":", maxSplits: 1) : []
     var members: [JSONValue.Member] = []
     if let name = generator.first { members.append(.init("ivgen-alg", .string(String(name)))) }
+    members.append(.init("detached-header", .bool(false)))
     members.append(.init("hash-alg", .string(hash)))
     members.append(.init("cipher-alg", .string(algorithm(mode: words.first ?? ""))))
     members.append(.init("uuid", .string(uuid)))

@@ -1,4 +1,3 @@
-import Glibc
 import JSON
 
 /// `info` for people: the text of qemu-img.
@@ -12,10 +11,34 @@ extension ImageInfoReport {
       "disk size: \(SizeText.short(number("actual-size")))",
     ]
     if json["encrypted"]?.bool == true { lines.append("encrypted: yes") }
-    lines.append("cluster_size: \(number("cluster-size"))")
+    if let size = json["cluster-size"]?.unsigned { lines.append("cluster_size: \(size)") }
     if json["dirty-flag"]?.bool == true { lines.append("cleanly shut down: no") }
-    lines += backingLines + snapshotLines
-    return lines.joined(separator: "\n") + "\n" + specificText
+    lines += backingLines + Self.limitLines(json) + snapshotLines
+    let specific = json["format-specific"] == nil ? "" : specificText
+    return lines.joined(separator: "\n") + "\n" + specific + childText
+  }
+
+  /// The nodes below the image.
+  private var childText: String {
+    (json["children"]?.array ?? []).map { child in
+      let info = child["info"] ?? .null
+      let length = info["virtual-size"]?.unsigned ?? 0
+      let lines =
+        [
+          "filename: \(info["filename"]?.string ?? "")",
+          "protocol type: \(info["format"]?.string ?? "")",
+          "file length: \(SizeText.short(length)) (\(length) bytes)",
+          "disk size: \(SizeText.short(info["actual-size"]?.unsigned ?? 0))",
+        ] + Self.limitLines(info)
+      return "Child node '/\(child["name"]?.string ?? "")':\n"
+        + lines.map { "    \($0)\n" }.joined()
+    }.joined()
+  }
+
+  private static func limitLines(_ node: JSONValue) -> [String] {
+    guard let limits = node["limits"]?.members else { return [] }
+    return ["Block limits:"]
+      + limits.map { "    \($0.name.replacing("-", with: " ")): \($0.value.line)" }
   }
 
   /// The part of the text that is about the format, with line breaks.
@@ -38,49 +61,7 @@ extension ImageInfoReport {
   }
 
   private var snapshotLines: [String] {
-    guard let snapshots = json["snapshots"]?.array, !snapshots.isEmpty else { return [] }
-    let title = Self.row("ID", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT")
-    return ["Snapshot list:", title] + snapshots.map(Self.row)
-  }
-
-  private static func row(_ snapshot: JSONValue) -> String {
-    func number(_ name: String) -> UInt64 { snapshot[name]?.unsigned ?? 0 }
-    return row(
-      snapshot["id"]?.string ?? "", snapshot["name"]?.string ?? "",
-      SizeText.short(number("vm-state-size")), date(number("date-sec")),
-      clock(number("vm-clock-sec"), number("vm-clock-nsec")),
-      snapshot["icount"]?.unsigned.map { String($0) } ?? "")
-  }
-
-  private static func row(
-    _ id: String, _ name: String, _ size: String, _ date: String, _ clock: String,
-    _ count: String
-  ) -> String {
-    left(id, 9) + " " + left(name, 16) + " " + right(size, 8) + right(date, 20)
-      + right(clock, 13) + right(count, 11)
-  }
-
-  /// Local time, as "2026-01-31 23:59:59".
-  private static func date(_ seconds: UInt64) -> String {
-    var time = time_t(clamping: seconds)
-    var parts = unsafe tm()
-    guard unsafe localtime_r(&time, &parts) != nil else { return "" }
-    let day = unsafe [parts.tm_mon + 1, parts.tm_mday].map { padded(UInt64($0), 2) }
-    let clock = unsafe [parts.tm_hour, parts.tm_min, parts.tm_sec].map { padded(UInt64($0), 2) }
-    return unsafe "\(parts.tm_year + 1900)-" + day.joined(separator: "-") + " "
-      + clock.joined(separator: ":")
-  }
-
-  /// Hours, minutes, seconds and milliseconds.
-  private static func clock(_ seconds: UInt64, _ nanoseconds: UInt64) -> String {
-    let fields = [seconds / 3600, seconds / 60 % 60, seconds % 60].map { padded($0, 2) }
-    return fields.joined(separator: ":") + "."
-      + padded(nanoseconds / 1_000_000, 3)
-  }
-
-  private static func padded(_ value: UInt64, _ width: Int) -> String {
-    let digits = String(value)
-    return String(repeating: "0", count: max(0, width - digits.count)) + digits
+    json["snapshots"].flatMap(SnapshotListReport.init(json:))?.lines ?? []
   }
 
   /// A member of the format specific information: its value, or its members below it.

@@ -16,6 +16,8 @@ package struct ImageInfo {
   let path: String
   /// Storage that the host has given to the file, in bytes.
   let diskSize: UInt64
+  /// In bytes.
+  let fileLength: UInt64
   let header: Header
   let virtualSize: UInt64
   let backingFile: String?
@@ -40,6 +42,7 @@ package struct ImageInfo {
   ) throws(ToolError) {
     self.path = path
     diskSize = allocatedBytes
+    fileLength = bytes.length
     let head = try HeaderCluster(reading: bytes)
     header = head.header
     virtualSize = head.diskSize

@@ -27,15 +27,18 @@ struct EntryFixes {
   private let geometry: ClusterGeometry
   private let head: HeaderCluster
   private let repair: EntryRepair?
+  /// Bitmaps of compressed clusters, which nobody reads, are cleared.
+  private let clearsBitmaps: Bool
   private let flags: Flags
   private let new: NewRefcounts?
 
-  /// With `mends` entries are mended, and not only their flags corrected.
+  /// With `mends` entries are mended, and not only their flags corrected; with `clearsBitmaps` compressed
+  /// clusters lose subcluster bitmaps, which nobody reads.
   ///
   /// `new` are the refcounts that the image has now; nil if they are where they were.
   init(
-    _ file: any WritableImageBytes, _ scan: RefcountScan, mends: Bool, _ flags: Flags,
-    _ new: NewRefcounts? = nil
+    _ file: any WritableImageBytes, _ scan: RefcountScan, mends: Bool, clearsBitmaps: Bool,
+    _ flags: Flags, _ new: NewRefcounts? = nil
   ) {
     self.new = new
     self.file = file
@@ -44,6 +47,7 @@ struct EntryFixes {
     geometry = scan.geometry
     head = scan.check.head
     repair = mends ? EntryRepair(head) : nil
+    self.clearsBitmaps = clearsBitmaps && EntryRules(head.header).isExtended
   }
 
   /// How much ``apply()`` would change.
@@ -54,7 +58,7 @@ struct EntryFixes {
 
   private func walk(writes: Bool) throws(ToolError) -> Count {
     var count = Count()
-    if repair == nil && flags == .none { return count }
+    if repair == nil && flags == .none && !clearsBitmaps { return count }
     for table in scan.check.l1Tables { try walkL1(table, writes, &count) }
     let buffer = IOBuffer(count: Int(geometry.clusterSize))
     for (table, uses) in scan.check.l2Tables.sorted(by: { $0.key < $1.key }) {
@@ -80,9 +84,9 @@ struct EntryFixes {
         if mended != nil { count.entries += 1 }
         let entry = mended ?? old
         guard let table = entry.l2Table, let wanted = hasOneReference(table) else {
-          return entry.raw
+          return (entry.raw, 0)
         }
-        return entry.copied(rules.flag(entry.isCopied, wanted, &count)).raw
+        return (entry.copied(rules.flag(entry.isCopied, wanted, &count)).raw, 0)
       }
       done += part
     }
@@ -92,7 +96,7 @@ struct EntryFixes {
     _ table: HostOffset, isActive: Bool, _ buffer: IOBuffer, _ writes: Bool, _ count: inout Count
   ) throws(ToolError) {
     let rules = Rules(self, at: table, isActive: isActive)
-    if !rules.mends && rules.flags == .none { return }
+    if !rules.mends && !rules.clearsBitmaps && rules.flags == .none { return }
     try file.read(into: buffer, count: buffer.count, at: table)
     let format = EntryRules(head.header)
     try correct(
@@ -102,10 +106,12 @@ struct EntryFixes {
       let old = L2Entry(raw: raw)
       let bitmap = SubclusterBitmap(raw: format.isExtended ? second : 0)
       let mended = rules.mends ? repair?.l2(old, bitmap: bitmap) : nil
-      if mended != nil { count.entries += 1 }
       let entry = mended ?? old
-      guard let wanted = wantedFlag(entry, format) else { return entry.raw }
-      return entry.copied(rules.flag(entry.isCopied, wanted, &count)).raw
+      let isUnread = rules.clearsBitmaps && format.isUnread(bitmap, of: entry)
+      if mended != nil || isUnread { count.entries += 1 }
+      let second = isUnread ? 0 : second
+      guard let wanted = wantedFlag(entry, format) else { return (entry.raw, second) }
+      return (entry.copied(rules.flag(entry.isCopied, wanted, &count)).raw, second)
     }
   }
 
@@ -117,19 +123,22 @@ struct EntryFixes {
     return entry.hostCluster.flatMap(hasOneReference)
   }
 
-  /// Gives each entry that is not zero the value that `wanted` makes of it and of what follows it.
+  /// Gives each entry that is not zero the halves that `wanted` makes of it and of what follows it; without
+  /// extended entries the second half is nothing.
   private func correct(
     _ buffer: IOBuffer, count entries: Int, step: Int, at place: HostOffset, _ writes: Bool,
-    _ count: inout Count, _ wanted: (UInt64, UInt64, inout Count) -> UInt64
+    _ count: inout Count, _ wanted: (UInt64, UInt64, inout Count) -> (UInt64, UInt64)
   ) throws(ToolError) {
     var changed: Range<Int>?
     for index in 0..<entries {
       let raw = buffer.be64(index * step)
       guard raw != 0 else { continue }
-      let new = wanted(raw, step > 8 ? buffer.be64(index * step + 8) : 0, &count)
-      guard new != raw else { continue }
-      buffer.storeBE64(new, index * step)
-      changed = (changed?.lowerBound ?? index * step)..<(index * step + 8)
+      let second = step > 8 ? buffer.be64(index * step + 8) : 0
+      let new = wanted(raw, second, &count)
+      guard new != (raw, second) else { continue }
+      buffer.storeBE64(new.0, index * step)
+      if step > 8 { buffer.storeBE64(new.1, index * step + 8) }
+      changed = (changed?.lowerBound ?? index * step)..<(index * step + step)
     }
     guard writes, let changed else { return }
     let first = changed.lowerBound & ~511
@@ -143,7 +152,7 @@ struct EntryFixes {
   /// the end of the file.
   private func hasOneReference(_ offset: HostOffset) -> Bool? {
     let cluster = geometry.hostCluster(of: offset)
-    if cluster >= scan.fileClusters {
+    if cluster >= scan.fileEnd {
       guard let new else { return nil }
       if !new.covers(cluster) { return false }
     }
@@ -153,6 +162,7 @@ struct EntryFixes {
   /// What may be done to one table.
   private struct Rules {
     let mends: Bool
+    let clearsBitmaps: Bool
     let flags: Flags
 
     /// For one cluster of a table: where something else lies as well, nothing may be changed that could be the other's.
@@ -160,6 +170,7 @@ struct EntryFixes {
       let cluster = fixes.geometry.hostCluster(of: place)
       let isAlone = fixes.scan.check.references.use(of: cluster) != .conflict
       mends = fixes.repair != nil && isAlone
+      clearsBitmaps = fixes.clearsBitmaps && isAlone
       flags = !isActive || fixes.flags == .none ? .none : isAlone ? fixes.flags : .clearing
     }
 

@@ -40,7 +40,7 @@ struct HeaderSector {
   /// Makes the changes that `patches` wants of the header as it is now, durably.
   ///
   /// - Returns: Whether there were any.
-  @discardableResult private func change(
+  @discardableResult func change(
     _ patches: (Header) -> [HeaderPatch]
   ) throws(ToolError) -> Bool {
     let sector = try file.block(at: HostOffset(0), count: HeaderPatch.sectorLength)
@@ -53,5 +53,20 @@ struct HeaderSector {
     try unsafe file.write(sector.bytes, at: HostOffset(0))
     try file.sync()
     return true
+  }
+
+  /// Brings another header into force: what goes before, the first sector, what goes after, each durable
+  /// before the next.
+  func rewrite(_ rewrite: HeaderRewrite) throws(ToolError) {
+    if let before = rewrite.before { try write(before) }
+    try write(HeaderRewrite.Part(offset: 0, bytes: rewrite.sector))
+    for part in rewrite.after { try write(part) }
+  }
+
+  private func write(_ part: HeaderRewrite.Part) throws(ToolError) {
+    let buffer = IOBuffer(starting: part.bytes, count: part.bytes.count)
+    try unsafe file.write(buffer.bytes, at: HostOffset(UInt64(part.offset)))
+    withExtendedLifetime(buffer) {}
+    try file.sync()
   }
 }

@@ -76,7 +76,7 @@ struct ImageRepair {
     changes.raised = wanted.low + scan.lostReferences(new.covers)
     changes.lowered = scan.hidesReferences ? 0 : wanted.high
     let fixes = EntryFixes(
-      file, scan, mends: scan.check.plansRepair, flags, new)
+      file, scan, mends: scan.check.plansRepair, clearsBitmaps: true, flags, new)
     note(try fixes.apply())
     try file.sync()
     return true
@@ -95,7 +95,8 @@ struct ImageRepair {
       && (wanted.high > 0 || wanted.beyondEnd > 0 || wanted.own > 0)
     let lacksNone = wanted.missing == 0 && (mode == .all || wanted.low == 0)
     let fixes = EntryFixes(
-      file, scan, mends: scan.check.plansRepair, lacksNone ? flags : .none)
+      file, scan, mends: scan.check.plansRepair, clearsBitmaps: mode == .all,
+      lacksNone ? flags : .none)
     let entries = try fixes.count()
     guard raises || lowers || !entries.isEmpty else { return }
     try prepare(marksDirty: true)
@@ -124,7 +125,7 @@ struct ImageRepair {
     try writeSnapshotTable()
     try file.sync()
     try HeaderSector(file).setSnapshotTable(
-      at: scan.geometry.start(ofHostCluster: scan.newSnapshotTable.lowerBound))
+      at: scan.geometry.start(of: scan.newSnapshotTable.lowerBound))
   }
 
   /// Writes the new snapshot table, in whole clusters, where nothing points as yet.
@@ -134,7 +135,7 @@ struct ImageRepair {
     let block = IOBuffer(
       starting: repair.table, count: clusters.count << scan.geometry.clusterBits)
     try unsafe file.write(
-      block.bytes, at: scan.geometry.start(ofHostCluster: clusters.lowerBound))
+      block.bytes, at: scan.geometry.start(of: clusters.lowerBound))
     withExtendedLifetime(block) {}
     changes.snapshots = repair.mended
   }

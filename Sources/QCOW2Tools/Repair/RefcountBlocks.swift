@@ -23,7 +23,7 @@ struct RefcountBlocks {
   private let file: any WritableImageBytes
   private let scan: RefcountScan
   private let geometry: ClusterGeometry
-  private var fileClusters: UInt64 { scan.fileClusters }
+  private var fileEnd: HostCluster { scan.fileEnd }
 
   init(_ file: any WritableImageBytes, _ scan: RefcountScan) {
     self.file = file
@@ -45,7 +45,7 @@ struct RefcountBlocks {
         } else if stored < needed {
           found.low += 1
         } else if stored > needed {
-          if cluster < fileClusters { found.high += 1 } else { found.beyondEnd += 1 }
+          if cluster < fileEnd { found.high += 1 } else { found.beyondEnd += 1 }
         }
       }
     }
@@ -70,7 +70,7 @@ struct RefcountBlocks {
   }
 
   private func change(
-    _ value: (_ cluster: UInt64, _ stored: UInt64, _ needed: UInt64) -> UInt64
+    _ value: (_ cluster: HostCluster, _ stored: UInt64, _ needed: UInt64) -> UInt64
   ) throws(ToolError) -> UInt64 {
     var count: UInt64 = 0
     try forEachBlock { range, offset, block throws(ToolError) in
@@ -81,7 +81,7 @@ struct RefcountBlocks {
         guard new != stored else { continue }
         block.setRefcount(index, order: geometry.refcountOrder, to: new)
         changed = (changed?.lowerBound ?? index)..<(index + 1)
-        if cluster < fileClusters && !scan.isOwn(cluster) { count += 1 }
+        if cluster < fileEnd && !scan.isOwn(cluster) { count += 1 }
       }
       if let changed { try write(block, entries: changed, at: offset) }
     }
@@ -106,7 +106,7 @@ struct RefcountBlocks {
 
   /// Calls `body` with the clusters that a block describes, where it lies, and its bytes.
   private func forEachBlock(
-    _ body: (Range<UInt64>, HostOffset, IOBuffer) throws(ToolError) -> Void
+    _ body: (Range<HostCluster>, HostOffset, IOBuffer) throws(ToolError) -> Void
   ) throws(ToolError) {
     let block = IOBuffer(count: Int(geometry.clusterSize))
     for index in scan.check.refcounts.table.indices {
@@ -125,7 +125,7 @@ struct RefcountBlocks {
   }
 
   private func countMissing(_ found: inout RefcountDifferences) {
-    var position: UInt64 = 0
+    var position = HostCluster(0)
     var last: UInt64?
     while let cluster = scan.check.references.nextReferenced(from: position) {
       let index = geometry.refcountBlock(of: cluster)

@@ -85,7 +85,7 @@ package enum RefcountRebuild {
   ) throws(ToolError) -> RefcountChanges {
     let isExtended = mode == .all ? try extendL1Table(file) : false
     let scan = try RefcountScan(file, plansRepair: mode == .all, keepsLeaks: isExtended)
-    let end = scan.newSnapshotTable.upperBound << UInt64(scan.geometry.clusterBits)
+    let end = scan.geometry.start(of: scan.newSnapshotTable.upperBound).bytes
     guard file.isBlockDevice && end > file.length else {
       var repair = ImageRepair(file, scan, mode, isExtended: isExtended)
       return try repair.run()

@@ -24,19 +24,19 @@ final class RefcountScan {
   /// cannot be told which one.
   let isAmbiguous: Bool
   /// Clusters of the structures, sound or not; they stay in force until there are new ones.
-  let structures: Set<UInt64>
+  let structures: Set<HostCluster>
   /// Findings of the refcount table's entries, as they are counted.
   let wrongTableEntries: UInt64
   /// Where a repaired snapshot table goes; empty if none is planned.
-  private(set) var newSnapshotTable: Range<UInt64> = 0..<0
+  private(set) var newSnapshotTable = HostCluster(0)..<HostCluster(0)
   /// Where the snapshot table is that a repaired one replaces.
-  private(set) var oldSnapshotTable: Range<UInt64> = 0..<0
+  private(set) var oldSnapshotTable = HostCluster(0)..<HostCluster(0)
 
   var geometry: ClusterGeometry { check.geometry }
 
-  /// The clusters of the file; one more, since what starts in a last cluster that is cut short may
-  /// end in the one after it.
-  var fileClusters: UInt64 { check.references.clusterCount }
+  /// The end of the file's clusters; one more, since what starts in a last cluster that is cut short
+  /// may end in the one after it.
+  var fileEnd: HostCluster { check.references.end }
 
   /// Counts references: with `plansRepair` as they are after ``EntryRepair``, with `mendsSnapshots` as
   /// they are after ``SnapshotRepair``, too.
@@ -76,32 +76,32 @@ final class RefcountScan {
   }
 
   /// What the refcount of a cluster must be; no more than a refcount can count.
-  func references(_ cluster: UInt64) -> UInt64 {
+  func references(_ cluster: HostCluster) -> UInt64 {
     let count =
-      cluster < fileClusters ? check.references.count(of: cluster) : check.lost[cluster] ?? 0
+      cluster < fileEnd ? check.references.count(of: cluster) : check.lost[cluster] ?? 0
     return min(newSnapshotTable.contains(cluster) ? count + 1 : count, geometry.maxRefcount)
   }
 
   /// Whether nothing needs the bytes of a cluster, now or after a crash.
-  func isFree(_ cluster: UInt64) -> Bool {
-    references(cluster) == 0 && !isOwn(cluster) && !(hidesReferences && cluster < fileClusters)
+  func isFree(_ cluster: HostCluster) -> Bool {
+    references(cluster) == 0 && !isOwn(cluster) && !(hidesReferences && cluster < fileEnd)
       && check.lost[cluster] == nil
   }
 
   /// Whether something refers to a cluster behind the end of the file, or may.
   ///
   /// Its refcount is not lowered: if the cluster were handed out again, two entries would share it.
-  func isLost(_ cluster: UInt64) -> Bool {
-    cluster >= fileClusters && (check.lost[cluster] != nil || cluster >= check.endOfLost)
+  func isLost(_ cluster: HostCluster) -> Bool {
+    cluster >= fileEnd && (check.lost[cluster] != nil || cluster >= check.endOfLost)
   }
 
   /// How many clusters behind the end of the file are referred to, of those that `isCovered` takes.
-  func lostReferences(_ isCovered: (UInt64) -> Bool) -> UInt64 {
+  func lostReferences(_ isCovered: (HostCluster) -> Bool) -> UInt64 {
     UInt64(check.lost.count { $0.value > 0 && isCovered($0.key) })
   }
 
   /// Whether the repair itself makes the cluster's refcount change.
-  func isOwn(_ cluster: UInt64) -> Bool {
+  func isOwn(_ cluster: HostCluster) -> Bool {
     oldSnapshotTable.contains(cluster) || newSnapshotTable.contains(cluster)
       || (!structuresAreSound && structures.contains(cluster))
   }
@@ -109,18 +109,19 @@ final class RefcountScan {
   /// What the refcount of a cluster must be once the structures have been replaced.
   ///
   /// Where something cannot be followed, a cluster that nothing refers to is kept.
-  func referencesWithoutStructures(_ cluster: UInt64) -> UInt64 {
-    let isKept = hidesReferences && cluster < fileClusters
+  func referencesWithoutStructures(_ cluster: HostCluster) -> UInt64 {
+    let isKept = hidesReferences && cluster < fileEnd
     let isStructure = structures.contains(cluster)
     if structuresAreSound && isStructure { return 0 }
     return max(references(cluster), isKept && !isStructure ? 1 : 0)
   }
 
-  /// The first run of clusters that nothing needs; the file ends where the map does.
-  func firstFree(_ count: UInt64) -> Range<UInt64> {
-    var start: UInt64 = 1
-    var cluster: UInt64 = 1
-    let end = max(fileClusters, newSnapshotTable.upperBound, (check.lost.keys.max() ?? 0) + 1)
+  /// The first run of clusters, `first` or later, that nothing needs; the file ends where the map does.
+  func firstFree(_ count: UInt64, from first: HostCluster = HostCluster(1)) -> Range<HostCluster> {
+    var start = first
+    var cluster = first
+    let end = max(
+      fileEnd, newSnapshotTable.upperBound, (check.lost.keys.max() ?? HostCluster(0)) + 1)
     while cluster < end && cluster - start < count {
       if !isFree(cluster) { start = cluster + 1 }
       cluster += 1
@@ -131,7 +132,7 @@ final class RefcountScan {
 
 extension ImageCheck {
   /// Counts a reference to a cluster that is known to be inside the file.
-  func count(_ use: HostUse, _ cluster: UInt64) { _ = references.add(use, to: cluster) }
+  func count(_ use: HostUse, _ cluster: HostCluster) { _ = references.add(use, to: cluster) }
 }
 
 /// What the findings of a scan mean for a repair.
@@ -153,13 +154,13 @@ private final class Damage {
   /// - Returns: Whether there is none.
   func isCountable(_ check: ImageCheck) -> Bool {
     let largest = check.geometry.maxRefcount
-    var position: UInt64 = 0
+    var position = HostCluster(0)
     while largest < UInt64.max, let cluster = check.references.nextReferenced(from: position) {
       let count = check.references.count(of: cluster)
       if count > largest {
         note(
           .tooManyReferences(
-            cluster: check.geometry.start(ofHostCluster: cluster), references: count,
+            cluster: check.geometry.start(of: cluster), references: count,
             largest: largest))
         return false
       }
@@ -172,9 +173,9 @@ private final class Damage {
 /// Where the refcount structures lie, and whether they lie there alone.
 private struct RefcountStructures {
   private(set) var isSound = true
-  private(set) var tableClusters: Range<UInt64>
+  private(set) var tableClusters: Range<HostCluster>
   /// The clusters of the blocks; at most 2^20, the limit of the table.
-  private(set) var blocks: [UInt64] = []
+  private(set) var blocks: [HostCluster] = []
   /// As qemu-img counts them: a block beyond the end of the file also lacks its own refcount.
   private(set) var wrongEntries: UInt64 = 0
   private(set) var isAmbiguous = false
@@ -182,26 +183,26 @@ private struct RefcountStructures {
   init(_ check: ImageCheck) {
     let geometry = check.geometry
     let header = check.head.header
-    let fileClusters = geometry.clusters(covering: check.head.fileLength)
+    let fileEnd = HostCluster(geometry.clusters(covering: check.head.fileLength))
     let first = geometry.hostCluster(of: HostOffset(header.refcountTableOffset))
     tableClusters = first..<(first + UInt64(header.refcountTableClusters))
     isSound =
-      !tableClusters.isEmpty && tableClusters.upperBound <= fileClusters
+      !tableClusters.isEmpty && tableClusters.upperBound <= fileEnd
       && tableClusters.allSatisfy { check.references.count(of: $0) == 0 }
     // Until the header points elsewhere, nothing else may be written where it points.
-    let bits = UInt64(geometry.clusterBits)
     if !tableClusters.isEmpty {
-      check.noteLost(tableClusters.lowerBound << bits..<tableClusters.upperBound << bits)
+      let end = geometry.start(of: tableClusters.upperBound)
+      check.noteLost(geometry.start(of: first).bytes..<end.bytes)
     }
     // A table that is said to end behind the file is said to be too long: what lies behind its first
     // cluster may be anything.
-    let isTooLong = tableClusters.upperBound > fileClusters
-    if isTooLong { tableClusters = min(first, fileClusters)..<fileClusters }
+    let isTooLong = tableClusters.upperBound > fileEnd
+    if isTooLong { tableClusters = min(first, fileEnd)..<fileEnd }
     for cluster in isTooLong ? tableClusters.prefix(1) : tableClusters {
       noteOverlap(cluster, check)
     }
     let sureEntries = isTooLong ? Int(geometry.clusterSize / 8) : check.refcounts.table.count
-    var seen: Set<UInt64> = []
+    var seen: Set<HostCluster> = []
     for (index, entry) in check.refcounts.table.enumerated() where entry.raw != 0 {
       let faults = entry.faults(geometry, fileLength: check.head.fileLength)
       guard faults.isEmpty, let block = entry.block else {
@@ -224,7 +225,7 @@ private struct RefcountStructures {
     }
   }
 
-  private mutating func noteOverlap(_ cluster: UInt64, _ check: ImageCheck) {
+  private mutating func noteOverlap(_ cluster: HostCluster, _ check: ImageCheck) {
     switch check.references.use(of: cluster) {
     case .nothing, .header, .guestData: break
     default: isAmbiguous = true

@@ -46,6 +46,8 @@ package struct DeviceFeatures: OptionSet, Hashable, Sendable {
   package static let quiesce = Self(rawValue: UBLK_F_QUIESCE)
   package static let batch = Self(rawValue: UBLK_F_BATCH_IO)
   package static let safeStop = Self(rawValue: UBLK_F_SAFE_STOP_DEV)
+  /// What a device needs that is to outlive its server.
+  package static let recovery: Self = [.userRecovery, .userRecoveryReissue]
   package static let noPartitionScan = Self(rawValue: UBLK_F_NO_AUTO_PART_SCAN)
 }
 

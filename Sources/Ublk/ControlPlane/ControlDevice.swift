@@ -122,11 +122,48 @@ package final class ControlDevice {
     try run(CommandRequest(.setParameters, device: id, buffer: buffer))
   }
 
+  /// Has the disk of a device that serves show `bytes`, a multiple of 512; needs
+  /// ``DeviceFeatures/updateSize``.
+  package func updateSize(_ id: UInt32, bytes: UInt64) throws(UblkError) {
+    let request = CommandRequest(.updateSize, device: id)
+    request.header.data = bytes / 512
+    try run(request)
+  }
+
   /// Makes /dev/ublkbN appear; all queues must have fetched and must be served meanwhile.
   package func start(_ id: UInt32, server: Int32) throws(UblkError) {
     let request = CommandRequest(.startDevice, device: id)
     request.header.data = UInt64(UInt32(bitPattern: server))
     try run(request)
+  }
+
+  /// Tells the driver that a new server comes for a device whose server has died.
+  ///
+  /// - Throws: ``UblkError/refused(_:_:)`` with EBUSY while the old server's rings still hold
+  ///   /dev/ublkcN, and for a device that does not wait for a server; see ``DeviceInfo/state``.
+  package func startRecovery(_ id: UInt32) throws(UblkError) {
+    try run(CommandRequest(.startUserRecovery, device: id))
+  }
+
+  /// Lets requests go to the new server, the ones that the dead server had too; all its queues must have
+  /// fetched.
+  package func endRecovery(_ id: UInt32, server: Int32) throws(UblkError) {
+    let request = CommandRequest(.endUserRecovery, device: id)
+    request.header.data = UInt64(UInt32(bitPattern: server))
+    try run(request)
+  }
+
+  /// Has the driver keep all requests and give the server's idle commands back, so that the server can
+  /// leave without an error for anyone; needs ``DeviceFeatures/quiesce``.
+  ///
+  /// - Parameters:
+  ///   - id: The device.
+  ///   - milliseconds: How long the driver waits until each queue has an idle command.
+  /// - Throws: ``UblkError/refused(_:_:)`` with EBUSY if a queue had none.
+  package func quiesce(_ id: UInt32, milliseconds: Int) throws(UblkError) {
+    let request = CommandRequest(.quiesceDevice, device: id)
+    request.header.data = UInt64(milliseconds)
+    try run(request, deadline: milliseconds + deadline)
   }
 
   /// Takes /dev/ublkbN away; ends requests first, so the queues must be served meanwhile.

@@ -33,6 +33,10 @@ extension UblkDevice {
     var wanted: DeviceFeatures = []
     if usesZeroCopy { wanted.formUnion([.autoBufferRegistration, .userCopy]) }
     if options.batches, features.contains(.batch) { wanted.insert(.batch) }
+    if options.survivesServer {
+      wanted.formUnion(.recovery)
+      if features.contains(.quiesce) { wanted.insert(.quiesce) }
+    }
     if options.skipsPartitionScan, features.contains(.noPartitionScan) {
       wanted.insert(.noPartitionScan)
     }

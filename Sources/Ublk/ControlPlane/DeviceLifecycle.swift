@@ -19,10 +19,10 @@ package final class UblkDevice {
   package let usesBatches: Bool
   /// The driver's view at creation.
   package let info: DeviceInfo
-  private let control: ControlDevice
-  private let options: DeviceOptions
-  private var files = DeviceFiles()
-  private var threads: [QueueThread] = []
+  let control: ControlDevice
+  let options: DeviceOptions
+  private(set) var files = DeviceFiles()
+  private(set) var threads: [QueueThread] = []
   private var counters: [QueueCounters] = []
   private let ends: EndSignal
 
@@ -40,10 +40,16 @@ package final class UblkDevice {
   /// What is not as it should be, though the device serves.
   package var warnings: [DeviceWarning] { threads.flatMap(\.warnings) }
 
+  /// What the workers know of host files beyond those that they began with.
+  package var workerFiles: WorkerFiles { WorkerFiles(threads: threads) }
+
   /// One element for each queue.
   package var statistics: [QueueCounters] { counters }
 
-  private init(
+  /// Whether the driver keeps the device, and all requests, when this process dies.
+  package var survivesServer: Bool { info.features.isSuperset(of: .recovery) }
+
+  init(
     _ info: DeviceInfo, _ control: ControlDevice, _ options: DeviceOptions, _ ends: EndSignal
   ) {
     self.info = info
@@ -117,10 +123,15 @@ package final class UblkDevice {
       throw .lacks(wanted.subtracting(info.features))
     }
     try control.setParameters(id, options.parameters.encoded(maxIOBytes: info.maxIOBytes))
-    try files.open(id, zeroCopy: usesZeroCopy, deadline: options.deadline)
-    for queue in 0..<info.queues { try startWorker(queue, target) }
+    try startWorkers(target)
     for thread in threads { try thread.waitUntilServing(milliseconds: options.deadline) }
     try control.start(id, server: getpid())
+  }
+
+  /// Opens /dev/ublkcN and starts a worker for each queue; with `gate` they wait there.
+  func startWorkers(_ target: any BlockTarget, gate: FetchGate? = nil) throws(UblkError) {
+    try files.open(id, zeroCopy: usesZeroCopy, deadline: options.deadline)
+    for queue in 0..<info.queues { try startWorker(queue, target, gate) }
   }
 
   private var requestOptions: RequestDriverOptions {
@@ -131,7 +142,9 @@ package final class UblkDevice {
     return requests
   }
 
-  private func startWorker(_ queue: Int, _ target: any BlockTarget) throws(UblkError) {
+  private func startWorker(
+    _ queue: Int, _ target: any BlockTarget, _ gate: FetchGate?
+  ) throws(UblkError) {
     let affinity = options.pinsThreads ? try? control.queueAffinity(id, queue: queue) : nil
     let counters = QueueCounters()
     let setup = QueueSetup(
@@ -143,7 +156,7 @@ package final class UblkDevice {
       zeroDescriptor: files.zero, affinity: affinity,
       target: target, counters: counters,
       onLoss: { [ends] error in ends.workerLost(queue, error) },
-      maintenance: queue == 0 ? options.maintenance : nil)
+      maintenance: queue == 0 ? options.maintenance : nil, gate: gate)
     threads.append(try QueueThread(setup) { [ends] in ends.workerEnded() })
     self.counters.append(counters)
   }
@@ -174,12 +187,10 @@ package final class UblkDevice {
     do throws(UblkError) {
       var seconds = 0
       if loss == nil {
-        try control.unlessGone { () throws(UblkError) in
-          try control.stop(id, ifUnused: ifUnused, deadline: 1000) {
-            seconds += 1
-            if seconds % 30 == 0 { onWait() }
-            return loss == nil
-          }
+        try stopDisk(ifUnused) {
+          seconds += 1
+          if seconds % 30 == 0 { onWait() }
+          return loss == nil
         }
       }
     } catch {
@@ -188,28 +199,49 @@ package final class UblkDevice {
     }
     let isLost = loss != nil
     if isLost { for thread in threads { thread.abandon() } }
-    for thread in threads { thread.join() }
-    threads = []
-    files.close()
+    leave()
     if isLost { try control.unlessGone { () throws(UblkError) in try control.stop(id) } }
     try control.unlessGone { () throws(UblkError) in
       try control.delete(id, asynchronously: !waitsForUsers || isLost)
     }
   }
 
-  /// The way back from a failed creation: nothing of the device stays.
-  private func tearDown() {
-    if loss == nil { try? control.stop(id) }
-    for thread in threads { thread.abandon() }
+  /// Takes the disk away, from another process where there is one for it.
+  private func stopDisk(_ ifUnused: Bool, keepsWaiting: () -> Bool) throws(UblkError) {
+    switch options.outsideStop?.stop(ifUnused: ifUnused, keepsWaiting: keepsWaiting) {
+    case .stopped: return
+    case .refused(let code):
+      throw .refused(ifUnused ? .tryStopDevice : .stopDevice, Errno(code))
+    case .abandoned: throw .timedOut(.stopDevice, milliseconds: 1000)
+    case nil:
+      try DeviceStopWork.run(
+        control, id, ifUnused: ifUnused, isRecoverable: survivesServer, keepsWaiting: keepsWaiting)
+    }
+  }
+
+  /// Waits for the workers' end and closes /dev/ublkcN.
+  private func leave() {
     for thread in threads { thread.join() }
     threads = []
     files.close()
+  }
+
+  /// The way back from a failed creation: nothing of the device stays.
+  private func tearDown() {
+    if loss == nil { try? control.stop(id) }
+    abandon()
     try? control.delete(id)
+  }
+
+  /// Leaves a device as it is: requests that the workers have are finished, the driver keeps all others.
+  func abandon() {
+    for thread in threads { thread.abandon() }
+    leave()
   }
 }
 
 /// The descriptors that the workers of a device share.
-private struct DeviceFiles {
+struct DeviceFiles {
   private(set) var character: Int32 = -1
   private(set) var zero: Int32 = -1
 
@@ -239,7 +271,7 @@ private struct DeviceFiles {
 }
 
 /// Says when the last worker has ended, or one cannot go on.
-private final class EndSignal: Sendable {
+final class EndSignal: Sendable {
   let descriptor: Int32
   private let running: Atomic<Int>
   private let firstLoss = Mutex<UblkError?>(nil)

@@ -48,6 +48,11 @@ package struct DeviceOptions: Sendable {
   package var fileDescriptors: [Int32]
   /// Keep the kernel from looking for partitions, where it can be told so.
   package var skipsPartitionScan = false
+  /// Have the driver keep the device, and all requests, when this process dies: see
+  /// ``UblkDevice/recover(_:_:_:onWait:beforeFetch:)``.
+  package var survivesServer = false
+  /// Stops the device from another process; nil if this process does so itself.
+  package var outsideStop: (any OutsideStop)?
   /// Bind each worker to the CPUs whose requests its queue gets.
   package var pinsThreads = true
   /// The milliseconds that a control command, and the start of the workers, may take.

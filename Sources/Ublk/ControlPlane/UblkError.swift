@@ -24,8 +24,26 @@ package enum UblkError: Error, Equatable {
   case noCharacterDevice(id: UInt32, Errno)
   /// A worker did not get as far as serving.
   case worker(queue: Int, WorkerStage, Errno)
+  /// The device cannot get a new server.
+  case notRecoverable(RecoveryObstacle)
   /// The driver takes no more commands of a queue that serves.
   case lost(queue: Int, Errno)
+}
+
+/// Why a device cannot get a new server.
+package enum RecoveryObstacle: Error, Equatable {
+  /// It was made without ``DeviceFeatures/recovery``.
+  case notEnabled
+  /// It was stopped meanwhile.
+  case stopped
+  /// A process still serves it.
+  case served(process: Int32)
+  /// It has other queues than the new server would serve.
+  case queues(found: Int, depth: Int, expected: Int, expectedDepth: Int)
+  /// It moves data by other means than the new server would: the features that differ.
+  case features(DeviceFeatures)
+  /// It is larger or smaller than what would be served, and the driver cannot change that; bytes.
+  case size(found: UInt64, expected: UInt64)
 }
 
 extension UblkError {

@@ -62,7 +62,7 @@ package enum DriverlessQueue {
   }
 
   /// A file of descriptors, as the driver would map them; the caller closes it.
-  private static func describe(
+  static func describe(
     _ requests: [(operation: BlockOperation, offset: UInt64, length: UInt64)]
   ) throws(Errno) -> Int32 {
     let file = unsafe open("/dev/shm", O_RDWR | O_CLOEXEC | __O_TMPFILE | O_DIRECTORY, 0o600)

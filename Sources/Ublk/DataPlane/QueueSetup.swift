@@ -30,4 +30,6 @@ struct QueueSetup: Sendable {
   /// Called once, on the worker, if the driver takes no more commands of the queue while it serves.
   let onLoss: @Sendable (Errno) -> Void
   let maintenance: (@Sendable () async -> Void)?
+  /// What the worker waits for before it maps descriptors and fetches; nil for a new device.
+  var gate: FetchGate?
 }

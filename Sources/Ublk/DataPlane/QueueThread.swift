@@ -25,6 +25,7 @@ final class QueueThread: @unchecked Sendable {
   /// Kept beyond the worker's end: a task that ends the last worker may still be waking it.
   private var executor: WorkerExecutor?
   private let abandoned = AbandonFlag()
+  private let files = FileChanges()
   private let onEnd: @Sendable () -> Void
 
   /// Starts the worker's thread.
@@ -58,10 +59,29 @@ final class QueueThread: @unchecked Sendable {
     }
   }
 
+  /// Why the worker has not come as far as serving; nil while that is not known.
+  var startFailure: UblkError? {
+    lock.withLock { failure }.map { .worker(queue: queue, $0.stage, $0.error) }
+  }
+
   /// Makes the worker leave whatever the driver still holds; for devices without /dev/ublkbN only.
   func abandon() {
     abandoned.set()
     lock.withLock { executor }?.wake()
+  }
+
+  /// Has the worker's ring know a host file by a number, beside the requests that it serves.
+  ///
+  /// - Parameters:
+  ///   - number: What transfers call the file.
+  ///   - descriptor: The file; nil takes what has the number away.
+  /// - Throws: `noDevice` if the worker does not serve, else the errno of the kernel; the number
+  ///   stands for what it stood for.
+  func setFile(_ number: UInt8, _ descriptor: Int32?) async throws(Errno) {
+    guard let executor = lock.withLock({ executor }) else { throw .noDevice }
+    try await files.make(
+      FileChanges.Change(slot: Int(QueueWorker.firstFileSlot) + Int(number), descriptor),
+      on: executor)
   }
 
   /// Waits for the thread's end.
@@ -77,6 +97,7 @@ final class QueueThread: @unchecked Sendable {
   private func run(_ setup: QueueSetup) {
     prepareThread(setup)
     serveQueue(setup)
+    files.end()
     set(State.ended)
     onEnd()
   }

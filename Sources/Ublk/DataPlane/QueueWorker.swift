@@ -1,4 +1,5 @@
 import BlockCore
+import CPlatform
 import CUblk
 import Serving
 import Uring
@@ -16,6 +17,8 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
   static let zeroSlot = RingFile.registered(1)
   /// The slot of the host file that transfers call 0; the others follow.
   @inline(__always) static var firstFileSlot: Int32 { 2 }
+  /// Enough for every number that a host file can have.
+  static var fileSlots: Int { Int(firstFileSlot) + HostTransfer.fileNumbers }
 
   let setup: QueueSetup
   let loop: WorkerLoop
@@ -59,6 +62,8 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
     unsafe tags.initialize(repeating: TagState(), count: setup.depth)
     stage = .ring
     loop = try Self.makeLoop(setup)
+    stage = .fetch
+    if let gate = setup.gate, !gate.pass() { throw .interrupted }
     stage = .memory
     memory = try QueueMemory(
       characterDevice: setup.characterDevice, queue: setup.queue, depth: setup.depth,
@@ -89,7 +94,10 @@ final class QueueWorker: CompletionHandler, @unchecked Sendable {
   private func registerTables() throws(Errno) {
     // Without zero copy nothing reads the slot of zeros; any file keeps the place.
     let zeroes = setup.zeroDescriptor >= 0 ? setup.zeroDescriptor : setup.characterDevice
-    try loop.registerFiles([setup.characterDevice, zeroes] + setup.fileDescriptors)
+    let files = [setup.characterDevice, zeroes] + setup.fileDescriptors
+    // The kernel's limit for a table is the process's for descriptors.
+    let room = min(Self.fileSlots, Int(clamping: qublk_process_descriptor_limit()))
+    try loop.registerFiles(files, room: max(room, files.count))
     guard setup.usesZeroCopy else { return }
     loop.zeroFile = Self.zeroSlot
     try loop.ring.registerSparseBuffers(setup.registeredBuffers)

@@ -64,41 +64,48 @@ extension BenchCommand {
   private var writes: Bool { isWrite || mix.map { $0.readPercent < 100 } ?? false }
 
   /// What to open.
-  func opening() throws(IOFailure) -> IOOpening {
-    var opening = IOOpening()
+  func opening() throws(IOFailure) -> DiskOpening {
+    try IOFailure.opening { () throws(OpeningError) in try diskOpening() }
+  }
+
+  private func diskOpening() throws(OpeningError) -> DiskOpening {
+    var opening = DiskOpening()
     if let cache { try opening.setCache(cache) }
     opening.isReadOnly = !writes
     opening.sharesByForce = forceShare
     if imageOpts {
-      if format != nil { throw .openOption("--image-opts and -f are mutually exclusive") }
+      if format != nil { throw OpeningError("--image-opts and -f are mutually exclusive") }
       try opening.apply(list: image)
-      if opening.path == nil { throw .openOption("--image-opts: \"file.filename\" is missing") }
+      if opening.path == nil { throw OpeningError("--image-opts: \"file.filename\" is missing") }
     } else {
       if let format { try opening.setFormat(format) }
-      try opening.setPath(image)
+      try opening.setName(image)
     }
     if (native || aio == .native) && !opening.cache.isDirect {
-      throw .openOption("native AIO needs -t none or -t directsync")
+      throw OpeningError("native AIO needs -t none or -t directsync")
     }
     return opening
   }
 
   /// How to open it.
-  func diskOptions(_ opening: IOOpening) throws(IOFailure) -> DiskImageOptions {
+  func diskOptions(_ opening: DiskOpening) throws(IOFailure) -> DiskImageOptions {
     var opening = opening
-    do { try disk.apply(to: &opening.disk) } catch { throw .openOption("\(error)") }
+    do { try disk.apply(to: &opening.disk) } catch {
+      throw .openOption(OpeningError("\(error)"))
+    }
     let secrets: [ObjectSecret]
-    do throws(OptionTextError) {
-      secrets = try object.map { (text) throws(OptionTextError) in try ObjectSecret(parsing: text) }
-    } catch { throw .optionText(error) }
-    var options = try opening.diskOptions(secrets)
-    options.engine.workers = queues
-    options.engine.slotsPerWorker = depth
-    return options
+    do throws(OptionTextError) { secrets = try objects.secrets() } catch {
+      throw .optionText(error)
+    }
+    opening.workers = queues
+    opening.slots = depth
+    return try IOFailure.opening { [opening] () throws(OpeningError) in
+      try opening.diskOptions(secrets)
+    }
   }
 
   /// The load.
-  func benchOptions(_ cache: IOOpening.Cache) throws -> BenchOptions {
+  func benchOptions(_ cache: CacheMode) throws -> BenchOptions {
     var options = BenchOptions()
     options.count = seconds == nil ? count ?? Self.defaultCount : nil
     options.seconds = seconds
@@ -134,13 +141,4 @@ extension BenchOptions {
 
 extension BenchMix: ExpressibleByArgument {
   package init?(argument: String) { self.init(argument) }
-}
-
-extension IOOpening.Format {
-  var diskFormat: DiskFormat {
-    switch self {
-    case .qcow2: .qcow2
-    case .raw: .raw
-    }
-  }
 }

@@ -16,8 +16,10 @@ struct StatsCommand: ParsableCommand {
       further one of the time since the one before.
       """)
 
-  @Argument(help: "The device: ID, ublkbID or /dev/ublkbID.")
-  var device: DeviceName
+  @Argument(
+    help: ArgumentHelp(
+      "The device: ID, ublkbID, /dev/ublkbID, or its image.", valueName: "device"))
+  var reference: DeviceReference
 
   @Flag(help: "Print a JSON object; with --watch, one a report.")
   var json = false
@@ -32,24 +34,25 @@ struct StatsCommand: ParsableCommand {
   }
 
   func run() throws {
-    let first = try ask()
-    try show(first, seconds: nil)
+    let device = try reference.device()
+    let first = try ask(device)
+    try show(first, device, seconds: nil)
     guard let watch else { return }
     var last = first
     while true {
       usleep(useconds_t(watch.truncatingRemainder(dividingBy: 1) * 1e6))
       sleep(UInt32(watch))
-      let next = try ask()
+      let next = try ask(device)
       if let difference = next.since(last) {
-        try show(difference, seconds: Double(next.time - last.time) / 1e9)
+        try show(difference, device, seconds: Double(next.time - last.time) / 1e9)
       } else {
-        try show(next, seconds: nil)
+        try show(next, device, seconds: nil)
       }
       last = next
     }
   }
 
-  private func ask() throws(CommandError) -> DeviceReport {
+  private func ask(_ device: DeviceName) throws(CommandError) -> DeviceReport {
     let directory = StateDirectory(id: device.id)
     guard directory.hasDaemon else {
       guard DeviceList.kernelIDs().contains(device.id) else { throw .noDevice(device) }
@@ -65,7 +68,9 @@ struct StatsCommand: ParsableCommand {
     return report
   }
 
-  private func show(_ report: DeviceReport, seconds: Double?) throws(CommandError) {
+  private func show(
+    _ report: DeviceReport, _ device: DeviceName, seconds: Double?
+  ) throws(CommandError) {
     let gap = seconds == nil ? "" : "\n"
     let text =
       json

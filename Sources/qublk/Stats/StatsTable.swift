@@ -70,9 +70,13 @@ struct StatsTable {
     guard let l2 = report.engine["l2_cache"], let refcounts = report.engine["refcount_cache"]
     else { return "" }
     func number(_ name: String) -> Int64 { report.engine[name]?.integer ?? 0 }
+    let pause = report.engine["longest_pause_ms"]?.line ?? "0"
     return "\nL2 cache: \(cache(l2)); refcount cache: \(cache(refcounts))\n"
       + "flush rounds: \(number("flush_rounds")), dirty for \(number("dirty_ms")) ms; clusters: "
       + "\(number("clusters_reserved")) reserved, \(number("clusters_returned")) returned, \(number("pending_frees") &+ number("durable_frees")) to free; bitmaps: \(number("bitmaps"))\n"
+      + "leaks of a session that died: \(report.engine["leaks"]?.string ?? "none"), "
+      + "\(number("leaks_returned")) clusters given back\n"
+      + "pauses of all requests: \(number("pauses")), \(pause) ms at most\n"
   }
 
   /// A line for each kind of event, since the device was added; nothing if there were none.

@@ -1,3 +1,4 @@
+import DiskImages
 import Glibc
 import TestTools
 import Testing
@@ -34,7 +35,7 @@ import Testing
   }
 
   @Test func listsHaveDoubledCommas() {
-    let pairs = IOOpening.pairs("a=b,c,d=e,,f=g,,,h=,i==")
+    let pairs = DiskOpening.pairs("a=b,c,d=e,,f=g,,,h=,i==")
     #expect(pairs.map(\.name) == ["a", "c", "d", "h", "i"])
     #expect(pairs.map(\.value) == ["b", "on", "e,f=g,", "", "="])
   }

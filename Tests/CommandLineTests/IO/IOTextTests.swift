@@ -71,7 +71,8 @@ import Testing
     ["\tlength"], ["help nonsense"], ["help x y"], ["close", "length"], ["close 1"],
     ["close", "close"], ["open x"], ["o"], ["open -Z"], ["open a b"], ["open -t foo x"],
     ["break a"], ["wait_break"], ["truncate"], ["truncate x"], ["truncate -q 1M"],
-    ["truncate -1"], ["truncate 1000"], ["sigraise x"], ["sigraise"], ["sigraise 0"],
+    ["truncate -1"], ["truncate 1000"], ["truncate -m bad 1M"], ["truncate -m"], ["sigraise x"],
+    ["sigraise"], ["sigraise 0"],
   ])
   func otherCommands(_ commands: [String]) throws {
     // What is wrong with "open x" is that a file is open, but "open -t foo x" looks at -t first.
@@ -139,6 +140,15 @@ import Testing
       "write -P 1 0 1M", "truncate 3M", "length", "read -P 0 1M 2M", "read -P 1 0 1M",
       "truncate -m off 640k", "length", "read -P 1 0 640k", "read 640k 1", "truncate 1M",
       "read -P 1 0 640k", "read -P 0 640k 384k", "t 512", "length",
+    ])
+    try twins.expectEqualImages()
+  }
+
+  @Test func theSizeGrowsWithPlaces() throws {
+    let twins = try IOTwins(["1M"])
+    try twins.expectAlike([
+      "truncate -m metadata 2M", "map", "truncate -m falloc 3M", "truncate -m full 4000k", "map",
+      "read -P 0 0 4000k", "length",
     ])
     try twins.expectEqualImages()
   }

@@ -35,11 +35,7 @@
     guard !slots.isEmpty else { throw .noActiveSlot }
     for slot in slots {
       let key = unsafe try LUKSKeySlot.open(slot, of: header, in: area, passphrase: passphrase)
-      let digest = try header.digest(of: key)
-      let isRight = unsafe digest.withBytes { found in
-        unsafe header.digest.withUnsafeBytes { unsafe CryptoLibrary.areEqual(found, $0) }
-      }
-      if isRight {
+      if try header.isDigest(of: key) {
         try self.init(header, masterKey: key)
         return
       }

@@ -28,6 +28,11 @@ package struct LUKSFields: Equatable, Sendable {
   static let digestLength = 20
   static let saltLength = 32
   static let slotCount = 8
+  /// The bytes of a slot.
+  static let slotLength = 48
+
+  /// Where a slot begins, in bytes.
+  static func slotPosition(_ number: Int) -> Int { 208 + number * slotLength }
 
   package let magic: UInt64
   package let version: UInt16
@@ -58,7 +63,8 @@ package struct LUKSFields: Equatable, Sendable {
     digestIterations = bytes.be32(164)
     uuid = bytes.text(168..<208)
     var slots: [Slot] = []
-    for start in stride(from: 208, to: Self.length, by: 48) {
+    for number in 0..<Self.slotCount {
+      let start = Self.slotPosition(number)
       slots.append(
         Slot(
           mark: bytes.be32(start), iterations: bytes.be32(start + 4),
