@@ -131,7 +131,8 @@ let package = Package(
     .target(
       name: "Daemon",
       dependencies: [
-        "BlockCore", "JSON", "QCOW2Format", "QCOW2Engine", "QCOW2Tools", "DiskImages", "HostFiles",
+        "BlockCore", "JSON", "QCOW2Format", "QCOW2Codec", "QCOW2Engine", "QCOW2Tools", "DiskImages",
+        "HostFiles",
         "ImageJobs", "Uring", "Ublk", "Reports", "CPlatform",
         .product(name: "Logging", package: "swift-log"),
       ],
@@ -164,6 +165,16 @@ let package = Package(
         "BlockCore", "QCOW2Engine", "DiskImages", "HostFiles", "Uring", "Serving", "Ublk",
       ],
       path: "Tests/countedqueue", swiftSettings: testSettings),
+    // Tries what a process in the daemon's sandbox may do, and may not, for SandboxTests. No product.
+    .executableTarget(
+      name: "confined",
+      dependencies: [
+        "BlockCore", "DiskImages", "HostFiles", "ImageJobs", "JSON", "QCOW2Engine", "Serving",
+        "Ublk", "Uring", "Daemon", "CProbes",
+      ],
+      path: "Tests/confined", swiftSettings: testSettings + fastSettings),
+    .target(
+      name: "CProbes", dependencies: ["CLiburing"], path: "Tests/CProbes", cSettings: cSettings),
     // A supervisor whose servers serve nothing, for its tests: a fork needs a process with one thread. No product.
     .executableTarget(
       name: "supervised",
@@ -210,7 +221,7 @@ let package = Package(
       dependencies: [
         "BlockCore", "JSON", "HostFiles", "CPlatform", "QCOW2Engine", "QCOW2Tools", "DiskImages",
         "ImageJobs", "Serving", "Uring", "Reports", "DiskShell", "Bench", "Daemon", "qublk",
-        "supervised", "TestTools",
+        "confined", "supervised", "TestTools",
       ],
       swiftSettings: testSettings),
     .testTarget(

@@ -12,6 +12,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -85,6 +86,21 @@ int qublk_process_lift_time_limit(void) {
 pid_t qublk_process_fork(void) { return fork(); }
 
 int qublk_pipe_cloexec(int fds[2]) { return pipe2(fds, O_CLOEXEC); }
+
+int qublk_process_detach_child(int kept) {
+  int null = open("/dev/null", O_RDWR);
+  if (null < 0) return -1;
+  // Above the standard streams, whatever number the parent gave it.
+  int own = fcntl(kept, F_DUPFD_CLOEXEC, 3);
+  if (own < 0) return -1;
+  for (int standard = 0; standard <= 2; standard++) {
+    if (dup2(null, standard) < 0) return -1;
+  }
+  if (own > 3 && syscall(SYS_close_range, 3U, (unsigned)own - 1, 0U) < 0) return -1;
+  if (syscall(SYS_close_range, (unsigned)own + 1, ~0U, 0U) < 0) return -1;
+  if (prctl(PR_SET_PDEATHSIG, (unsigned long)SIGKILL, 0UL, 0UL, 0UL) < 0) return -1;
+  return own;
+}
 
 int qublk_process_private_mounts(void) {
   if (unshare(CLONE_NEWNS) < 0) return -1;
@@ -292,26 +308,24 @@ int qublk_write_block_device_back(const char *path) {
   return 0;
 }
 
-int qublk_notify(const char *path, const char *text) {
+int qublk_notify_connect(const char *path) {
   struct sockaddr_un address;
   size_t length = strlen(path);
-  if (length == 0 || length >= sizeof address.sun_path) {
-    errno = EINVAL;
-    return -1;
-  }
+  if (length == 0 || length >= sizeof address.sun_path) return -EINVAL;
   memset(&address, 0, sizeof address);
   address.sun_family = AF_UNIX;
   memcpy(address.sun_path, path, length);
   // "@" stands for an address without a file.
   if (path[0] == '@') address.sun_path[0] = 0;
   int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-  if (fd < 0) return -1;
+  if (fd < 0) return -errno;
   socklen_t size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length + (path[0] != '@'));
-  size_t count = strlen(text);
-  ssize_t sent = sendto(fd, text, count, MSG_NOSIGNAL, (struct sockaddr *)&address, size);
-  if (sent < 0) return closed_with_errno(fd);
-  close(fd);
-  return 0;
+  if (connect(fd, (struct sockaddr *)&address, size) < 0) {
+    int error = errno;
+    close(fd);
+    return -error;
+  }
+  return fd;
 }
 
 int qublk_pidfd_open(pid_t pid) { return (int)syscall(SYS_pidfd_open, pid, 0); }

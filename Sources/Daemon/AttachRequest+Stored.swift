@@ -24,6 +24,7 @@ extension AttachRequest {
       .init("dirty-age", .integer(Int64(dirtyAge))),
       .init("on-enospc", noSpace.stored),
       .init("returns-leaks", .bool(returnsLeaks)),
+      .init("sandbox", .bool(hasSandbox)),
       .init("disk", disk.stored),
     ])
   }
@@ -62,6 +63,12 @@ extension AttachRequest {
       guard let value = found.integer, (1...4096).contains(value) else { return nil }
       slots = Int(value)
     }
+    // Programs from before there was a sandbox did not store it.
+    var hasSandbox = true
+    if let found = json["sandbox"] {
+      guard let value = found.bool else { return nil }
+      hasSandbox = value
+    }
     disk.readOnly = isReadOnly
     disk.engine.workers = Int(queues)
     disk.engine.slotsPerWorker = Int(depth)
@@ -71,7 +78,8 @@ extension AttachRequest {
       depth: Int(depth), isReadOnly: isReadOnly, blockSize: Int(blockSize), zeroCopy: zeroCopy,
       zeroCopySlots: slots, batches: batches, pollLimit: pollLimit,
       scheduler: json["scheduler"]?.string, dirtyAge: Int(dirtyAge), printsJSON: false,
-      noSpace: noSpace, returnsLeaks: returnsLeaks, version: version)
+      noSpace: noSpace, returnsLeaks: returnsLeaks,
+      hasSandbox: hasSandbox, version: version)
     recovery = .on
   }
 }
@@ -163,10 +171,20 @@ extension BackingPolicy.Rule {
     case .sameDirectory: .string("same-directory")
     // A real path, so it cannot be one of the words.
     case .below(let path): .string(path)
+    case .ownersChoice(let users):
+      .object([
+        .init("trusted-owners", .array(users.sorted().map { .integer(Int64($0)) }))
+      ])
     }
   }
 
   fileprivate init?(stored: JSONValue) {
+    if let users = stored["trusted-owners"]?.array {
+      let known = users.compactMap { $0.integer.flatMap(UInt32.init(exactly:)) }
+      guard known.count == users.count else { return nil }
+      self = .ownersChoice(Set(known))
+      return
+    }
     switch stored.string {
     case "any": self = .any
     case "same-directory": self = .sameDirectory

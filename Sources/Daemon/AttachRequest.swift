@@ -31,6 +31,8 @@ package struct AttachRequest {
   let noSpace: NoSpacePolicy
   /// Leaks of an image that was in use when its daemon or the machine died are returned.
   let returnsLeaks: Bool
+  /// The daemon gives up what serving does not need.
+  var hasSandbox: Bool
   /// The program's version, for the state file.
   let version: String
   /// Whether the device outlives its daemon; `auto`: where the kernel, and the format, can.
@@ -41,7 +43,8 @@ package struct AttachRequest {
     path: String, format: DiskFormat, nullSize: UInt64, disk: DiskImageOptions, id: UInt32?,
     queues: Int, depth: Int, isReadOnly: Bool, blockSize: Int, zeroCopy: Switch,
     zeroCopySlots: Int?, batches: Bool, pollLimit: UInt64, scheduler: String?, dirtyAge: Int,
-    printsJSON: Bool, noSpace: NoSpacePolicy, returnsLeaks: Bool = true, version: String
+    printsJSON: Bool, noSpace: NoSpacePolicy, returnsLeaks: Bool = true, hasSandbox: Bool = true,
+    version: String
   ) {
     self.path = path
     self.format = format
@@ -61,6 +64,7 @@ package struct AttachRequest {
     self.printsJSON = printsJSON
     self.noSpace = noSpace
     self.returnsLeaks = returnsLeaks
+    self.hasSandbox = hasSandbox
     self.version = version
   }
 

@@ -7,7 +7,7 @@ package import Reports
 /// All that a daemon tells of its device, at one moment.
 package struct DeviceReport: Equatable {
   /// Changes with every change of the messages.
-  static let layout: Int64 = 4
+  static let layout: Int64 = 5
 
   /// When, in nanoseconds of CLOCK_MONOTONIC.
   package var time: UInt64
@@ -23,6 +23,8 @@ package struct DeviceReport: Equatable {
   package var events = JSONValue.array([])
   /// How the device fares.
   package var condition = DeviceCondition.good
+  /// What is in force of the daemon's sandbox, by the names of its parts.
+  package var sandbox: [String] = []
 
   /// All queues as one.
   package var total: QueueReport { QueueReport(total: queues) }
@@ -51,6 +53,7 @@ extension DeviceReport {
       .init("engine", engine),
       .init("events", events),
       .init("condition", .string(condition.rawValue)),
+      .init("sandbox", .array(sandbox.map(JSONValue.string))),
     ])
   }
 
@@ -60,7 +63,8 @@ extension DeviceReport {
       let start = wire["start"]?.integer, start >= 0, let image = wire["image"]?.string,
       case .array(let queues) = wire["queues"], let engine = wire["engine"],
       let events = wire["events"],
-      let condition = wire["condition"]?.string.flatMap(DeviceCondition.init)
+      let condition = wire["condition"]?.string.flatMap(DeviceCondition.init),
+      let sandbox = wire["sandbox"]?.array
     else { return nil }
     self.time = UInt64(time)
     self.start = UInt64(start)
@@ -68,6 +72,7 @@ extension DeviceReport {
     self.engine = engine
     self.events = events
     self.condition = condition
+    self.sandbox = sandbox.compactMap(\.string)
     self.queues = []
     for queue in queues {
       guard let queue = QueueReport(wire: queue) else { return nil }
@@ -96,6 +101,7 @@ extension DeviceReport {
         .init("engine", engine),
         .init("condition", .string(condition.rawValue)),
         .init("events", events),
+        .init("sandbox", .array(sandbox.map(JSONValue.string))),
         .init(
           "queues",
           .array(

@@ -39,10 +39,12 @@ package enum DeviceServer {
     let memory = MemoryLimit.current()
     var request = start.request
     try ServingNeeds.checkForStart(request, memory)
+    let lookout = try lookout(request)
     let monitor = try EventMonitor(holdsRequests: request.noSpace != .fail)
     request.disk.events = monitor.events
     let surroundings = ServingSurroundings(
-      stored: request.stored, mode: start.mode, supervisor: supervisor)
+      stored: request.stored, mode: start.mode, supervisor: supervisor, lookout: lookout,
+      manager: ready.isForeground ? ServiceManager.connect() : nil)
     try surroundings.awaitOldServer()
     let disk = try request.openDisk()
     if request.disk.held == nil { supervisor?.hold(disk.files.map(\.descriptor)) }
@@ -50,19 +52,21 @@ package enum DeviceServer {
     let use = InUseRecord.begin(disk, request)
     let device: ServedDevice
     let unprotected: [String]
+    var sandbox = Sandbox()
     do throws(CommandError) {
-      let reservation = try prepare(
-        disk, &request, memory, isRecovery: surroundings.isRecovery)
+      let (jobs, reservation) = try prepare(
+        disk, &request, memory, &sandbox, isRecovery: surroundings.isRecovery)
       // Now that it fits: a process that may not be killed would wait for memory for ever.
       unprotected = Hygiene.protectMemory()
       device = try ServedDevice(
-        disk, request, monitor, &loop, reservation, use, surroundings)
+        disk, request, monitor, &loop, jobs, reservation, use, surroundings)
     } catch {
       use?.withdraw()
       throw error
     }
-    try device.announce(ready, request)
+    try device.announce(ready, request, &sandbox)
     for failure in unprotected { Log.logger.warning("\(failure)") }
+    warn(of: sandbox, request)
     for text in disk.warnings { Log.logger.warning("\(request.disk.name): \(text)") }
     if let memory, let limit = request.servingLimit {
       Log.logger.info(
@@ -71,18 +75,38 @@ package enum DeviceServer {
         once, of those that need memory
         """)
     }
-    for file in disk.files { file.dropPageCache() }
+    for (number, file) in disk.files.enumerated() {
+      file.dropPageCache()
+      // Jobs read the image's own bytes.
+      if number > 0 { file.closeReader() }
+    }
     device.returnLeaks(request)
     try device.serve(loop)
   }
 
+  /// What a server in a sandbox needs beside it; before any image is open.
+  private static func lookout(_ request: AttachRequest) throws(CommandError) -> UseLookout? {
+    guard request.hasSandbox else { return nil }
+    return try UseLookout.start { request.disk.secrets.dropAll() }
+  }
+
+  /// Tells of a sandbox that is not whole.
+  private static func warn(of sandbox: borrowing Sandbox, _ request: AttachRequest) {
+    if !request.hasSandbox {
+      Log.logger.warning("--sandbox off: the daemon keeps all rights of the user who started it")
+    } else if !sandbox.missing.isEmpty {
+      let names = sandbox.missing.map(\.text).joined(separator: ", ")
+      Log.logger.info("sandbox: the kernel lacks \(names): the rest is in force")
+    }
+  }
+
   /// What has to be in order before there is a device.
   ///
-  /// - Returns: Room for the files of the device.
+  /// - Returns: The host of jobs, and room for the files of the device.
   private static func prepare(
     _ disk: any OpenDisk, _ request: inout AttachRequest, _ memory: MemoryLimit?,
-    isRecovery: Bool
-  ) throws(CommandError) -> StateReservation {
+    _ sandbox: inout Sandbox, isRecovery: Bool
+  ) throws(CommandError) -> (LiveHost, StateReservation) {
     do throws(CommandError) {
       try Control.checkDriver()
       if !isRecovery {
@@ -91,15 +115,18 @@ package enum DeviceServer {
           request.disk.name, device: identity.device, inode: identity.inode,
           isReadOnly: request.isReadOnly)
       }
+      let jobs = try openForLater(disk, request)
       try ServingNeeds.check(request)
       let reservation = try StateReservation()
       try Hygiene.liftTimeLimit()
       try Hygiene.enterPrivateMounts()
       try Hygiene.setIOFlusher()
+      if disk.isEncrypted { try Hygiene.forbidCoreDump() }
+      if request.hasSandbox { try sandbox.giveUpRights() }
       // Last, since asking the driver takes a thread.
       if let memory { try fit(&request, disk, in: memory) }
       request.recovery = try recovery(of: request)
-      return reservation
+      return (jobs, reservation)
     } catch {
       // Nothing has been written: the reason for failing is the one to tell. The locks of a device that
       // waits for its next daemon stay.
@@ -121,6 +148,24 @@ package enum DeviceServer {
     case .auto:
       guard request.format.isRecoverable else { return .off }
       return try Control().missingForRecovery().isEmpty ? .on : .off
+    }
+  }
+
+  /// Opens what is needed later, when a sandbox may forbid that.
+  private static func openForLater(
+    _ disk: any OpenDisk, _ request: AttachRequest
+  ) throws(CommandError) -> LiveHost {
+    if let image = disk.files.first {
+      do throws(Errno) { try image.openReader() } catch {
+        throw .file(request.disk.name, .open, error)
+      }
+    }
+    // Of the others only the page cache is emptied, where that can be.
+    for file in disk.files.dropFirst() where file.isDirect { try? file.openReader() }
+    do throws(Errno) {
+      return try LiveHost(disk, path: request.path, isConfined: request.hasSandbox)
+    } catch {
+      throw .hygiene(.events, error)
     }
   }
 

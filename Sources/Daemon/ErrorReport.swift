@@ -19,6 +19,8 @@ package enum CommandError: Error {
   /// A step that makes the process fit to serve a device failed.
   case hygiene(HygieneStep, Errno)
   case flusherNotSet
+  /// A part of the sandbox, which the kernel has, was refused.
+  case sandbox(Sandbox.Part, Errno)
   case stateTaken(String)
   case controlSocket(String, Errno)
   case fork(Errno)
@@ -68,7 +70,7 @@ package enum CommandError: Error {
   case lost(DeviceName, UblkError)
 
   /// What makes a process fit to serve.
-  package enum HygieneStep { case signals, mountNamespace, flusher, events, timeLimit }
+  package enum HygieneStep { case signals, mountNamespace, flusher, events, timeLimit, coreDump }
 }
 
 extension CommandError {
@@ -85,6 +87,8 @@ extension CommandError {
     case .hygiene(let step, let errno): "\(step.text): \(errno)"
     case .flusherNotSet:
       "the kernel did not keep PR_SET_IO_FLUSHER: it needs Linux 5.6 and CAP_SYS_RESOURCE"
+    case .sandbox(let part, let errno):
+      "cannot enter the sandbox: \(part.text): \(errno): add it with --sandbox off to serve without"
     case .stateTaken(let path): "\(path): in use by another daemon"
     case .controlSocket(let path, let errno): "\(path): cannot listen: \(errno)"
     case .fork(let errno): "cannot start the daemon: \(errno)\(errno.threadHint)"
@@ -162,6 +166,10 @@ extension CommandError {
   static func ending(_ status: Int32) -> String {
     let signal = qublk_wait_signal(status)
     guard signal != 0 else { return "exit status \(qublk_wait_exit(status))" }
+    if signal == Int32(QUBLK_BREACH_SIGNAL) {
+      return
+        "killed by SIGSYS: it made a system call that its sandbox forbids, which the kernel's log names"
+    }
     guard let name = unsafe qublk_signal_name(signal) else { return "signal \(signal)" }
     return unsafe "killed by SIG\(String(cString: name))"
   }
@@ -186,6 +194,7 @@ extension CommandError.HygieneStep {
     case .timeLimit:
       "cannot take away the limit of processor time (ulimit -t), at which the system would end the daemon"
     case .mountNamespace: "cannot make a mount namespace (needs CAP_SYS_ADMIN)"
+    case .coreDump: "cannot forbid core dumps"
     case .flusher: "cannot set PR_SET_IO_FLUSHER (needs CAP_SYS_RESOURCE)"
     }
   }

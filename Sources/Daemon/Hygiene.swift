@@ -51,6 +51,13 @@ enum Hygiene {
     }
   }
 
+  /// No core dump is written of a process that has the keys of an image; and only root can look into it
+  /// [SEC-8].
+  static func forbidCoreDump() throws(CommandError) {
+    let result = qublk_forbid_core_dump()
+    if result < 0 { throw .hygiene(.coreDump, Errno(-result)) }
+  }
+
   /// Keeps what is touched in memory, and the process from being chosen when memory runs out.
   ///
   /// Best effort: both need rights that a container may not give, and a device works without.

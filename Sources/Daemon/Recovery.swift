@@ -106,10 +106,11 @@ package struct Recovery {
   /// - Parameters:
   ///   - secrets: The passphrases of the image, in the order of `add`.
   ///   - version: The version of this program.
+  ///   - hasSandbox: Whether the daemon gives up what serving does not need; nil: as `add` had it.
   /// - Returns: What a supervisor is to be started with.
   /// - Throws: ``CommandError/recoveryRefused(_:_:)``, and what else keeps it from being done.
   package func prepare(
-    _ secrets: LayerSecrets, version: String
+    _ secrets: LayerSecrets, version: String, hasSandbox: Bool? = nil
   ) throws(CommandError) -> ServerStart {
     guard DeviceList.kernelIDs().contains(device.id) else { throw .noDevice(device) }
     let state = try readState()
@@ -121,6 +122,7 @@ package struct Recovery {
     try check(state, request)
     try check(secrets, recovery.request)
     request.disk.secrets = secrets
+    if let hasSandbox { request.hasSandbox = hasSandbox }
     let lock = try takeDirectory(recovery.phase, state.supervisor ?? 0)
     // The thread that asked the driver is on its way out; what follows must be alone in the process.
     _ = wait(seconds: 5) { directoryEntries("/proc/self/task").count <= 1 }

@@ -11,8 +11,8 @@ import Ublk
 
 /// A device and everything that has to go with it when it goes.
 final class ServedDevice: @unchecked Sendable {
-  // why: after the start it does not change but by `stop`, which one thread runs at a time; meanwhile the
-  // control thread reads counters and descriptors only.
+  // why: `announce` writes `sandbox` before there are clients; after the start nothing changes but by `stop`,
+  // which one thread runs at a time; meanwhile the control thread reads counters and descriptors only.
   private let disk: any OpenDisk
   private let device: UblkDevice
   /// Requests that wait for space; nil if none ever do.
@@ -31,14 +31,16 @@ final class ServedDevice: @unchecked Sendable {
   /// The parent, if it is one.
   let supervisor: SupervisorLink?
   private let surroundings: ServingSurroundings
+  /// What is in force of the sandbox, by the names of its parts.
+  private var sandbox: [String] = []
   /// When counting began.
   private let start = MonotonicClock.nanoseconds()
 
   /// Creates the device and leaves its state; on failure neither is left, and the image is closed.
   init(
     _ disk: any OpenDisk, _ request: AttachRequest, _ monitor: EventMonitor,
-    _ loop: inout ControlLoop, _ reservation: StateReservation, _ use: InUseRecord?,
-    _ surroundings: ServingSurroundings
+    _ loop: inout ControlLoop, _ jobs: LiveHost, _ reservation: StateReservation,
+    _ use: InUseRecord?, _ surroundings: ServingSurroundings
   ) throws(CommandError) {
     self.disk = disk
     self.use = use
@@ -46,11 +48,8 @@ final class ServedDevice: @unchecked Sendable {
     supervisor = surroundings.supervisor
     path = request.path
     self.monitor = monitor
+    self.jobs = jobs
     hold = NoSpaceHold(request.noSpace)
-    do throws(Errno) { jobs = try LiveHost(disk, path: request.path) } catch {
-      try? disk.closeBlocking()  // nothing has been written
-      throw .hygiene(.events, error)
-    }
     do throws(CommandError) {
       device = try surroundings.device(disk, request, request.deviceOptions(disk, hold))
     } catch {
@@ -101,19 +100,20 @@ final class ServedDevice: @unchecked Sendable {
     return state
   }
 
-  /// Tells the user that the device can be used, and moves messages to the log.
+  /// Closes the sandbox, tells the user that the device can be used, and moves messages to the log.
   func announce(
-    _ ready: ReadySignal, _ request: AttachRequest
+    _ ready: ReadySignal, _ request: AttachRequest, _ sandbox: inout Sandbox
   ) throws(CommandError) {
     do throws(CommandError) {
       let appeared = wait(seconds: 10) { isBlockDevice(name.path) }
       guard appeared else { throw .noNode(name) }
       if !surroundings.isRecovery { setScheduler(request) }
       if ready.needsLog { try Log.redirect(orTo: directory.log) }
-      try monitor.start(name, Self.state(device, disk, request, surroundings), in: directory)
+      let state = try enter(&sandbox, request)
+      try monitor.start(name, state, in: directory)
       try ready.give(request.printsJSON ? description(request).text : name.path)
       supervisor?.tellServing()
-      if ready.isForeground { Self.notifyServiceManager() }
+      surroundings.manager?.tellReady()
       if surroundings.isRecovery { Log.logger.info("\(name.path): served again") }
       for warning in device.warnings { Log.logger.warning("\(name.path): \(warning.text)") }
     } catch {
@@ -124,12 +124,20 @@ final class ServedDevice: @unchecked Sendable {
     }
   }
 
-  /// Tells systemd that a unit of Type=notify is ready.
-  private static func notifyServiceManager() {
-    guard let socket = unsafe getenv("NOTIFY_SOCKET") else { return }
-    if unsafe qublk_notify(socket, "READY=1") < 0 {
-      Log.logger.warning("NOTIFY_SOCKET: cannot tell that the device is ready: \(Errno(errno))")
-    }
+  /// Closes the sandbox to what a server opens later: its own files, the driver's control device, its disk,
+  /// and the directory of its record.
+  ///
+  /// - Returns: What stands in the state file now.
+  private func enter(
+    _ sandbox: inout Sandbox, _ request: AttachRequest
+  ) throws(CommandError) -> DeviceState {
+    var state = Self.state(device, disk, request, surroundings)
+    guard request.hasSandbox else { return state }
+    try sandbox.close(to: directory, name, [use?.place].compactMap(\.self))
+    self.sandbox = sandbox.parts.map(\.rawValue)
+    state.sandbox = self.sandbox
+    try directory.write(state)
+    return state
   }
 
   /// Requests gain nothing from waiting in a scheduler, and it costs more than all the rest of the
@@ -176,7 +184,7 @@ extension ServedDevice {
       time: MonotonicClock.nanoseconds(), start: start, image: path,
       queues: device.statistics.map(QueueReport.init),
       engine: (disk as? DiskImage)?.engine.statistics.json ?? .null,
-      events: monitor.events.summary.json, condition: monitor.condition)
+      events: monitor.events.summary.json, condition: monitor.condition, sandbox: sandbox)
   }
 }
 
@@ -205,12 +213,12 @@ extension ServedDevice {
     switch attempt.manner {
     case .forced: break
     case .check, .ifUnused:
-      if let use = DeviceUse.findLasting(name, reads: !device.survivesServer) {
+      if let use = DeviceUse.findLasting(by: findUse) {
         return .serving([.busy(name, use)])
       }
       if attempt.manner == .check { return .unused }
     case .whenUnused:
-      while DeviceUse.find(name, reads: !device.survivesServer) != nil {
+      while findUse() != nil {
         usleep(200_000)
         if !attempt.isWanted { return .serving([]) }
       }
@@ -221,6 +229,12 @@ extension ServedDevice {
     // Nobody waits for this attempt, and the next one begins at once.
     if attempt.manner == .whenUnused { sleep(1) }
     return .serving(errors)
+  }
+
+  private func findUse() -> DeviceUse? {
+    let reads = !device.survivesServer
+    if let lookout = surroundings.lookout { return lookout.find(name, reads: reads) }
+    return DeviceUse.find(name, reads: reads)
   }
 
   /// Takes the state away, once all that has happened is in the log.
@@ -243,7 +257,7 @@ extension ServedDevice {
         return nil
       } catch {
         guard error.isInUse else { return .device(error) }
-        let use = DeviceUse.find(name, reads: !device.survivesServer)
+        let use = findUse()
         if use.map(\.mayPass) != false, !deadline.hasPassed {
           usleep(20_000)
           continue

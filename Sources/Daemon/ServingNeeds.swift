@@ -30,8 +30,9 @@ enum ServingNeeds {
   static func checkForStart(
     _ request: AttachRequest, _ memory: MemoryLimit?
   ) throws(CommandError) {
-    // The image, and what tells of its events.
-    try checkDescriptors(descriptors(request) + 2)
+    // The image three times (for requests, to be read by jobs, for emptying the page cache), what tells of
+    // its events, and the way to the lookout.
+    try checkDescriptors(descriptors(request) + 5)
     try checkAddresses(startAddressSpace)
     if let memory { try MemoryNeed(request).check(memory, isLowerBound: true) }
   }

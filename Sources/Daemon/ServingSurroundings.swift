@@ -12,6 +12,10 @@ struct ServingSurroundings {
   let stored: JSONValue
   let mode: ServerStart.Mode
   let supervisor: SupervisorLink?
+  /// Finds users of the device where the server cannot; nil if it can.
+  let lookout: UseLookout?
+  /// Waits to hear that the device is ready; nil if nobody does.
+  let manager: ServiceManager?
 
   /// Whether the device was there before.
   var isRecovery: Bool {

@@ -2,9 +2,9 @@ package import BlockCore
 
 /// Which of the files that images refer to may be opened: backing files and external data files.
 ///
-/// What the user names on the command line is not asked about. The default is QEMU's, any file: an
-/// image is trusted as much as the command to attach it, and guests cannot write headers. For
-/// images from elsewhere there is the rest [SEC-1, SEC-3].
+/// What the user names on the command line is not asked about. An image of the caller's own may name any file:
+/// it is trusted as much as the command to attach it, and guests cannot write headers. By default an image of
+/// somebody else may name only files beside it [SEC-1, SEC-3].
 package struct BackingPolicy: Sendable, Equatable {
   package enum Rule: Sendable, Equatable {
     case any
@@ -12,6 +12,8 @@ package struct BackingPolicy: Sendable, Equatable {
     case sameDirectory
     /// The file or directory with this real path, and everything below it.
     case below(String)
+    /// Any file if one of these users owns the referring image, else files in its directory.
+    case ownersChoice(Set<UInt32>)
   }
 
   /// A file is allowed if one of these allows it.
@@ -23,15 +25,20 @@ package struct BackingPolicy: Sendable, Equatable {
   package static let deny = Self(rules: [])
   package static let sameDirectory = Self(rules: [.sameDirectory])
 
+  /// The default: images of the callers, who are user numbers, may name any file, all others those beside them.
+  package static func trusting(_ callers: Set<UInt32>) -> Self {
+    Self(rules: [.ownersChoice(callers)])
+  }
+
   /// Reads the values of `--backing-policy`.
   ///
-  /// One `deny`, or any number of `any`, `same-directory` and paths; none at all means any. A path
-  /// with the name of a word is written `./any`.
+  /// One `deny`, or any number of `any`, `same-directory` and paths; none at all means that images of the
+  /// callers are trusted. A path with the name of a word is written `./any`.
   ///
   /// - Throws: The value that is wrong, and why.
-  package init(parsing values: [String]) throws(BadValue) {
+  package init(parsing values: [String], callers: Set<UInt32>) throws(BadValue) {
     if values.isEmpty {
-      self = .any
+      self = .trusting(callers)
     } else if values == ["deny"] {
       self = .deny
     } else {
@@ -78,22 +85,29 @@ package struct BackingPolicy: Sendable, Equatable {
     }
   }
 
-  /// Whether the file with real path `file` may be opened for the image at `referrer`.
-  func allows(_ file: String, for referrer: String) -> Bool {
+  /// Whether the file with real path `file` may be opened for an image.
+  func allows(_ file: String, for referrer: Referrer) -> Bool {
     rules.contains { Self.allows($0, file, referrer) }
   }
 
-  private static func allows(_ rule: Rule, _ file: String, _ referrer: String) -> Bool {
+  /// Whether the choice was not the user's, and another one of theirs may be the way out.
+  var isDefault: Bool { if case .ownersChoice? = rules.first { true } else { false } }
+
+  private static func allows(_ rule: Rule, _ file: String, _ referrer: Referrer) -> Bool {
     switch rule {
-    case .any: return true
-    case .sameDirectory:
-      guard let directory = try? FilePath.real(FilePath.directory(of: referrer)) else {
-        return false
-      }
-      return file.hasPrefix("/") && trimmed(FilePath.directory(of: file)) == trimmed(directory)
-    case .below(let path):
-      return file == path || file.hasPrefix(path == "/" ? path : path + "/")
+    case .any: true
+    case .sameDirectory: isBeside(file, referrer)
+    case .below(let path): file == path || file.hasPrefix(path == "/" ? path : path + "/")
+    case .ownersChoice(let callers):
+      referrer.owner.map(callers.contains) == true || isBeside(file, referrer)
     }
+  }
+
+  private static func isBeside(_ file: String, _ referrer: Referrer) -> Bool {
+    guard let directory = try? FilePath.real(FilePath.directory(of: referrer.path)) else {
+      return false
+    }
+    return file.hasPrefix("/") && trimmed(FilePath.directory(of: file)) == trimmed(directory)
   }
 
   private static func trimmed(_ directory: String) -> Substring {

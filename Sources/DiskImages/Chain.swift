@@ -125,7 +125,7 @@ struct Chain {
     do throws(DiskImageError.Reason) {
       let path = try dataPath(name, isOverride: override != nil)
       let file = try opener.open(
-        path, for: override == nil ? layers[index].path : nil, readOnly: readOnly, seen: &seen)
+        path, for: override == nil ? Referrer(layers[index]) : nil, readOnly: readOnly, seen: &seen)
       layers[index].dataFile = file
       layers[index].dataPath = path
       layers[index].dataName = name
@@ -202,7 +202,8 @@ struct Chain {
     do throws(DiskImageError.Reason) {
       let path = try ReferenceName.path(of: reference.name, from: referrer)
       let isBase = isBase(path, for: referrer)
-      let file = try opener.open(path, for: referrer, readOnly: !isBase, seen: &seen)
+      let file = try opener.open(
+        path, for: Referrer(layers[index]), readOnly: !isBase, seen: &seen)
       let number = add(file)
       if isBase { baseIndex = layers.count }
       var layer = ChainLayer(name: reference.name, path: path, file: file, number: number)

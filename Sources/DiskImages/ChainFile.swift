@@ -33,7 +33,7 @@ enum FileKey: Hashable, Sendable {
 struct ChainFileOpener {
   let options: DiskImageOptions
 
-  /// Opens and locks the file at `path`, which the image at `referrer` names.
+  /// Opens and locks the file at `path`, which an image names.
   ///
   /// First only its name is taken (O_PATH), which has no effect on a device or a FIFO; kind, policy
   /// and `seen` are judged on that, and then the very same file is opened [SEC-3, SEC-4].
@@ -46,7 +46,7 @@ struct ChainFileOpener {
   /// - Returns: The open file, which is the caller's to close.
   /// - Throws: What is wrong with it; nothing then stays open.
   func open(
-    _ path: String, for referrer: String?, readOnly: Bool, seen: inout Set<FileKey>
+    _ path: String, for referrer: Referrer?, readOnly: Bool, seen: inout Set<FileKey>
   ) throws(DiskImageError.Reason) -> RingHostFile {
     let handle = unsafe qublk_open_path(path)
     if handle < 0 { throw .open(Errno(-handle)) }
@@ -63,14 +63,16 @@ struct ChainFileOpener {
   }
 
   private func judge(
-    _ handle: Int32, _ path: String, _ referrer: String
+    _ handle: Int32, _ path: String, _ referrer: Referrer
   ) throws(DiskImageError.Reason) {
     if options.backingPolicy == .any { return }
     let real: String
     do throws(Errno) { real = try FilePath.real("/proc/self/fd/\(handle)") } catch {
       throw .inspect(error)
     }
-    guard options.backingPolicy.allows(real, for: referrer) else { throw .notAllowed(real) }
+    if options.backingPolicy.allows(real, for: referrer) { return }
+    throw options.backingPolicy.isDefault
+      ? .notTrusted(real, owner: referrer.owner) : .notAllowed(real)
   }
 
   func openFile(_ path: String, readOnly: Bool) throws(DiskImageError.Reason) -> RingHostFile {

@@ -44,8 +44,9 @@ package final class DiskImage: OpenDisk {
 
   /// The bytes of the image file, for reading, as the host has them; they lag behind the engine.
   package func imageBytes() throws(ToolError) -> FileBytes {
-    try FileBytes(
-      path: "/proc/self/fd/\(files[0].descriptor)", access: .readOnly, lock: ToolLock.none)
+    let reader: Int32
+    do throws(Errno) { reader = try files[0].reader() } catch { throw .host(.open, errno: error) }
+    return try FileBytes(adopting: reader)
   }
 
   private init(

@@ -41,6 +41,8 @@ package struct DiskImageError: Error, Sendable {
     case formatUnknown(String)
     /// The policy allows no such file; its real path.
     case notAllowed(String)
+    /// The default policy does not allow it: a file elsewhere, named by an image of this user.
+    case notTrusted(String, owner: UInt32?)
     /// The file is in use at another place of the same chain.
     case repeated
     /// More than this many backing files.
@@ -131,6 +133,10 @@ extension DiskImageError.Reason {
     case .formatUnknown(let format):
       "format is \"\(format)\", expected \"raw\" or \"qcow2\""
     case .notAllowed(let path): "\(path) is not allowed by --backing-policy"
+    case .notTrusted(let path, let owner):
+      "the image that names it belongs to \(owner.map { "user \($0)" } ?? "nobody known"), who is not you, and "
+        + "\(path) is not in its directory: add --backing-policy \(FilePath.directory(of: path)), or "
+        + "--backing-policy any, if you trust the image"
     case .repeated: "the same file is already part of this chain"
     case .tooDeep(let limit): "more than \(limit) backing files"
     case .dataFileNameMissing:

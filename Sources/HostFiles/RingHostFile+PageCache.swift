@@ -14,8 +14,7 @@ extension RingHostFile {
     cacheDrop.withLock { running in
       if running != nil { return }
       // A descriptor of its own: a failure of the write-back must still be seen by the next sync of ours.
-      let own = unsafe qublk_open_file("/proc/self/fd/\(descriptor)", O_RDONLY, 0)
-      guard own >= 0 else { return }
+      guard let own = try? reader() else { return }
       running = try? WorkerThread(name: "qublk-cache") {
         _ = qublk_write_back(own)
         posix_fadvise(own, 0, 0, POSIX_FADV_DONTNEED)

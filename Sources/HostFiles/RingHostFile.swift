@@ -28,6 +28,8 @@ package final class RingHostFile: HostFile {
   private let isOpen = Atomic<Bool>(true)
   /// The thread that empties the page cache, until someone waits for it.
   let cacheDrop = Mutex<WorkerThread?>(nil)
+  /// What ``openReader()`` has opened; -1 for nothing.
+  private let kept = Mutex<Int32>(-1)
 
   /// Takes `descriptor` over.
   init(
@@ -49,7 +51,41 @@ package final class RingHostFile: HostFile {
   package func closeDescriptor() {
     guard isOpen.exchange(false, ordering: .relaxed) else { return }
     endCacheDrop()
+    closeReader()
     close(descriptor)
+  }
+
+  // MARK: A second open
+
+  /// A descriptor for reading the file through the page cache, whose failures another descriptor does not see.
+  ///
+  /// - Returns: A descriptor that is the caller's to close.
+  /// - Throws: The errno of open(2), or of dup(2).
+  package func reader() throws(Errno) -> Int32 {
+    let reader = try kept.withLock { (kept) throws(Errno) in
+      kept < 0 ? try openAgain() : fcntl(kept, F_DUPFD_CLOEXEC, 0)
+    }
+    if reader < 0 { throw Errno(errno) }
+    return reader
+  }
+
+  /// Opens the file for ``reader()`` in advance: a process in a sandbox cannot do so later.
+  package func openReader() throws(Errno) {
+    try kept.withLock { (kept) throws(Errno) in if kept < 0 { kept = try openAgain() } }
+  }
+
+  /// Takes ``openReader()`` back.
+  package func closeReader() {
+    kept.withLock { kept in
+      if kept >= 0 { close(kept) }
+      kept = -1
+    }
+  }
+
+  private func openAgain() throws(Errno) -> Int32 {
+    let again = unsafe qublk_open("/proc/self/fd/\(descriptor)", 1, 0)
+    if again < 0 { throw Errno(-again) }
+    return again
   }
 
   /// Traps in debug builds once the descriptor is closed: its number may be another file's by then.

@@ -22,6 +22,8 @@ package protocol ImageJob: Sendable {
   static var name: String { get }
   /// Whether the job changes the image: the hosts' locks follow from it.
   var changesImage: Bool { get }
+  /// The path of a file beside the image that the job opens by name; nil if it opens no such file.
+  var openedByName: String? { get }
   /// The parameters, as requests carry them: an object.
   var arguments: JSONValue { get }
 
@@ -34,6 +36,11 @@ package protocol ImageJob: Sendable {
   func run(
     on subject: Subject, _ context: JobContext<Item>
   ) async throws(JobError) -> Outcome
+}
+
+extension ImageJob {
+  /// Most jobs open nothing.
+  package var openedByName: String? { nil }
 }
 
 /// A job on the bytes of the image file alone; opens nothing that the image names [SEC-1].

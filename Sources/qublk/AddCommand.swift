@@ -119,6 +119,13 @@ struct AddCommand: ParsableCommand {
       """)
   var recovery: OnOff?
 
+  @Option(
+    help: """
+      Have the daemon give up what serving does not need: capabilities, the network, other files, other \
+      system calls. With off it keeps all rights of root. (on, off)
+      """)
+  var sandbox = OnOff.on
+
   @Flag(help: "Print a JSON object instead of the path.")
   var json = false
 

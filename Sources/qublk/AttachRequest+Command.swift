@@ -31,7 +31,7 @@ extension AttachRequest {
       pollLimit: UInt64(command.pollMaxUs) * 1000,
       scheduler: command.scheduler == "keep" ? nil : command.scheduler,
       dirtyAge: command.dirtyAge, printsJSON: command.json, noSpace: command.onNoSpace,
-      returnsLeaks: !command.noRepair, version: Qublk.version)
+      returnsLeaks: !command.noRepair, hasSandbox: command.sandbox == .on, version: Qublk.version)
     recovery =
       switch command.recovery {
       case .on: .on

@@ -15,7 +15,8 @@ struct DiskOptions: ParsableArguments {
   @Option(
     help: """
       Which backing and data files an image may name: any, same-directory, deny, or a path that they \
-      must be at or below; may be given again. (default: any)
+      must be at or below; may be given again. (default: any for images of yours, same-directory for \
+      those of other users; under sudo, yours are root's and those of the user who called it)
       """)
   var backingPolicy: [String] = []
 
@@ -65,7 +66,7 @@ struct DiskOptions: ParsableArguments {
     options.backingFormats = backingFormat
     options.engine.cacheBytes = cacheSize.map { Int(clamping: $0.bytes) }
     do throws(BackingPolicy.BadValue) {
-      options.backingPolicy = try BackingPolicy(parsing: backingPolicy)
+      options.backingPolicy = try BackingPolicy(parsing: backingPolicy, callers: Caller.users)
     } catch { throw ValidationError("--backing-policy: \(error.message)") }
     options.dataFile = dataFile
     options.detectZeroes = detectZeroes

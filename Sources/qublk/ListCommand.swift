@@ -76,6 +76,7 @@ extension ListedDevice {
       .init("started", Self.number(qublk?.started)),
       .init(
         "condition", state == .live ? qublk.map { .string($0.condition.rawValue) } ?? .null : .null),
+      .init("sandbox", (qublk?.sandbox).map { .array($0.map(JSONValue.string)) } ?? .null),
       .init("trouble", qublk?.trouble.map { .string($0) } ?? .null),
       .init("recovery", qublk.map { .bool($0.recovery != nil) } ?? .null),
       .init("supervisor", Self.number(qublk?.supervisor)),

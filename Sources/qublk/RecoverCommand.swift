@@ -20,6 +20,13 @@ struct RecoverCommand: ParsableCommand {
   @Flag(help: "All devices of qublk that wait for a daemon.")
   var all = false
 
+  @Option(
+    help: """
+      Serve with the sandbox, or without it: off is for a device whose daemons the sandbox has killed, and \
+      leaves the next one all rights of root. (on, off; default: as the device was added)
+      """)
+  var sandbox: AddCommand.OnOff?
+
   @OptionGroup var secrets: SecretOptions
 
   func validate() throws { try DeviceReference.requireChoice(devices, all: all) }
@@ -27,7 +34,8 @@ struct RecoverCommand: ParsableCommand {
   func run() throws {
     try DeviceReference.forEach(try wanted()) { (device) throws(CommandError) in
       let start = try Recovery(device).prepare(
-        LayerSecrets(inOrder: try secrets.read()), version: Qublk.version)
+        LayerSecrets(inOrder: try secrets.read()), version: Qublk.version,
+        hasSandbox: sandbox.map { $0 == .on })
       try AddCommand.launch(start)
     }
   }

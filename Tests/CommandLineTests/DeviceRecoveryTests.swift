@@ -48,6 +48,21 @@ import Testing
         == .start(afterMilliseconds: 0))
   }
 
+  @Test func aSecondDeathByTheSandboxIsNotFollowedHoweverLate() {
+    var policy = RestartPolicy()
+    #expect(
+      policy.serverDied(served: 0.1, phase: .serving, isFinal: false, isBreach: true)
+        == .start(afterMilliseconds: 0))
+    for _ in 0..<3 {
+      #expect(
+        policy.serverDied(served: 3600, phase: .serving, isFinal: false)
+          == .start(afterMilliseconds: 0))
+    }
+    #expect(
+      policy.serverDied(served: 3600, phase: .serving, isFinal: false, isBreach: true)
+        == .giveUp(.breaches))
+  }
+
   // MARK: Messages
 
   static let messages: [SupervisorMessage] = [
@@ -77,14 +92,16 @@ import Testing
     disk.locks = .ignored
     disk.detectZeroes = .unmap
     disk.backingFormats = [.raw, .qcow2]
-    disk.backingPolicy = BackingPolicy(rules: [.sameDirectory, .below("/srv")])
+    disk.backingPolicy = BackingPolicy(rules: [
+      .sameDirectory, .below("/srv"), .ownersChoice([0, 1000]),
+    ])
     disk.dataFile = "/data"
     disk.currentDirectory = .success("/home")
     return AttachRequest(
       path: "/real/b.raw", format: .raw, nullSize: 0, disk: disk, id: 4, queues: 3, depth: 64,
       isReadOnly: true, blockSize: 4096, zeroCopy: .off, zeroCopySlots: 9, batches: true,
       pollLimit: 70_000, scheduler: "kyber", dirtyAge: 250, printsJSON: false,
-      noSpace: .hold(seconds: 5), version: "1")
+      noSpace: .hold(seconds: 5), hasSandbox: false, version: "1")
   }
 
   @Test func aRequestSurvivesTheWayThroughTheStateFile() throws {
@@ -97,10 +114,13 @@ import Testing
     #expect(again.disk.engine.slotsPerWorker == 64)
     #expect(again.disk.engine.dirtyAgeMilliseconds == 250)
     #expect(again.disk.readOnly)
+    #expect(!again.hasSandbox)
+    #expect(again.disk.backingPolicy == request().disk.backingPolicy)
   }
 
   @Test func aStateWithARequestSurvivesToo() throws {
     var state = DeviceState(of: request(), DeviceName(id: 4), supervisor: 77)
+    state.sandbox = ["seccomp"]
     state.recovery?.phase = .quiesced
     state.recovery?.reason = "six of \"them\"\nfailed"
     let parsed = try #require(JSONParser.parse(state.json.text))
@@ -112,7 +132,10 @@ import Testing
     let stored = request().stored
     let optional = ["zero-copy-slots", "scheduler"]
     for member in try #require(stored.members) where !optional.contains(member.name) {
-      for value in [nil, .null, .array([]), .string("\u{0}"), .integer(.min)] as [JSONValue?] {
+      // Programs from before there was a sandbox did not store it.
+      let isNewer = member.name == "sandbox"
+      for value in [nil, .null, .array([]), .string("\u{0}"), .integer(.min)] as [JSONValue?]
+      where !isNewer || value != nil {
         let changed = replacing(member.name, in: stored, by: value)
         let request = AttachRequest(stored: changed, id: 4, version: "1")
         #expect(request == nil, "\(member.name): \(value?.text ?? "gone")")

@@ -43,4 +43,31 @@ import Testing
         == "qublk: argument 2 is not UTF-8: \"\(directory.path)/a\\377b\\134n\": give the file a name that "
         + "is, a symbolic link for one\n")
   }
+
+  /// SEC-1: what an untrusted image names is not touched by looking at the image.
+  @Test(
+    .enabled(if: hasQEMU),
+    arguments: ["info", "check", "info --output=json", "check --output=json"])
+  func lookingAtAnImageOpensNothingThatItNames(_ command: String) throws {
+    let directory = try TemporaryDirectory()
+    let made = try shell(
+      directory,
+      """
+      cd $2
+      qemu-img create -q -f raw base.outside 1M
+      qemu-img create -q -f qcow2 -o data_file=data.outside data.qcow2 1M
+      qemu-img create -q -f qcow2 -b base.outside -F raw backing.qcow2
+      """)
+    try #require(made.succeeded, "\(made.errors)")
+    for image in ["data.qcow2", "backing.qcow2"] {
+      let traced = try shell(
+        directory,
+        "cd $2; strace -f -e trace=open,openat,openat2,io_uring_setup -o log $1 \(command) \(image) > out; cat log"
+      )
+      #expect(traced.output.contains("\(image)\""))
+      #expect(!traced.output.contains("outside\""), "\(command) \(image)")
+      // A ring could open files unseen.
+      #expect(!traced.output.contains("io_uring_setup"), "\(command) \(image)")
+    }
+  }
 }

@@ -14,17 +14,20 @@ func qublk(_ arguments: String...) throws -> Outcome {
   try Subprocess(qublkPath(), arguments).finish(within: limit)
 }
 
-func qublkPath() throws -> String {
+func qublkPath() throws -> String { try builtProgram("qublk") }
+
+/// The path of a program that was built beside these tests.
+func builtProgram(_ name: String) throws -> String {
   let path = try #require(realpath("/proc/self/exe", nil))
   defer { free(path) }
   // Swift Testing may run in the bundle's own process or in a helper of the toolchain.
   let candidates = [String(cString: path)] + CommandLine.arguments
   for candidate in candidates {
     let directory = candidate[..<(candidate.lastIndex(of: "/") ?? candidate.startIndex)]
-    if access("\(directory)/qublk", X_OK) == 0, candidate.hasSuffix(".xctest") {
-      return "\(directory)/qublk"
+    if access("\(directory)/\(name)", X_OK) == 0, candidate.hasSuffix(".xctest") {
+      return "\(directory)/\(name)"
     }
   }
-  Issue.record("there is no qublk beside \(candidates)")
-  return "qublk"
+  Issue.record("there is no \(name) beside \(candidates)")
+  return name
 }

@@ -104,7 +104,7 @@ import Uring
         "device", "id", "image", "interval", "requests", "in_flight", "failures", "hits", "misses",
         "hit_ratio", "host_ios", "host_syncs", "host_allocations", "io_uring_enters", "turns",
         "polls_found", "polls_missed", "poll_ns", "unregistered", "user_copies", "driver_errors",
-        "operations", "engine", "condition", "events", "queues",
+        "operations", "engine", "condition", "events", "sandbox", "queues",
       ])
     let json = JSONValue.object(members)
     #expect(json["interval"] == .fraction("1.500000"))

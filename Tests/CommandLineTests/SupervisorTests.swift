@@ -116,6 +116,20 @@ import Testing
     #expect(wait(seconds: 20) { fixture.isFree })
   }
 
+  @Test func aSecondServerThatTheSandboxKillsIsTheLast() throws {
+    let fixture = try Fixture(4)
+    for number in 1...2 { kill(try fixture.server(number).process, Int32(QUBLK_BREACH_SIGNAL)) }
+    let isOver = wait(seconds: 20) { fixture.state.read()?.recovery?.phase == .quiesced }
+    #expect(isOver)
+    let reason = fixture.state.read()?.recovery?.reason ?? ""
+    #expect(
+      reason.hasPrefix("the sandbox has killed 2 daemons: the daemon ended: killed by SIGSYS: "),
+      "\(reason)")
+    #expect(!fixture.isFree)
+    kill(fixture.supervisor, SIGTERM)
+    #expect(fixture.end() == 0)
+  }
+
   @Test func serversThatFailLeaveTheDeviceToAPersonAndTheImageToNobody() throws {
     let fixture = try Fixture(3)
     let server = try fixture.server(1)

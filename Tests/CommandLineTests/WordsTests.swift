@@ -79,4 +79,16 @@ import Testing
     var generator = SeededGenerator(seed: testSeed("WordsTests", fallback: 1))
     return Array(all.shuffled(using: &generator).prefix(testSetting("QUBLK_SWEEP", default: 120)))
   }
+
+  @Test(
+    arguments: [
+      (0, [:], [0]), (0, ["SUDO_UID": "1000"], [0, 1000]),
+      (0, ["PKEXEC_UID": "7", "SUDO_UID": "1000"], [0, 7, 1000]),
+      (0, ["SUDO_UID": "-1"], [0]), (0, ["SUDO_UID": "root"], [0]),
+      // The environment of an ordinary user makes nobody else trusted.
+      (1000, ["SUDO_UID": "0"], [1000]),
+    ] as [(UInt32, [String: String], Set<UInt32>)])
+  func whoCalled(_ effective: UInt32, _ variables: [String: String], _ expected: Set<UInt32>) {
+    #expect(Caller.users(effective: effective) { variables[$0] } == expected)
+  }
 }

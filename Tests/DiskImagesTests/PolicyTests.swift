@@ -1,4 +1,5 @@
 import BlockCore
+import Glibc
 import TestTools
 import Testing
 
@@ -28,7 +29,10 @@ import Testing
       _ = try OpenChain(options)
       return false
     } catch {
-      guard case .notAllowed = error.reason else { throw error }
+      switch error.reason {
+      case .notAllowed, .notTrusted: break
+      default: throw error
+      }
       #expect(scratch.openFiles == 0)
       return true
     }
@@ -60,12 +64,13 @@ import Testing
     ("link", true), ("../out/base", true), ("../in-not/base", true),
   ])
   func aDirectoryAllowsWhatIsBelowIt(_ name: String, _ isRefused: Bool) throws {
-    let policy = try BackingPolicy(parsing: [scratch.file("alias")])
+    let policy = try BackingPolicy(parsing: [scratch.file("alias")], callers: [])
     #expect(try refused(name, policy) == isRefused)
   }
 
   @Test func severalPathsAllowWhatEitherAllows() throws {
-    let policy = try BackingPolicy(parsing: [scratch.file("in/sub"), scratch.file("out/base")])
+    let policy = try BackingPolicy(
+      parsing: [scratch.file("in/sub"), scratch.file("out/base")], callers: [])
     #expect(try !refused("sub/base", policy))
     #expect(try !refused("link", policy))
     #expect(try refused("base", policy))
@@ -74,6 +79,35 @@ import Testing
   @Test func magicLinksAreSeenThrough() throws {
     #expect(try refused("/proc/self/root\(scratch.file("out/base"))", .sameDirectory))
     #expect(try refused("/proc/self/exe", .sameDirectory))
+  }
+
+  @Test(arguments: [("base", true), ("../out/base", false), ("link", false)])
+  func imagesOfOthersNameWhatIsBesideThem(_ name: String, _ isAllowed: Bool) throws {
+    let (own, others) = (geteuid(), geteuid() + 1)
+    #expect(try !refused(name, .trusting([own])))
+    #expect(try !refused(name, .trusting([others, own])))
+    #expect(try refused(name, .trusting([others])) == !isAllowed)
+  }
+
+  @Test func eachImageOfAChainIsJudgedByItsOwner() throws {
+    try scratch.run(
+      """
+      qemu-img create -q -f qcow2 -b ../out/base -F raw in/middle
+      qemu-img create -q -f qcow2 -b middle -F qcow2 in/top
+      """)
+    var options = scratch.options("in/top")
+    options.backingPolicy = .trusting([geteuid()])
+    #expect(try OpenChain(options).files.count == 3)
+    guard chown(scratch.file("in/middle"), 12345, gid_t.max) == 0 else { return }
+    let base = scratch.file("out/base")
+    #expect(
+      openMessage(options)
+        == "in/top: backing file \"\(scratch.file("in/middle"))\": backing file \"../out/base\": the image that names it belongs to "
+        + "user 12345, who is not you, and \(base) is not in its directory: add --backing-policy "
+        + "\(scratch.file("out/")), or --backing-policy any, if you trust the image")
+    options.backingPolicy = try BackingPolicy(parsing: [scratch.file("out/")], callers: [])
+    options.backingPolicy.rules.append(.sameDirectory)
+    #expect(try OpenChain(options).files.count == 3)
   }
 
   @Test func dataFilesAreJudgedButNotThoseOfTheUser() throws {
@@ -91,19 +125,19 @@ import Testing
   }
 
   @Test func valuesOfTheOption() throws {
-    #expect(try BackingPolicy(parsing: []) == .any)
-    #expect(try BackingPolicy(parsing: ["deny"]) == .deny)
+    #expect(try BackingPolicy(parsing: [], callers: [0, 7]) == .trusting([0, 7]))
+    #expect(try BackingPolicy(parsing: ["deny"], callers: []) == .deny)
     #expect(
-      try BackingPolicy(parsing: ["same-directory", scratch.file("alias")]).rules
+      try BackingPolicy(parsing: ["same-directory", scratch.file("alias")], callers: []).rules
         == [.sameDirectory, .below(scratch.file("in"))])
     #expect(throws: BackingPolicy.BadValue(value: "deny", problem: .denyBesideOthers)) {
-      try BackingPolicy(parsing: ["any", "deny"])
+      try BackingPolicy(parsing: ["any", "deny"], callers: [])
     }
     #expect(throws: BackingPolicy.BadValue(value: "all", problem: .unknown)) {
-      try BackingPolicy(parsing: ["all"])
+      try BackingPolicy(parsing: ["all"], callers: [])
     }
     #expect(throws: BackingPolicy.BadValue(value: "/nowhere", problem: .path(.noEntry))) {
-      try BackingPolicy(parsing: ["/nowhere"])
+      try BackingPolicy(parsing: ["/nowhere"], callers: [])
     }
   }
 }

@@ -29,6 +29,9 @@ int qublk_process_lift_time_limit(void);
 int qublk_process_fork(void);
 // pipe2(fds, O_CLOEXEC).
 int qublk_pipe_cloexec(int fds[2]);
+// Has a child keep nothing of its parent's descriptors but `kept`: standard streams are /dev/null, all others
+// are closed. The kernel ends the child with the thread that made it. Returns the new number of `kept`.
+int qublk_process_detach_child(int kept);
 
 // Leaves the caller's mount namespace for a private copy of it.
 int qublk_process_private_mounts(void);
@@ -89,8 +92,8 @@ int qublk_duplicate(int fd);
 // Has the kernel write back all that it has cached for the block device at a path, and the file system on it.
 int qublk_write_block_device_back(const char *path);
 
-// Tells systemd's service manager a state, by the datagram socket that NOTIFY_SOCKET names.
-int qublk_notify(const char *socket, const char *text);
+// A datagram socket that is connected to systemd's service manager, whose address NOTIFY_SOCKET has; or -errno.
+int qublk_notify_connect(const char *socket);
 
 // pidfd_open(2).
 int qublk_pidfd_open(int pid);

@@ -41,14 +41,17 @@ final class LiveHost: Sendable {
   private let disk: any OpenDisk
   /// What the image is known by.
   private let path: String
+  /// The process will be in a sandbox, which keeps jobs from opening files by name.
+  private let isConfined: Bool
   private let state = Mutex(State())
 
   /// Serves the jobs of a disk.
   ///
   /// - Throws: The errno of eventfd(2).
-  init(_ disk: any OpenDisk, path: String) throws(Errno) {
+  init(_ disk: any OpenDisk, path: String, isConfined: Bool = false) throws(Errno) {
     self.disk = disk
     self.path = path
+    self.isConfined = isConfined
     descriptor = qublk_eventfd()
     if descriptor < 0 { throw Errno(-descriptor) }
   }
@@ -173,6 +176,11 @@ final class LiveHost: Sendable {
     of type: Job.Type, _ arguments: JSONValue?
   ) throws(JobError) -> Body {
     let job = try Self.job(type, arguments)
+    if isConfined, let file = job.openedByName {
+      throw .arguments(
+        "\(printable(file)): a daemon in its sandbox opens no file by name: add the device with --sandbox off, "
+          + "or detach the image first")
+    }
     let capacity = state.withLock { $0.capacity }
     return { [disk] (live) throws(JobError) in
       var context = live.context(of: Job.Item.self)
@@ -189,12 +197,13 @@ final class LiveHost: Sendable {
     let job = try Self.job(type, arguments)
     return { [disk, path] (live) throws(JobError) in
       guard let image = disk.files.first else { throw .format(needed: .qcow2) }
-      let open = "/proc/self/fd/\(image.descriptor)"
       let context = live.context(of: Job.Item.self)
       let bytes: FileBytes
       // The device has the locks.
       do throws(ToolError) {
-        bytes = try FileBytes(path: open, access: .readOnly, lock: ToolLock.none)
+        let reader: Int32
+        do throws(Errno) { reader = try image.reader() } catch { throw .host(.open, errno: error) }
+        bytes = try FileBytes(adopting: reader)
       } catch { throw .file(error) }
       let file = ImageFile(bytes, path: path)
       return try runBlocking { () async throws(JobError) in

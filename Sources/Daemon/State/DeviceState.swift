@@ -36,6 +36,8 @@ package struct DeviceState: Equatable {
   package var condition = DeviceCondition.good
   /// What is wrong, in words; nil if nothing is.
   package var trouble: String?
+  /// What is in force of the daemon's sandbox; nil for a daemon from before there was one.
+  package var sandbox: [String]? = []
   /// The parent that watches the daemon; nil if there is none.
   package var supervisor: Int32?
   /// How the device comes back when its daemon dies; nil if it does not outlive its daemon.
@@ -71,6 +73,7 @@ extension DeviceState {
       .init("started", .integer(started)),
       .init("condition", .string(condition.rawValue)),
       .init("trouble", trouble.map { .string($0) } ?? .null),
+      .init("sandbox", sandbox.map { .array($0.map(JSONValue.string)) } ?? .null),
       .init("supervisor", supervisor.map { .integer(Int64($0)) } ?? .null),
       .init("recovery", recovery?.json ?? .null),
     ])
@@ -99,6 +102,7 @@ extension DeviceState {
     controlVersion = json["control-version"]?.integer
     condition = json["condition"]?.string.flatMap(DeviceCondition.init) ?? .good
     trouble = json["trouble"]?.string
+    sandbox = json["sandbox"]?.array?.compactMap(\.string)
     supervisor = json["supervisor"]?.integer.flatMap(Int32.init(exactly:))
     recovery = json["recovery"].flatMap(Recovery.init)
   }

@@ -85,6 +85,9 @@ final class InUseRecord: Sendable {
     unsafe unlinkat(directory, name, 0)
   }
 
+  /// Where ``end(isClean:)`` removes the record: the directory as it is open, wherever its path leads by now.
+  var place: Sandbox.Place { Sandbox.Place("/proc/self/fd/\(directory)", .removeFile) }
+
   /// Nothing has been done with the image: the record is as it was found.
   func withdraw() { end(isClean: true) }
 

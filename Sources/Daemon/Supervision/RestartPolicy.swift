@@ -8,6 +8,9 @@ struct RestartPolicy {
   static let limit = 6
   /// The seconds of service after which a death is the first one again.
   static let lasting = 2.0
+  /// The deaths by the sandbox after which no server is started, however long they are apart: what led a server
+  /// astray lies in the image or with a client, and may try again.
+  static let breachLimit = 2
   /// The longest pause before a start, in milliseconds.
   static let longestPause = 5000
 
@@ -22,9 +25,12 @@ struct RestartPolicy {
     /// No other server could do better.
     case final
     case tooOften
+    /// The sandbox has killed ``breachLimit`` servers.
+    case breaches
   }
 
   private(set) var soonDeaths = 0
+  private(set) var breaches = 0
 
   /// Decides after a death.
   ///
@@ -32,12 +38,16 @@ struct RestartPolicy {
   ///   - served: The seconds for which the dead server served; nil if it did not get so far.
   ///   - phase: What the state file says.
   ///   - isFinal: The server said that no other one could do better.
+  ///   - isBreach: The sandbox has killed it (SIGSYS).
   /// - Returns: What the supervisor does.
   mutating func serverDied(
-    served: Double?, phase: DeviceState.Recovery.Phase?, isFinal: Bool
+    served: Double?, phase: DeviceState.Recovery.Phase?, isFinal: Bool,
+    isBreach: Bool = false
   ) -> Decision {
     if served == nil, phase == .fetching { return .giveUp(.lastChance) }
     if served == nil, isFinal { return .giveUp(.final) }
+    if isBreach { breaches += 1 }
+    if breaches >= Self.breachLimit { return .giveUp(.breaches) }
     soonDeaths = (served ?? 0) < Self.lasting ? soonDeaths + 1 : 0
     if soonDeaths >= Self.limit { return .giveUp(.tooOften) }
     guard soonDeaths > 1 else { return .start(afterMilliseconds: 0) }

@@ -295,10 +295,17 @@ package struct Supervisor: ~Copyable {
       directory?.remove(keepingLog: true)
       exit(1)
     }
-    switch policy.serverDied(served: served, phase: stored, isFinal: failure?.isFinal ?? false) {
+    let decision = policy.serverDied(
+      served: served, phase: stored, isFinal: failure?.isFinal ?? false,
+      isBreach: qublk_wait_signal(status) == Int32(QUBLK_BREACH_SIGNAL))
+    switch decision {
     case .giveUp(.lastChance):
       giveUp("\(why) at a moment at which this kernel takes no other daemon afterwards", .fetching)
     case .giveUp(.final): giveUp(why)
+    case .giveUp(.breaches):
+      giveUp(
+        "the sandbox has killed \(RestartPolicy.breachLimit) daemons: \(why); with --sandbox off it cannot"
+      )
     case .giveUp(.tooOften):
       giveUp("\(RestartPolicy.limit) daemons in a row ended soon, the last one so: \(why)")
     case .start(let milliseconds):

@@ -2,13 +2,18 @@ import CPlatform
 import Glibc
 
 extension DeviceUse {
-  /// Like ``find(_:)``, but gives an opener two seconds to close the disk.
+  /// Like ``find(_:reads:)``, but gives an opener two seconds to close the disk.
   ///
-  /// `reads`: see ``find(_:reads:)``.
+  /// `reads`: see there.
   package static func findLasting(_ device: DeviceName, reads: Bool = true) -> DeviceUse? {
+    findLasting { find(device, reads: reads) }
+  }
+
+  /// The same with a search of the caller's: who uses the disk at a moment.
+  static func findLasting(by find: () -> DeviceUse?) -> DeviceUse? {
     let deadline = Deadline(seconds: 2)
     while true {
-      let use = find(device, reads: reads)
+      let use = find()
       guard let use, use.mayPass, !deadline.hasPassed else { return use }
       usleep(20_000)
     }

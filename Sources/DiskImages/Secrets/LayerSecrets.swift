@@ -55,4 +55,7 @@ package final class LayerSecrets: Sendable {
       return entries.count
     }
   }
+
+  /// Drops all: for a process that opens no image.
+  package func dropAll() { _ = dropRest() }
 }

@@ -42,6 +42,7 @@ package struct BitmapJob: DiskJob {
 
   package static let name = "bitmap"
   package var changesImage: Bool { true }
+  package var openedByName: String? { source?.path }
   /// Empty if all actions are ``Action/removeAll``.
   package var bitmap: String
   /// In the order in which they are carried out.

@@ -35,6 +35,12 @@ import CZlib
   var message: String? { unsafe pointer.pointee.msg.map { unsafe String(cString: $0) } }
 }
 
+/// Libraries that are looked for at their first use.
+package enum CodecLibraries {
+  /// Loads them now: a process in a sandbox cannot do so later.
+  package static func load() { _ = qublk_libdeflate_is_available() }
+}
+
 /// Reads raw deflate streams of any window size.
 ///
 /// zlib decides whether bytes are a stream. libdeflate is tried first, since it is twice as fast; if it

@@ -51,6 +51,26 @@ package final class FileBytes: WritableImageBytes {
     }
   }
 
+  /// Reads a regular file or block device that is open.
+  ///
+  /// Locks are the caller's.
+  ///
+  /// - Parameter open: A descriptor that is the object's from now on, also after an error.
+  /// - Throws: ``ToolError/host(_:errno:)``.
+  package init(adopting open: Int32) throws(ToolError) {
+    descriptor = open
+    isNew = false
+    do throws(ToolError) {
+      let status = try Self.status(of: descriptor)
+      isBlockDevice = status.st_mode & S_IFMT == S_IFBLK
+      allocatedBytes = UInt64(max(0, status.st_blocks)) &* 512
+      length = isBlockDevice ? try Self.end(of: descriptor) : UInt64(max(0, status.st_size))
+    } catch {
+      _ = Glibc.close(descriptor)
+      throw error
+    }
+  }
+
   deinit { _ = Glibc.close(descriptor) }  // durable already: sync() came before
 
   private static func open(
