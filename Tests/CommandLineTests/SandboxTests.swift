@@ -96,7 +96,7 @@ struct SandboxTests {
     }
     #expect(try attempt("lacking", "before", "execute").status == Self.killed)
     let byRing = try attempt("lacking", "network-by-ring").output.split(separator: "\n").last
-    #expect([String(ENETUNREACH), String(EACCES)].contains(byRing.map(String.init)))
+    #expect([String(ENETUNREACH), String(EACCES)].contains(String(byRing ?? "")))
   }
 
   /// The attempts are ones that root may make: without the sandbox they work, or fail for want of sense.
