@@ -45,6 +45,11 @@ static _Thread_local uint64_t thread_ranks;
 uint64_t qublk_thread_ranks(void) { return thread_ranks; }
 void qublk_set_thread_ranks(uint64_t ranks) { thread_ranks = ranks; }
 
+static _Thread_local void *thread_turns;
+
+void *qublk_thread_turns(void) { return thread_turns; }
+void qublk_set_thread_turns(void *turns) { thread_turns = turns; }
+
 // MARK: Threads
 
 int qublk_thread_id(void) { return (int)syscall(SYS_gettid); }

@@ -21,6 +21,10 @@ void qublk_set_thread_context(void *context);
 uint64_t qublk_thread_ranks(void);
 void qublk_set_thread_ranks(uint64_t ranks);
 
+// What decides at the yield points of debug builds which thread goes on; NULL for nearly all threads.
+void *qublk_thread_turns(void);
+void qublk_set_thread_turns(void *turns);
+
 // MARK: Threads
 
 // The kernel's id of the calling thread.

@@ -43,6 +43,7 @@ final class GracePeriods: @unchecked Sendable {  // why: `lock` guards all but t
 
   /// The request in `slot` has ended, and its stamp is cleared.
   func noteExit(_ slot: Int) {
+    YieldPoint.gate.pass()
     if slots.load(ordering: .sequentiallyConsistent) & Self.bit(slot) == 0 { return }
     wake { $0.slot == slot }
   }
@@ -67,6 +68,7 @@ final class GracePeriods: @unchecked Sendable {  // why: `lock` guards all but t
   }
 
   private func noteSlots() {
+    YieldPoint.gate.pass()
     slots.store(
       waiters.reduce(0) { $0 | Self.bit($1.slot) }, ordering: .sequentiallyConsistent)
   }

@@ -38,22 +38,26 @@ final class RequestGate: @unchecked Sendable {  // why: `lock` guards the lists 
 
   /// Call after setting the request's stamp.
   @inline(__always) var isOpen: Bool {
-    state.load(ordering: .sequentiallyConsistent) & Self.shut == 0
+    YieldPoint.gate.pass()
+    return state.load(ordering: .sequentiallyConsistent) & Self.shut == 0
   }
 
   /// The same for a request that, as a write, does not ask the bitmaps.
   @inline(__always) func isOpen(untracked isWrite: Bool) -> Bool {
+    YieldPoint.gate.pass()
     let barred = isWrite ? Self.shut | Self.tracks : Self.shut
     return state.load(ordering: .sequentiallyConsistent) & barred == 0
   }
 
   /// Nobody waits for requests to end; call after clearing the request's stamp.
   @inline(__always) var isQuiet: Bool {
-    state.load(ordering: .sequentiallyConsistent) & (Self.shut | Self.watched) == 0
+    YieldPoint.gate.pass()
+    return state.load(ordering: .sequentiallyConsistent) & (Self.shut | Self.watched) == 0
   }
 
   /// Says whether bitmaps must be told of writes; true for all requests whose stamps are younger.
   func setTracking(_ isOn: Bool) {
+    YieldPoint.gate.pass()
     if isOn {
       state.bitwiseOr(Self.tracks, ordering: .sequentiallyConsistent)
     } else {
@@ -74,6 +78,7 @@ final class RequestGate: @unchecked Sendable {  // why: `lock` guards the lists 
   func close(_ stamps: RequestStamps) async {
     assert(isOpen, "the gate is closed twice")
     shutAt.store(MonotonicClock.nanoseconds(), ordering: .relaxed)
+    YieldPoint.gate.pass()
     state.bitwiseOr(Self.shut, ordering: .sequentiallyConsistent)
     while true {
       let seen = lock.withLock { inside.version }
@@ -91,6 +96,7 @@ final class RequestGate: @unchecked Sendable {  // why: `lock` guards the lists 
     let pause = MonotonicClock.nanoseconds() &- shutAt.load(ordering: .relaxed)
     longestPause.max(pause, ordering: .relaxed)
     pauses.wrappingAdd(1, ordering: .relaxed)
+    YieldPoint.gate.pass()
     state.bitwiseAnd(~Self.shut, ordering: .sequentiallyConsistent)
     wake(\.outside)
     return pause
@@ -122,6 +128,7 @@ final class RequestGate: @unchecked Sendable {  // why: `lock` guards the lists 
   private func watch() {
     lock.withLock {
       watchers += 1
+      YieldPoint.gate.pass()
       state.bitwiseOr(Self.watched, ordering: .sequentiallyConsistent)
     }
   }

@@ -37,8 +37,10 @@ final class RequestStamps: @unchecked Sendable {  // why: atomics in stable stor
   /// Sequentially consistent: the store must not linger in a store buffer while the mapping is
   /// read, or ``oldest()`` on another thread would miss a request that has seen the old pointer.
   @inline(__always) func enter(at slot: RequestSlot) {
-    unsafe stamps[index(at: slot)].store(
-      clock.load(ordering: .relaxed), ordering: .sequentiallyConsistent)
+    YieldPoint.stamp.pass()
+    let now = clock.load(ordering: .relaxed)
+    YieldPoint.stamp.pass()
+    unsafe stamps[index(at: slot)].store(now, ordering: .sequentiallyConsistent)
   }
 
   /// Marks the request done; call after its last transfer.
@@ -48,6 +50,7 @@ final class RequestStamps: @unchecked Sendable {  // why: atomics in stable stor
 
   /// The same by the slot's number among all.
   @inline(__always) func exit(_ index: Int) {
+    YieldPoint.stamp.pass()
     unsafe stamps[index].store(0, ordering: .sequentiallyConsistent)
   }
 
@@ -62,6 +65,7 @@ final class RequestStamps: @unchecked Sendable {  // why: atomics in stable stor
   /// Whether a slot has a request in flight with a stamp of at most `stamp`; by the slot's number among
   /// all.
   func isInFlight(_ index: Int, upTo stamp: UInt64) -> Bool {
+    YieldPoint.stamp.pass()
     let found = unsafe stamps[index].load(ordering: .sequentiallyConsistent)
     return found != 0 && found <= stamp
   }
@@ -74,12 +78,16 @@ final class RequestStamps: @unchecked Sendable {  // why: atomics in stable stor
   /// Advances the clock; call after the pointers were removed.
   ///
   /// Sequentially consistent: the look at the stamps that follows must not come before the removal.
-  func advance() -> UInt64 { clock.wrappingAdd(1, ordering: .sequentiallyConsistent).oldValue }
+  func advance() -> UInt64 {
+    YieldPoint.stamp.pass()
+    return clock.wrappingAdd(1, ordering: .sequentiallyConsistent).oldValue
+  }
 
   /// The oldest stamp in flight; UInt64.max when all is idle.
   func oldest() -> UInt64 {
     var oldest = UInt64.max
     for index in 0..<count {
+      YieldPoint.stamp.pass()
       let stamp = unsafe stamps[index].load(ordering: .sequentiallyConsistent)
       if stamp != 0 { oldest = min(oldest, stamp) }
     }

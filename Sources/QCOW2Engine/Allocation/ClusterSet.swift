@@ -56,7 +56,8 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
   }
 
   @inline(__always) private var table: Table {
-    unsafe UnsafePointer<Table>(bitPattern: current.load(ordering: .acquiring))
+    YieldPoint.clusters.pass()
+    return unsafe UnsafePointer<Table>(bitPattern: current.load(ordering: .acquiring))
       .unsafelyUnwrapped.pointee
   }
 
@@ -65,6 +66,7 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
     let table = table
     var position = Self.home(cluster.number) & table.mask
     while true {
+      YieldPoint.clusters.pass()
       let value = unsafe table.slots[position].load(ordering: .relaxed)
       if value == Self.empty { return false }
       if value == cluster.number { return true }
@@ -91,11 +93,13 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
       let table = table
       var position = Self.home(cluster.number) & table.mask
       while true {
+        YieldPoint.clusters.pass()
         let value = unsafe table.slots[position].load(ordering: .relaxed)
         if value == Self.empty { return }
         if value == cluster.number { break }
         position = (position + 1) & table.mask
       }
+      YieldPoint.clusters.pass()
       unsafe table.slots[position].store(Self.tombstone, ordering: .relaxed)
       clearTombstones(upTo: position, table)
     }
@@ -107,6 +111,7 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
     guard next == Self.empty else { return }
     var position = position
     while unsafe table.slots[position].load(ordering: .relaxed) == Self.tombstone {
+      YieldPoint.clusters.pass()
       unsafe table.slots[position].store(Self.empty, ordering: .relaxed)
       used -= 1
       position = (position - 1) & table.mask
@@ -117,11 +122,13 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
   private func place(_ cluster: UInt64, in table: Table) {
     var position = Self.home(cluster) & table.mask
     while true {
+      YieldPoint.clusters.pass()
       let value = unsafe table.slots[position].load(ordering: .relaxed)
       if value == Self.empty { used += 1 }
       if value == Self.empty || value == Self.tombstone { break }
       position = (position + 1) & table.mask
     }
+    YieldPoint.clusters.pass()
     unsafe table.slots[position].store(cluster, ordering: .relaxed)
   }
 
@@ -140,6 +147,7 @@ final class ClusterSet: @unchecked Sendable {  // why: readers use atomics; `loc
       if value != Self.empty && value != Self.tombstone { unsafe place(value, in: bigger.pointee) }
     }
     unsafe tables.append(bigger)
+    YieldPoint.clusters.pass()
     current.store(UInt(bitPattern: bigger), ordering: .releasing)
   }
 }

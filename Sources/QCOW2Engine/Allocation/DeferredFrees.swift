@@ -76,6 +76,7 @@ final class DeferredFrees: @unchecked Sendable {  // why: `lock` guards all muta
       if holds > 0 { return [] }
       let mature = durable.filter { $0.stamp < oldest }
       durable.removeAll { $0.stamp < oldest }
+      YieldPoint.generation.pass()
       if !mature.isEmpty { generation.wrappingAdd(1, ordering: .acquiringAndReleasing) }
       inReturn = mature.flatMap(\.runs)
       return inReturn

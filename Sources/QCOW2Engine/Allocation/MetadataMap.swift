@@ -43,6 +43,7 @@ final class MetadataMap: @unchecked Sendable {  // why: constants, atomics and a
 
   /// Whether the host cluster belongs to an area that the header points at, or to the header.
   @inline(__always) func fixedContains(_ cluster: HostCluster) -> Bool {
+    YieldPoint.metadata.pass()
     if cluster.number >= endOfAreas.load(ordering: .acquiring) { return false }
     return isInArea(cluster)
   }
@@ -67,6 +68,7 @@ final class MetadataMap: @unchecked Sendable {  // why: constants, atomics and a
   func moveL1Table(to clusters: Range<HostCluster>) { move(l1Table, to: clusters) }
 
   private func move(_ area: borrowing MovingArea, to clusters: Range<HostCluster>) {
+    YieldPoint.metadata.pass()
     endOfAreas.max(clusters.upperBound.number, ordering: .acquiringAndReleasing)
     area.move(to: clusters)
   }
@@ -89,12 +91,14 @@ private struct MovingArea: ~Copyable {
   }
 
   @inline(__always) func contains(_ cluster: HostCluster) -> Bool {
+    YieldPoint.metadata.pass()
     let word = place.load(ordering: .relaxed)
     let start = HostCluster(word >> Self.countBits)
     return cluster >= start && cluster - start < word & Self.countMask
   }
 
   func move(to clusters: Range<HostCluster>) {
+    YieldPoint.metadata.pass()
     place.store(Self.word(clusters), ordering: .relaxed)
   }
 }

@@ -33,7 +33,8 @@ final class BackingSlot: @unchecked Sendable {  // why: an atomic pointer to wha
 
   /// The layer; nil if there is no backing file.
   var layer: (any BackingLayer)? {
-    unsafe current.load(ordering: .acquiring).map {
+    YieldPoint.backing.pass()
+    return unsafe current.load(ordering: .acquiring).map {
       unsafe Unmanaged<Mount>.fromOpaque($0).takeUnretainedValue().layer
     }
   }
@@ -42,6 +43,7 @@ final class BackingSlot: @unchecked Sendable {  // why: an atomic pointer to wha
   @inline(__always) func plan(
     _ offset: GuestOffset, _ length: UInt64, into builder: inout PlanBuilder
   ) -> UInt64 {
+    YieldPoint.backing.pass()
     guard let mount = unsafe current.load(ordering: .acquiring) else { return 0 }
     return unsafe Unmanaged<Mount>.fromOpaque(mount)._withUnsafeGuaranteedRef {
       $0.layer.plan(offset, length, into: &builder)
@@ -52,6 +54,8 @@ final class BackingSlot: @unchecked Sendable {  // why: an atomic pointer to wha
   ///
   /// - Returns: the layer that was there: its files may be closed.
   func replace(with layer: (any BackingLayer)?) -> (any BackingLayer)? {
-    unsafe Self.unmount(current.exchange(Self.mount(layer), ordering: .acquiringAndReleasing))
+    YieldPoint.backing.pass()
+    return unsafe Self.unmount(
+      current.exchange(Self.mount(layer), ordering: .acquiringAndReleasing))
   }
 }

@@ -99,6 +99,7 @@ final class ChangeTracker: @unchecked Sendable {  // why: `lock` and `mutex` gua
   /// stamps. A change of the set waits for all requests with older stamps, so it also waits for a request
   /// that has not seen the new set.
   @inline(__always) func covers(_ offset: GuestOffset, _ length: UInt64) -> Bool {
+    YieldPoint.bitmap.pass()
     guard let set = unsafe current.load(ordering: .sequentiallyConsistent) else { return true }
     var isNew = false
     var isDurable = true

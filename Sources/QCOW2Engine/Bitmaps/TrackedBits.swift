@@ -1,3 +1,4 @@
+import BlockCore
 import Synchronization
 
 /// The bits of one tracked bitmap in memory, twice: what has changed, and what is durably set.
@@ -64,10 +65,13 @@ struct TrackedBits: @unchecked Sendable {  // why: atomics in stable storage
     while at < bits.upperBound {
       let index = Int(truncatingIfNeeded: at >> 6)
       let mask = Self.mask(at, bits.upperBound)
+      YieldPoint.bitmap.pass()
       if unsafe exact[index].load(ordering: .sequentiallyConsistent) & mask != mask {
+        YieldPoint.bitmap.pass()
         unsafe exact[index].bitwiseOr(mask, ordering: .sequentiallyConsistent)
         isNew = true
       }
+      YieldPoint.bitmap.pass()
       if unsafe durable[index].load(ordering: .sequentiallyConsistent) & mask != mask {
         isDurable = false
       }
@@ -102,6 +106,7 @@ struct TrackedBits: @unchecked Sendable {  // why: atomics in stable storage
   func becameDurable(_ bits: Range<UInt64>) {
     var at = bits.lowerBound
     while at < bits.upperBound {
+      YieldPoint.bitmap.pass()
       unsafe durable[Int(at >> 6)].bitwiseOr(
         Self.mask(at, bits.upperBound), ordering: .sequentiallyConsistent)
       at = (at | 63) + 1
@@ -155,9 +160,11 @@ struct TrackedBits: @unchecked Sendable {  // why: atomics in stable storage
   /// durable bit before had set the exact one before that, so the copy has it.
   func dropExcess(_ range: Range<Int>) {
     for index in range.clamped(to: 0..<words) {
+      YieldPoint.bitmap.pass()
       let held = unsafe durable[index].load(ordering: .sequentiallyConsistent)
       let excess = unsafe held & ~exact[index].load(ordering: .sequentiallyConsistent)
       if excess == 0 { continue }
+      YieldPoint.bitmap.pass()
       unsafe durable[index].bitwiseAnd(~excess, ordering: .sequentiallyConsistent)
     }
   }
@@ -171,7 +178,9 @@ struct TrackedBits: @unchecked Sendable {  // why: atomics in stable storage
     for (position, index) in range.enumerated() {
       var value: UInt64 = 0
       if index < words {
+        YieldPoint.bitmap.pass()
         value = unsafe exact[index].load(ordering: .sequentiallyConsistent)
+        YieldPoint.bitmap.pass()
         value |= unsafe durable[index].load(ordering: .sequentiallyConsistent)
         for range in added {
           let part = range.clamped(to: UInt64(index) * 64..<UInt64(index + 1) * 64)

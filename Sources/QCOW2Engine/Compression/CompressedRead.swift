@@ -40,6 +40,7 @@ extension Reader {
     let decompressed = context.decompressed
     while true {
       // Not before the mapping was looked at: see ``DecompressedClusters``.
+      YieldPoint.generation.pass()
       let generation = frees.generation.load(ordering: .acquiring)
       if let cluster = decompressed.find(descriptor.offset, generation: generation) {
         unsafe target.copyMemory(from: cluster.base + Int(start), byteCount: data.count)

@@ -22,6 +22,7 @@ final class Durability: Sendable {
   /// Makes durable every change that completed before the call.
   @inline(__always) func flush() async throws(ImageError) {
     if isReadOnly { return }
+    YieldPoint.flush.pass()
     dirtySince.store(0, ordering: .relaxed)
     do { try await flusher.flushLazily() } catch {
       // Still dirty: the background round must try again.
@@ -33,7 +34,9 @@ final class Durability: Sendable {
 
   /// Notes that some table in memory is ahead of the host file.
   func noteDirty() {
+    YieldPoint.flush.pass()
     if dirtySince.load(ordering: .relaxed) == 0 {
+      YieldPoint.flush.pass()
       dirtySince.store(MonotonicClock.coarseMilliseconds(), ordering: .relaxed)
     }
   }

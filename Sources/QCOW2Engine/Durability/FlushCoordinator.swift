@@ -82,6 +82,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   ///
   /// A failed barrier is sticky: it and all later flushes throw, and metadata stays unwritten.
   func flush() async throws(ImageError) {
+    YieldPoint.flush.pass()
     wantsRefcounts.store(true, ordering: .releasing)
     try await flushLazily()
   }
@@ -94,6 +95,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
 
   /// As ``flush()``, and leaves an image that is not marked dirty on the host file.
   func clean() async throws(ImageError) {
+    YieldPoint.flush.pass()
     wantsClean.store(true, ordering: .releasing)
     try await flushLazily()
   }
@@ -147,7 +149,9 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
   private func round() async throws(ImageError) {
     try health.requireWriteBack()
     // Whoever asks from here on has its round after this one.
+    YieldPoint.flush.pass()
     let cleans = wantsClean.exchange(false, ordering: .acquiringAndReleasing)
+    YieldPoint.flush.pass()
     let asked = wantsRefcounts.exchange(false, ordering: .acquiringAndReleasing)
     let freed = frees.takePending()
     let l1 = self.l1.table
@@ -165,6 +169,7 @@ final class FlushCoordinator: @unchecked Sendable {  // why: see `lock`
     l1.wereWritten(l1Sectors)
     lacksRoom.store(false, ordering: .relaxed)
     frees.becameDurable(freed, stamp: stamps.advance())
+    YieldPoint.flush.pass()
     rounds.wrappingAdd(1, ordering: .relaxed)
     if cleans { try await lazy.clear() }
   }

@@ -1,3 +1,4 @@
+import BlockCore
 import Synchronization
 
 /// What has gone wrong: for good, which stops all changes, or for want of space, which passes.
@@ -26,17 +27,24 @@ final class ImageHealth: Sendable {
   /// Nothing is wrong; one load, for the hit path.
   ///
   /// While space is lacking, writes take the slow path, which sees when there is some again.
-  @inline(__always) var isGood: Bool { flags.load(ordering: .relaxed) == 0 }
+  @inline(__always) var isGood: Bool {
+    YieldPoint.health.pass()
+    return flags.load(ordering: .relaxed) == 0
+  }
 
   /// Nothing is wrong for a write in place; one load, for the hit path.
   ///
   /// It needs no new cluster, and would not find out that there are some again.
   @inline(__always) var isGoodInPlace: Bool {
-    flags.load(ordering: .relaxed) & ~SpaceUser.allocation.rawValue == 0
+    YieldPoint.health.pass()
+    return flags.load(ordering: .relaxed) & ~SpaceUser.allocation.rawValue == 0
   }
 
   /// Nothing has gone wrong for good.
-  var allowsWrites: Bool { flags.load(ordering: .relaxed) & Self.stopped == 0 }
+  var allowsWrites: Bool {
+    YieldPoint.health.pass()
+    return flags.load(ordering: .relaxed) & Self.stopped == 0
+  }
 
   /// Metadata was found that breaks the format.
   var isCorrupt: Bool { flags.load(ordering: .acquiring) & Self.corrupt != 0 }

@@ -26,28 +26,41 @@ final class LazyRefcounts: Sendable {
   }
 
   /// Whether rounds may leave refcounts in memory; else nothing here sets the bit.
-  var isOn: Bool { on.load(ordering: .acquiring) }
+  var isOn: Bool {
+    YieldPoint.lazy.pass()
+    return on.load(ordering: .acquiring)
+  }
 
   /// Changes that for all rounds that begin from now on; call with ``Image/snapshotting`` held, so that no
   /// ``RefcountDoubt`` lies in between.
   func turn(on isOn: Bool) { on.store(isOn, ordering: .releasing) }
 
   /// The bit is set in the header.
-  var isMarked: Bool { marked.load(ordering: .acquiring) }
+  var isMarked: Bool {
+    YieldPoint.lazy.pass()
+    return marked.load(ordering: .acquiring)
+  }
 
   /// Sets the bit, durably; all that was written to the image file before is durable then, too.
   func mark() async throws(ImageError) {
     try await editor.setDirty(true)
+    YieldPoint.lazy.pass()
     marked.store(true, ordering: .releasing)
   }
 
   /// Keeps the bit set, once it is, until ``endHold()``.
   ///
   /// A round that is under way may still clear it.
-  func hold() { holds.wrappingAdd(1, ordering: .sequentiallyConsistent) }
+  func hold() {
+    YieldPoint.lazy.pass()
+    holds.wrappingAdd(1, ordering: .sequentiallyConsistent)
+  }
 
   /// How many operations need the bit to stay, those that have failed half-way included.
-  var holdCount: Int { holds.load(ordering: .sequentiallyConsistent) }
+  var holdCount: Int {
+    YieldPoint.lazy.pass()
+    return holds.load(ordering: .sequentiallyConsistent)
+  }
 
   func endHold() { holds.wrappingSubtract(1, ordering: .sequentiallyConsistent) }
 
@@ -55,6 +68,7 @@ final class LazyRefcounts: Sendable {
   func clear() async throws(ImageError) {
     guard isMarked, holdCount == 0 else { return }
     try await editor.setDirty(false)
+    YieldPoint.lazy.pass()
     marked.store(false, ordering: .releasing)
   }
 

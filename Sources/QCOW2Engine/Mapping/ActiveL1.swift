@@ -32,20 +32,23 @@ final class ActiveL1: @unchecked Sendable {  // why: an atomic pointer; `lock` g
   }
 
   @inline(__always) private var reference: Unmanaged<DiskTable> {
-    unsafe Unmanaged.fromOpaque(current.load(ordering: .acquiring))
+    YieldPoint.table.pass()
+    return unsafe Unmanaged.fromOpaque(current.load(ordering: .acquiring))
   }
 
   /// The table in force at this moment.
   var table: DiskTable { unsafe reference.takeUnretainedValue() }
 
   @inline(__always) func load(_ index: Int) -> UInt64 {
-    unsafe DiskTable.load(index, at: entries.load(ordering: .acquiring))
+    YieldPoint.table.pass()
+    return unsafe DiskTable.load(index, at: entries.load(ordering: .acquiring))
   }
 
   /// Whether the L2 table of an entry is known to have the host's storage, so that its write-back needs
   /// no room.
   @inline(__always) func isStored(_ index: Int) -> Bool {
-    unsafe DiskTable.isStored(index, at: stored.load(ordering: .acquiring))
+    YieldPoint.table.pass()
+    return unsafe DiskTable.isStored(index, at: stored.load(ordering: .acquiring))
   }
 
   /// Marks the sector of an entry dirty and changes the entry, in that order.
@@ -60,8 +63,11 @@ final class ActiveL1: @unchecked Sendable {  // why: an atomic pointer; `lock` g
       kept = [kept[kept.count - 1], table]
       return Array(unused)
     }
+    YieldPoint.table.pass()
     unsafe current.store(Unmanaged.passUnretained(table).toOpaque(), ordering: .releasing)
+    YieldPoint.table.pass()
     entries.store(table.address, ordering: .releasing)
+    YieldPoint.table.pass()
     stored.store(table.storedAddress, ordering: .releasing)
     // Freed here, with no lock held.
     withExtendedLifetime(unused) {}

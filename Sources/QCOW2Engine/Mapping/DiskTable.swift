@@ -70,7 +70,8 @@ final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
   deinit { memory.giveBack(region) }
 
   @inline(__always) func load(_ index: Int) -> UInt64 {
-    unsafe entries[index].load(ordering: .acquiring)
+    YieldPoint.table.pass()
+    return unsafe entries[index].load(ordering: .acquiring)
   }
 
   /// The address of the entries, for ``load(_:at:)``; valid as long as the table is.
@@ -78,7 +79,8 @@ final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
 
   /// The entry at `index` of the table with an ``address``, without touching the object.
   @unsafe @inline(__always) static func load(_ index: Int, at address: UInt) -> UInt64 {
-    unsafe UnsafePointer<Atomic<UInt64>>(bitPattern: address).unsafelyUnwrapped[index].load(
+    YieldPoint.table.pass()
+    return unsafe UnsafePointer<Atomic<UInt64>>(bitPattern: address).unsafelyUnwrapped[index].load(
       ordering: .acquiring)
   }
 
@@ -90,12 +92,14 @@ final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
   ///
   /// `address` is a ``storedAddress``.
   @unsafe @inline(__always) static func isStored(_ index: Int, at address: UInt) -> Bool {
+    YieldPoint.table.pass()
     let words = unsafe UnsafePointer<Atomic<UInt64>>(bitPattern: address).unsafelyUnwrapped
     return unsafe words[index / 64].load(ordering: .acquiring) >> UInt64(index % 64) & 1 != 0
   }
 
   /// Notes that the cluster that the entry at `index` points at has the host's storage.
   func noteStored(_ index: Int) {
+    YieldPoint.table.pass()
     unsafe stored[index / 64].bitwiseOr(1 << UInt64(index % 64), ordering: .releasing)
   }
 
@@ -111,6 +115,7 @@ final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
     assert(index >= 0 && index < count, "an entry behind the end of its table is changed")
     lock.withLock {
       unsafe set(dirty, index / Self.entriesPerSector)
+      YieldPoint.table.pass()
       unsafe entries[index].store(value, ordering: .releasing)
       region.noteStore()
     }
@@ -118,15 +123,18 @@ final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
 
   /// Changes an entry in memory only; the table must never be written back.
   func poison(_ value: UInt64, at index: Int) {
+    YieldPoint.table.pass()
     unsafe entries[index].store(value, ordering: .releasing)
   }
 
   private func set(_ marks: UnsafeMutablePointer<Atomic<UInt64>>, _ sector: Int) {
+    YieldPoint.table.pass()
     unsafe marks[sector / 64].bitwiseOr(1 << UInt64(sector % 64), ordering: .acquiringAndReleasing)
     region.noteStore()
   }
 
   private func clear(_ marks: UnsafeMutablePointer<Atomic<UInt64>>, _ sector: Int) {
+    YieldPoint.table.pass()
     unsafe marks[sector / 64].bitwiseAnd(
       ~(1 << UInt64(sector % 64)), ordering: .acquiringAndReleasing)
     region.noteStore()
@@ -146,6 +154,7 @@ final class DiskTable: @unchecked Sendable {  // why: atomics in stable storage
   func takeDirty() -> [TableSector] {
     var taken: [TableSector] = []
     for word in 0...(sectors / 64) {
+      YieldPoint.table.pass()
       var bits = unsafe dirty[word].load(ordering: .acquiring)
       while bits != 0 {
         taken.append(take(sector: word * 64 + bits.trailingZeroBitCount))

@@ -1,3 +1,4 @@
+import BlockCore
 import Synchronization
 
 /// What COPIED is worth while snapshots are taken and deleted beside the guest.
@@ -22,13 +23,31 @@ final class Sharing: Sendable {
 
   init(hasDataFile: Bool) { self.hasDataFile = hasDataFile }
 
-  var isCounting: Bool { counting.load(ordering: .acquiring) > 0 }
+  var isCounting: Bool {
+    YieldPoint.sharing.pass()
+    return counting.load(ordering: .acquiring) > 0
+  }
 
   /// Whether a cluster without COPIED may be ours nevertheless.
-  var mayRegain: Bool { dropping.load(ordering: .acquiring) > 0 && !isCounting && !hasDataFile }
+  var mayRegain: Bool {
+    YieldPoint.sharing.pass()
+    return dropping.load(ordering: .acquiring) > 0 && !isCounting && !hasDataFile
+  }
 
-  func beginCounting() { counting.wrappingAdd(1, ordering: .acquiringAndReleasing) }
-  func endCounting() { counting.wrappingSubtract(1, ordering: .acquiringAndReleasing) }
-  func beginDropping() { dropping.wrappingAdd(1, ordering: .acquiringAndReleasing) }
-  func endDropping() { dropping.wrappingSubtract(1, ordering: .acquiringAndReleasing) }
+  func beginCounting() {
+    YieldPoint.sharing.pass()
+    counting.wrappingAdd(1, ordering: .acquiringAndReleasing)
+  }
+  func endCounting() {
+    YieldPoint.sharing.pass()
+    counting.wrappingSubtract(1, ordering: .acquiringAndReleasing)
+  }
+  func beginDropping() {
+    YieldPoint.sharing.pass()
+    dropping.wrappingAdd(1, ordering: .acquiringAndReleasing)
+  }
+  func endDropping() {
+    YieldPoint.sharing.pass()
+    dropping.wrappingSubtract(1, ordering: .acquiringAndReleasing)
+  }
 }
