@@ -132,9 +132,17 @@ private struct Deletion {
     let handle = process.map { qublk_pidfd_open($0) } ?? -1
     defer { if handle >= 0 { close(handle) } }
     let supervisor = directory.read()?.supervisor.flatMap { SupervisorProcess($0) }
-    if try !ask(.stop(isForced ? .forced : .ifUnused)) { try deleteFromKernel() }
+    var loss: CommandError?
+    do throws(CommandError) {
+      if try !ask(.stop(isForced ? .forced : .ifUnused)) { try deleteFromKernel() }
+    } catch {
+      // A daemon that refuses serves on. One that is forced tells of a loss and ends: until then it has the image open.
+      guard isForced else { throw error }
+      loss = error
+    }
     if handle >= 0 { _ = waitReadable(handle, milliseconds: 10_000) }
     if let supervisor { supervisor.waitForEnd(seconds: 10) }
+    if let loss { throw loss }
   }
 
   /// Has the daemon answer.
