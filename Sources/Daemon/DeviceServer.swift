@@ -94,10 +94,13 @@ package enum DeviceServer {
   private static func warn(of sandbox: borrowing Sandbox, _ request: AttachRequest) {
     if !request.hasSandbox {
       Log.logger.warning("--sandbox off: the daemon keeps all rights of the user who started it")
-    } else if !sandbox.missing.isEmpty {
-      let names = sandbox.missing.map(\.text).joined(separator: ", ")
-      Log.logger.info("sandbox: the kernel lacks \(names): the rest is in force")
+      return
     }
+    // Before Linux 7.0 no kernel restricts rings, and Landlock stands in for that: no news.
+    let news = sandbox.missing.filter { $0 != .rings || sandbox.missing.contains(.files) }
+    if news.isEmpty { return }
+    let names = news.map(\.text).joined(separator: ", ")
+    Log.logger.info("sandbox: the kernel lacks \(names): the rest is in force")
   }
 
   /// What has to be in order before there is a device.
