@@ -219,7 +219,7 @@ package struct SupervisorProcess: ~Copyable {
 
   /// Tells it to end.
   ///
-  /// It does so if it has no server; else it passes the signal on.
+  /// It does so if it has given up, or another process has stopped its device; else its server gets the signal.
   package func end(within seconds: Double) -> Bool {
     _ = kill(process, SIGTERM)
     return waitForEnd(seconds: seconds)

@@ -55,6 +55,11 @@ import Testing
       return try #require(servers.count >= number ? servers[number - 1] : nil)
     }
 
+    /// Whether a server has been told to end, and has not.
+    func wasTold(_ server: Server) -> Bool {
+      wait(seconds: 20) { smallFile(log).contains("told \(server.process)\n") }
+    }
+
     /// The supervisor's exit status, or minus the signal that ended it; nil if it does not end.
     func end() -> Int32? {
       var status: Int32 = 0
@@ -102,6 +107,35 @@ import Testing
     #expect(fixture.end() == 0)
     #expect(kill(server.process, 0) < 0)
     #expect(fixture.servers.count == 1)
+  }
+
+  @Test func anOrderToEndOutlivesTheServerThatWaitsForItsUsers() throws {
+    let fixture = try Fixture(5)
+    let first = try fixture.server(1)
+    _ = try fixture.directory.file("disk.raw.used", [])
+    kill(fixture.supervisor, SIGTERM)
+    #expect(fixture.wasTold(first))
+    kill(first.process, SIGKILL)
+    let second = try fixture.server(2)
+    #expect(fixture.wasTold(second))
+    #expect(unlink("\(fixture.image).used") == 0)
+    kill(second.process, SIGKILL)
+    // The third is told, and nobody uses the device any more.
+    #expect(fixture.end() == 0)
+    #expect(try fixture.server(3).word == "again")
+  }
+
+  @Test func anOrderToEndThatFindsNoServerReachesTheNext() throws {
+    let fixture = try Fixture(6)
+    // Deaths in a row, so that there is a pause before the next start.
+    for number in 1...4 { kill(try fixture.server(number).process, SIGKILL) }
+    let isWaiting = wait(seconds: 20) { fixture.state.read()?.recovery?.phase == .recovering }
+    #expect(isWaiting)
+    kill(fixture.supervisor, SIGTERM)
+    #expect(fixture.end() == 0)
+    #expect(fixture.servers.count == 5)
+    #expect(!fixture.state.hasDaemon)
+    #expect(fixture.isFree)
   }
 
   @Test func aServerOutlivesItsSupervisor() throws {

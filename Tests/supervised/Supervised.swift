@@ -10,8 +10,8 @@ import HostFiles
 ///     supervised IMAGE ID LOG
 ///
 /// A server opens and locks IMAGE, takes the directory of device ID, and adds a line to LOG: "new" or
-/// "again", its number, and whether it had to lock the image itself. SIGTERM ends it. If IMAGE.broken exists,
-/// it fails in place of a service that is to go on.
+/// "again", its number, and whether it had to lock the image itself. SIGTERM ends it; while IMAGE.used
+/// exists, it adds "told" and its number to LOG instead. If IMAGE.broken exists, it fails in place of a service that is to go on.
 @main
 struct Supervised {
   static func main() {
@@ -49,12 +49,21 @@ struct Supervised {
     if word == "again", access(image + ".broken", F_OK) == 0 { throw .noDevice(device) }
     try directory.write(DeviceState(of: start.request, device, supervisor: link.process))
     let line = "\(word) \(getpid()) \(start.request.disk.held == nil ? "locked" : "held")\n"
+    add(line, to: log)
+    link.tellServing()
+    while true {
+      _ = waitReadable(signals, milliseconds: -1)
+      guard qublk_signals_next(signals) != 0 else { continue }
+      if access(image + ".used", F_OK) < 0 { break }
+      add("told \(getpid())\n", to: log)
+    }
+    try disk.closeBlocking()
+    directory.remove()
+  }
+
+  private static func add(_ line: String, to log: String) {
     let descriptor = qublk_open_file(log, O_WRONLY | O_APPEND, 1)
     _ = writeAll(descriptor, line)
     close(descriptor)
-    link.tellServing()
-    _ = waitReadable(signals, milliseconds: -1)
-    try disk.closeBlocking()
-    directory.remove()
   }
 }

@@ -75,6 +75,9 @@ package struct Supervisor: ~Copyable {
   private var isRecoverable = false
   /// Why the last server could not serve, and whether that is the end.
   private var failure: (text: String, isFinal: Bool)?
+  /// The last SIGTERM or SIGINT, negative if process 1 sent it; 0 while none has come. A server that waits for its
+  /// users to leave may die: the next one is told, too.
+  private var order: Int32 = 0
   /// The process that stops the device, and what the server calls the request.
   private var stop: (process: pid_t, number: Int)?
 
@@ -183,12 +186,20 @@ package struct Supervisor: ~Copyable {
       let signal = qublk_signals_next(signals)
       guard signal != 0 else { return }
       guard abs(signal) != SIGCHLD else { continue }
-      if server > 0 {
-        _ = qublk_signal_pass(server, abs(signal), signal < 0 ? 1 : 0)
-      } else {
-        leaveQuiesced()
+      if abs(signal) != SIGHUP { order = signal }
+      switch phase {
+      case .starting, .serving: pass(signal)
+      case .quiesced: leaveQuiesced()
+      // The next server hears of it: to leave now would leave a device in use without one.
+      case .recovering: break
+      case .waiting: leaveIfGone()
       }
     }
+  }
+
+  private func pass(_ signal: Int32) {
+    guard server > 0 else { return }
+    _ = qublk_signal_pass(server, abs(signal), signal < 0 ? 1 : 0)
   }
 
   private mutating func takeMessages() {
@@ -224,7 +235,10 @@ package struct Supervisor: ~Copyable {
     let isFirst: Bool
     if case .starting = phase { isFirst = true } else { isFirst = false }
     phase = .serving
-    guard isFirst else { return }
+    guard isFirst else {
+      if order != 0 { pass(order) }
+      return
+    }
     // From now on it must live: before, its end told the user what went wrong.
     if let device {
       do throws(CommandError) {
@@ -289,12 +303,7 @@ package struct Supervisor: ~Copyable {
     let why = failure?.text ?? "the daemon ended: \(CommandError.ending(status))"
     Log.logger.error("\(name): \(why)")
     let stored = directory?.read()?.recovery?.phase
-    // The device may have been stopped by another process.
-    if served == nil, let device, DriverChild.isGone(device) {
-      Log.logger.error("\(name): the device was stopped meanwhile")
-      directory?.remove(keepingLog: true)
-      exit(1)
-    }
+    if served == nil { leaveIfGone() }
     let decision = policy.serverDied(
       served: served, phase: stored, isFinal: failure?.isFinal ?? false,
       isBreach: qublk_wait_signal(status) == Int32(QUBLK_BREACH_SIGNAL))
@@ -312,6 +321,14 @@ package struct Supervisor: ~Copyable {
       note(.recovering, reason: why)
       phase = .waiting(until: now + UInt64(milliseconds))
     }
+  }
+
+  /// Ends if another process has stopped the device.
+  private func leaveIfGone() {
+    guard let device, DriverChild.isGone(device) else { return }
+    Log.logger.error("\(name): the device was stopped meanwhile")
+    directory?.remove(keepingLog: true)
+    exit(1)
   }
 
   private mutating func recover() {
@@ -333,12 +350,13 @@ package struct Supervisor: ~Copyable {
     note(stored, reason: reason)
     Log.logger.error(
       "\(name): waits for \"qublk recover \(device.map { String($0.id) } ?? "")\": \(reason)")
+    if order != 0 { leaveQuiesced() }
   }
 
-  /// A signal ends a supervisor that has no server; the device stays as it is.
+  /// A signal ends a supervisor that has given up; the device stays as it is.
   private func leaveQuiesced() -> Never {
     let reason = directory?.read()?.recovery?.reason
-    note(.quiesced, reason: reason ?? "the supervisor was told to end while there was no daemon")
+    note(.quiesced, reason: reason ?? "the supervisor was told to end while no daemon could serve")
     exit(0)
   }
 
