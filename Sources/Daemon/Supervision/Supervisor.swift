@@ -75,8 +75,9 @@ package struct Supervisor: ~Copyable {
   private var isRecoverable = false
   /// Why the last server could not serve, and whether that is the end.
   private var failure: (text: String, isFinal: Bool)?
-  /// The last SIGTERM or SIGINT, negative if process 1 sent it; 0 while none has come. A server that waits for its
-  /// users to leave may die: the next one is told, too.
+  /// The last SIGTERM or SIGINT, negative if process 1 sent it; 0 while none has come.
+  ///
+  /// A server that waits for its users to leave may die: the next one is told, too.
   private var order: Int32 = 0
   /// The process that stops the device, and what the server calls the request.
   private var stop: (process: pid_t, number: Int)?
