@@ -97,7 +97,7 @@ private struct Deletion {
     let supervisor = directory.read()?.supervisor.flatMap { SupervisorProcess($0) }
     try Control().end(device)
     if let supervisor, !supervisor.end(within: 10) { throw .daemonLost(device) }
-    try deleteDirectly()
+    removeDirectory()
   }
 
   /// Refuses to delete a device that waits for its daemon while that would lose something.
@@ -167,6 +167,11 @@ private struct Deletion {
     } else if !StateDirectory.known().contains(device.id) {
       throw .noDevice(device)
     }
+    removeDirectory()
+  }
+
+  /// Removes what is left in /run/qublk.
+  private func removeDirectory() {
     // A new device may have the number by now, and its daemon the directory.
     guard let lock = try? directory.claim(within: 0) else { return }
     directory.remove()
