@@ -180,6 +180,7 @@ struct DeviceService: ~Copyable {
   ) {
     if case .busy(_, let use)? = errors.first {
       signals.noteInUse(signal, at: time)
+      if signal != SIGHUP { device.supervisor?.tell(leaving: isFromInit ? -signal : signal) }
       let text = StopSignals.text(signal, isFromInit: isFromInit)
       Log.logger.warning("\(device.name.path): \(use.text): \(text)")
     } else {

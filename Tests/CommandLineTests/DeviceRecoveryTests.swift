@@ -68,14 +68,18 @@ import Testing
   static let messages: [SupervisorMessage] = [
     .files, .lock, .device(id: 7, isRecoverable: true), .device(id: 0, isRecoverable: false),
     .serving, .failed("a: b", isFinal: false), .failed("", isFinal: true),
-    .stop(number: 3, ifUnused: true), .stopped(number: 3, errno: 16),
+    .leaving(signal: -SIGTERM), .leaving(signal: SIGINT), .stop(number: 3, ifUnused: true),
+    .stopped(number: 3, errno: 16),
   ]
 
   @Test(arguments: messages) func aMessageArrivesAsItWasSent(_ message: SupervisorMessage) {
     #expect(SupervisorMessage(message.text) == message)
   }
 
-  @Test(arguments: ["", "Z", "D", "D1", "Dx 1", "D-1 1", "D99999999999 1", "Q1", "A1 99999999999"])
+  @Test(arguments: [
+    "", "Z", "D", "D1", "Dx 1", "D-1 1", "D99999999999 1", "Q1", "A1 99999999999", "T", "T9",
+    "T-9223372036854775808",
+  ])
   func otherTextsAreNoMessages(_ text: String) { #expect(SupervisorMessage(text) == nil) }
 
   // MARK: State

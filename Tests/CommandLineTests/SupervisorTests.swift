@@ -109,11 +109,12 @@ import Testing
     #expect(fixture.servers.count == 1)
   }
 
-  @Test func anOrderToEndOutlivesTheServerThatWaitsForItsUsers() throws {
-    let fixture = try Fixture(5)
+  @Test("An order to end outlives the server that waits for its users", arguments: [false, true])
+  func anOrderToEndOutlivesTheServerThatWaitsForItsUsers(onlyTheServerGotIt: Bool) throws {
+    let fixture = try Fixture(onlyTheServerGotIt ? 7 : 5)
     let first = try fixture.server(1)
     _ = try fixture.directory.file("disk.raw.used", [])
-    kill(fixture.supervisor, SIGTERM)
+    kill(onlyTheServerGotIt ? first.process : fixture.supervisor, SIGTERM)
     #expect(fixture.wasTold(first))
     kill(first.process, SIGKILL)
     let second = try fixture.server(2)

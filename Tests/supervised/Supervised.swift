@@ -11,7 +11,8 @@ import HostFiles
 ///
 /// A server opens and locks IMAGE, takes the directory of device ID, and adds a line to LOG: "new" or
 /// "again", its number, and whether it had to lock the image itself. SIGTERM ends it; while IMAGE.used
-/// exists, it adds "told" and its number to LOG instead. If IMAGE.broken exists, it fails in place of a service that is to go on.
+/// exists, it tells its supervisor that it is leaving, and adds "told" and its number to LOG. If
+/// IMAGE.broken exists, it fails in place of a service that is to go on.
 @main
 struct Supervised {
   static func main() {
@@ -53,8 +54,10 @@ struct Supervised {
     link.tellServing()
     while true {
       _ = waitReadable(signals, milliseconds: -1)
-      guard qublk_signals_next(signals) != 0 else { continue }
+      let signal = qublk_signals_next(signals)
+      guard signal != 0 else { continue }
       if access(image + ".used", F_OK) < 0 { break }
+      link.tell(leaving: signal)
       add("told \(getpid())\n", to: log)
     }
     try disk.closeBlocking()

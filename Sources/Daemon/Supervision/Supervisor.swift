@@ -77,7 +77,8 @@ package struct Supervisor: ~Copyable {
   private var failure: (text: String, isFinal: Bool)?
   /// The last SIGTERM or SIGINT, negative if process 1 sent it; 0 while none has come.
   ///
-  /// A server that waits for its users to leave may die: the next one is told, too.
+  /// It came here, or to a server that waits for its users to leave since then. That one may die: the next one is
+  /// told, too.
   private var order: Int32 = 0
   /// The process that stops the device, and what the server calls the request.
   private var stop: (process: pid_t, number: Int)?
@@ -226,6 +227,7 @@ package struct Supervisor: ~Copyable {
       self.isRecoverable = isRecoverable
     case .serving: noteServing()
     case .failed(let text, let isFinal): failure = (text, isFinal)
+    case .leaving(let signal): order = signal
     case .stop(let number, let ifUnused): startStop(number, ifUnused)
     case .stopped: break
     }
@@ -351,7 +353,6 @@ package struct Supervisor: ~Copyable {
     note(stored, reason: reason)
     Log.logger.error(
       "\(name): waits for \"qublk recover \(device.map { String($0.id) } ?? "")\": \(reason)")
-    if order != 0 { leaveQuiesced() }
   }
 
   /// A signal ends a supervisor that has given up; the device stays as it is.

@@ -39,6 +39,11 @@ package final class SupervisorLink: OutsideStop {
   /// Tells that the device is served.
   package func tellServing() { SupervisorMessage.serving.send(descriptor) }
 
+  /// Tells of a signal after which the device ends with its last user; see ``SupervisorMessage/leaving(signal:)``.
+  package func tell(leaving signal: Int32) {
+    SupervisorMessage.leaving(signal: signal).send(descriptor)
+  }
+
   /// Tells why the device cannot be served again.
   package func tell(_ error: CommandError) {
     SupervisorMessage.failed(error.text, isFinal: error.isFinalForRecovery).send(descriptor)

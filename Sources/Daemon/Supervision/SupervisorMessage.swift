@@ -16,6 +16,8 @@ enum SupervisorMessage: Equatable {
   case serving
   /// The server cannot go on serving a device whose server has died. `isFinal`: nor could another one.
   case failed(String, isFinal: Bool)
+  /// SIGTERM or SIGINT, negative if process 1 sent it, has found the device in use: the server ends with the last user.
+  case leaving(signal: Int32)
   /// The device is to be stopped; the number comes back with the answer.
   case stop(number: Int, ifUnused: Bool)
 
@@ -36,6 +38,7 @@ enum SupervisorMessage: Equatable {
     case .device(let id, let isRecoverable): "D\(id) \(isRecoverable ? 1 : 0)"
     case .serving: "S"
     case .failed(let text, let isFinal): (isFinal ? "X" : "E") + text
+    case .leaving(let signal): "T\(signal)"
     case .stop(let number, let ifUnused): "Q\(number) \(ifUnused ? 1 : 0)"
     case .stopped(let number, let errno): "A\(number) \(errno)"
     }
@@ -57,6 +60,9 @@ enum SupervisorMessage: Equatable {
     case ("S", _, _): self = .serving
     case ("E", _, _): self = .failed(String(rest), isFinal: false)
     case ("X", _, _): self = .failed(String(rest), isFinal: true)
+    case ("T", let signal?, _):
+      guard [SIGTERM, SIGINT].contains(where: { signal.magnitude == UInt($0) }) else { return nil }
+      self = .leaving(signal: Int32(signal))
     case ("Q", let number?, let flag?): self = .stop(number: number, ifUnused: flag == 1)
     case ("A", let number?, let code?):
       guard let code = Int32(exactly: code) else { return nil }
